@@ -1,0 +1,1 @@
+"""The built-in defenses, one file each, found by entry point."""

@@ -1,0 +1,27 @@
+"""Gaussian noise on the update."""
+
+from __future__ import annotations
+
+import torch
+
+from gitbench.defense import Defense
+from gitbench.random import randn_like
+from gitbench.update import Update
+
+
+class GaussianNoise(Defense):
+    """Adds N(0, std²) to every entry of the averaged gradient, as it is (no clipping, no division by B).
+
+    Args:
+        std: standard deviation, in the gradient's own units.
+    """
+
+    name = "gaussian_noise"
+
+    def __init__(self, *, std: float) -> None:
+        if not std >= 0:
+            raise ValueError(f"expected std >= 0, got {std}")
+        self.std = std
+
+    def protect(self, update: Update, *, generator: torch.Generator) -> Update:
+        return update.map(lambda _, tensor: tensor + self.std * randn_like(tensor, generator))

@@ -1,0 +1,11 @@
+"""No defense: the control."""
+
+from __future__ import annotations
+
+from gitbench.defense import Defense
+
+
+class Undefended(Defense):
+    """Sends the raw gradient. Its cells are the controls of the attacks."""
+
+    name = "none"

@@ -1,0 +1,1 @@
+"""The built-in attacks, one file each, found by entry point."""

@@ -1,0 +1,126 @@
+"""Ridge: the closed-form baseline that every learned attack must beat."""
+
+from __future__ import annotations
+
+import torch
+
+from gitbench.attack import Attack, State
+from gitbench.labels import infer_labels
+from gitbench.model import last_linear
+from gitbench.observation import Observation
+from gitbench.progress import Progress
+from gitbench.update import Update
+
+
+class Ridge(Attack):
+    """The last linear layer's input in closed form, and a ridge regression from it to pixels.
+
+    With the last layer's weight gradient ``W_k = b_k a`` and bias gradient ``b_k``, its input is
+    ``a = sum_k b_k W_k / sum_k b_k²``, exact for one example. A ridge regression fitted on public pairs
+    (passed through the defense) maps it to the image. The penalty is chosen on held-out public pairs.
+    For a batch, the row of each example's class is read: ``W_y / b_y``.
+
+    Args:
+        holdout: share of the public pairs that chooses the penalty.
+        limit: at most so many public examples.
+        adapt: pass the public updates through the defense.
+    """
+
+    name = "ridge"
+    requires = frozenset({"architecture", "public"})
+    uses = frozenset({"defense"})
+    profiles = {"quick": {"limit": 2048}}
+
+    def __init__(self, *, holdout: float = 0.1, limit: int = 20_000, adapt: bool = True) -> None:
+        if not 0 < holdout < 1 or limit < 20:
+            raise ValueError(f"expected holdout in (0, 1) and limit >= 20, got {holdout} and {limit}")
+        self.holdout = holdout
+        self.limit = limit
+        self.adapt = adapt
+
+    def fit(self, observation: Observation, *, generator: torch.Generator, progress: Progress) -> State:
+        public, batch = observation.public, observation.batch_size
+        count = min(self.limit, len(public)) // batch * batch
+        order = torch.randperm(len(public), generator=generator)[:count].reshape(-1, batch)
+        # Sorted by class, because the inferred labels that order a victim's features are sorted.
+        order = order.gather(1, public.labels.cpu()[order].argsort(dim=1, stable=True))
+        features = []
+        chunks = order.split(observation.chunk)
+        for done, chunk in enumerate(chunks):
+            update = observation.public_updates(chunk, generator=generator, adapt=self.adapt)
+            features.append(last_features(observation, update, public.labels[chunk.to(public.labels.device)]))
+            progress("ridge: public updates", done + 1, len(chunks))
+        pixels = public.inputs[order.flatten().to(public.inputs.device)].flatten(1)
+        return fit_ridge(torch.cat(features).flatten(0, 1), pixels, holdout=self.holdout)
+
+    def run(self, observation: Observation, state: State, *, generator: torch.Generator, progress: Progress) -> torch.Tensor:
+        features = last_features(observation, observation.update, infer_labels(observation))
+        pixels = (features.double() - state["feature_mean"]) @ state["weight"] + state["pixel_mean"]
+        shape = (*features.shape[:2], *observation.input_shape)
+        return pixels.float().clamp(0, 1).reshape(shape)
+
+
+def last_features(observation: Observation, update: Update, labels: torch.Tensor) -> torch.Tensor:
+    """Estimates of the last linear layer's inputs: ``(V, B, features)``, one for each label ``(V, B)``."""
+    name, linear = last_linear(observation.architecture)
+    weight = update.tensors[f"{name}.weight"]
+    if linear.bias is None:
+        return _without_bias(weight, labels)
+    bias = update.tensors[f"{name}.bias"]
+    if labels.shape[1] == 1:
+        squares = bias.square().sum(dim=1, keepdim=True)
+        feature = torch.einsum("vk,vkf->vf", bias, weight) / squares.clamp_min(1e-20)
+        return torch.where(squares > 0, feature, 0)[:, None]
+    rows = torch.arange(len(labels), device=weight.device)[:, None]
+    scale = bias[rows, labels][..., None]
+    return torch.where(scale.abs() > 1e-20, weight[rows, labels] / scale, 0)
+
+
+def _without_bias(weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Direction of the features: the true class's row is ``(p_y - 1) a``, so its negative points along ``a``.
+
+    The length is lost with the bias; that of the row stands in for it, through its logarithm.
+    """
+    rows = torch.arange(len(labels), device=weight.device)[:, None]
+    row = -weight[rows, labels]
+    length = row.norm(dim=2, keepdim=True).clamp_min(1e-20)
+    return torch.cat([row / length, length.log()], dim=2)
+
+
+def fit_ridge(features: torch.Tensor, pixels: torch.Tensor, *, holdout: float) -> dict[str, torch.Tensor]:
+    """Ridge regression in float64, the penalty chosen by squared error on the last ``holdout`` share.
+
+    Args:
+        features: ``(N, F)``.
+        pixels: ``(N, P)``.
+
+    Returns:
+        ``feature_mean (F,)``, ``pixel_mean (P,)`` and ``weight (F, P)``, refitted on all pairs.
+    """
+    features, pixels = features.double(), pixels.double()
+    held = max(1, round(holdout * len(features)))
+    train, test = slice(0, len(features) - held), slice(len(features) - held, None)
+    solver = _Solver(features[train], pixels[train])
+    errors = []
+    penalties = [10.0**power for power in range(-10, 4)]
+    for penalty in penalties:
+        guess = (features[test] - solver.feature_mean) @ solver.weight(penalty) + solver.pixel_mean
+        errors.append(float((guess.clamp(0, 1) - pixels[test]).square().mean()))
+    best = penalties[errors.index(min(errors))]
+    final = _Solver(features, pixels)
+    return {"feature_mean": final.feature_mean, "pixel_mean": final.pixel_mean, "weight": final.weight(best)}
+
+
+class _Solver:
+    """One eigendecomposition of the features' covariance, then any penalty at the price of a product."""
+
+    def __init__(self, features: torch.Tensor, pixels: torch.Tensor) -> None:
+        self.feature_mean, self.pixel_mean = features.mean(0), pixels.mean(0)
+        centred = features - self.feature_mean
+        self._values, self._vectors = torch.linalg.eigh(centred.T @ centred / len(features))
+        self._cross = self._vectors.T @ (centred.T @ (pixels - self.pixel_mean) / len(features))
+        self._scale = self._values.clamp_min(0).mean().clamp_min(1e-30)
+
+    def weight(self, penalty: float) -> torch.Tensor:
+        """Weights for a penalty in units of the features' mean variance."""
+        return self._vectors @ (self._cross / (self._values.clamp_min(0) + penalty * self._scale)[:, None])

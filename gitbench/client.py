@@ -1,0 +1,162 @@
+"""The client: from a stack of private batches to the update that it sends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import nn
+from torch.func import functional_call, grad, vmap
+from torch.nn import functional
+
+from gitbench.data import Split
+from gitbench.defense import Defense
+from gitbench.errors import DefenseError, GitbenchError, ModelError
+from gitbench.random import make_generator, seeded
+from gitbench.update import Update
+
+_CHUNK = 256  # victims differentiated at once: bounds the memory of a large stack
+
+
+def client_update(
+    model: nn.Module,
+    inputs: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    defense: Defense | None = None,
+    generator: torch.Generator | None = None,
+    public: Split | None = None,
+) -> Update:
+    """What a stack of clients sends after one batch each.
+
+    Args:
+        model: as the client received it.
+        inputs: ``(V, B, C, H, W)`` in [0, 1].
+        labels: ``(V, B)``.
+        defense: what the client does before sending; None sends the raw gradient.
+        generator: for the defense's randomness; a fixed one when None.
+        public: the data a condition such as parameter drift trains on.
+
+    Raises:
+        DefenseError: the defense raised, or returned something malformed; the message names it.
+        ModelError: shapes do not fit.
+    """
+    if inputs.ndim != 5 or labels.shape[:2] != inputs.shape[:2]:
+        raise ModelError(
+            f"Expected inputs (V, B, C, H, W) and labels (V, B), got {tuple(inputs.shape)} and {tuple(labels.shape)}."
+        )
+    if defense is None:
+        return gradients(model, inputs, labels)
+    generator = generator or make_generator(0, "defense")
+    try:
+        local = defense.local_model(model, public=public, generator=generator)
+        inputs, labels = defense.prepare(inputs, labels, generator=generator)
+        raw = gradients(local, inputs, labels, per_example=defense.needs_per_example)
+        protected = defense.protect(raw, generator=generator)
+    except GitbenchError:
+        raise
+    except Exception as error:
+        raise DefenseError(f"The defense {defense!r} raised {type(error).__name__}: {error}") from error
+    check_update(protected, raw, defense)
+    return protected
+
+
+def gradients(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, *, per_example: bool = False) -> Update:
+    """Gradients of the mean cross-entropy of each victim's batch, all victims at once.
+
+    Differentiable in ``inputs`` and in soft ``labels``, so attacks match gradients with it too.
+
+    Args:
+        model: its own mode (train or eval) is used.
+        inputs: ``(V, B, C, H, W)``.
+        labels: class indices ``(V, B)``, or probabilities ``(V, B, classes)``.
+        per_example: also keep every example's gradient.
+    """
+    if per_example and model.training and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+        raise ModelError("Per-example gradients do not exist with BatchNorm in train mode. Use mode='eval' in the model's SPEC.")
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    buffers = dict(model.named_buffers())
+
+    def loss(parameters: Mapping[str, torch.Tensor], batch: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        logits = functional_call(model, ({**parameters, **buffers},), (batch,))
+        if targets.is_floating_point():
+            return -(targets * functional.log_softmax(logits, dim=-1)).sum(-1).mean()
+        return functional.cross_entropy(logits, targets)
+
+    def of_examples(parameters: Mapping[str, torch.Tensor], batch: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
+        one = vmap(grad(loss), in_dims=(None, 0, 0), randomness="different")
+        stacked: dict[str, torch.Tensor] = one(parameters, batch[:, None], targets[:, None])
+        return stacked
+
+    function: Callable[..., dict[str, torch.Tensor]] = of_examples if per_example else grad(loss)
+    over_victims = vmap(function, in_dims=(None, 0, 0), randomness="different")
+    pieces = zip(inputs.split(_CHUNK), labels.split(_CHUNK), strict=True)
+    if model.training:
+        with seeded(make_generator(0, "dropout")):
+            chunks = [over_victims(parameters, batch, targets) for batch, targets in pieces]
+    else:
+        chunks = [over_victims(parameters, batch, targets) for batch, targets in pieces]
+    stacked = {name: torch.cat([chunk[name] for chunk in chunks]) for name in parameters}
+    if not per_example:
+        return Update(stacked)
+    return Update({name: tensor.mean(1) for name, tensor in stacked.items()}, per_example=stacked)
+
+
+def check_update(update: object, raw: Update, defense: Defense) -> None:
+    """Check that a defense returned an update like the raw one.
+
+    Raises:
+        DefenseError: naming the defense, the parameter, what was expected and what was found.
+    """
+    who = f"The defense {defense!r}"
+    if not isinstance(update, Update):
+        raise DefenseError(f"{who} returned {type(update).__name__}, expected a gitbench.Update. Return update.map(...).")
+    for name, tensor in raw.tensors.items():
+        found = update.tensors.get(name)
+        if found is None:
+            raise DefenseError(f"{who} left out the parameter {name!r}. Return a tensor for each; zeros hide one.")
+        if not isinstance(found, torch.Tensor) or found.shape != tensor.shape:
+            shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+            raise DefenseError(f"{who} returned {shape} for {name!r}, expected {tuple(tensor.shape)}: victims come first.")
+        if found.dtype != tensor.dtype or found.device != tensor.device:
+            raise DefenseError(
+                f"{who} returned {found.dtype} on {found.device} for {name!r}, expected {tensor.dtype} on {tensor.device}."
+            )
+        if not torch.isfinite(found).all():
+            bad = int((~torch.isfinite(found)).sum())
+            raise DefenseError(f"{who} returned {bad} NaN or infinite values in {name!r}, expected finite numbers.")
+    extra = sorted(set(update.tensors) - set(raw.tensors))
+    if extra:
+        raise DefenseError(f"{who} added {extra[0]!r}, which is no parameter of the model.")
+
+
+def batchnorm_statistics(model: nn.Module, inputs: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """What each BatchNorm layer sees of the private batches: mean and variance, each ``(V, channels)``.
+
+    Args:
+        model: the client's model.
+        inputs: ``(V, B, C, H, W)``.
+    """
+    found: dict[str, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+    handles = []
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
+        def hook(_module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+            seen = arguments[0].transpose(0, 1).flatten(1)
+            means, variances = found.setdefault(name, ([], []))
+            means.append(seen.mean(1))
+            variances.append(seen.var(1, unbiased=False))
+
+        return hook
+
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            handles.append(module.register_forward_pre_hook(watch(name)))
+    try:
+        with torch.no_grad():
+            for batch in inputs:
+                model(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: (torch.stack(means), torch.stack(variances)) for name, (means, variances) in found.items()}

@@ -1,0 +1,73 @@
+"""Folders of images in the ImageFolder layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from gitbench.data import Data, Dataset, Split, from_uint8, need_path
+from gitbench.errors import DataError
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+class Folder(Dataset):
+    """``train/CLASS/*.png|jpg`` (public) and ``test/CLASS/...`` (private), resized and centre-cropped.
+
+    Args:
+        path: the folder that holds ``train`` and ``test``.
+        size: side of the square images in pixels.
+        limit: at most so many images per class and split; None takes all.
+    """
+
+    name = "folder"
+
+    def __init__(self, *, path: str, size: int = 32, limit: int | None = None) -> None:
+        if not 1 <= size <= 1024 or (limit is not None and limit < 1):
+            raise ValueError(f"expected size in 1..1024 and limit >= 1, got {size} and {limit}")
+        self.path = path
+        self.size = size
+        self.limit = limit
+
+    def load(self) -> Data:
+        root = need_path(self.path, "an image folder with train/ and test/")
+        classes = _classes(root / "train")
+        unknown = sorted(set(_classes(root / "test")) - set(classes))
+        if unknown:
+            raise DataError(f"{root / 'test'} holds the class {unknown[0]!r}, which {root / 'train'} lacks. Public data must cover all classes.")
+        index = {name: position for position, name in enumerate(classes)}
+        return Data(self._split(root / "train", index), self._split(root / "test", index), classes=len(classes), name=repr(self))
+
+    def _split(self, folder: Path, index: dict[str, int]) -> Split:
+        images, labels = [], []
+        for name in _classes(folder):
+            files = sorted(file for file in (folder / name).iterdir() if file.suffix.lower() in SUFFIXES)
+            for file in files[: self.limit]:
+                images.append(self._read(file))
+                labels.append(index[name])
+        if not images:
+            raise DataError(f"{folder} holds no image: expected files ending in {', '.join(SUFFIXES)} in its class folders.")
+        return Split(from_uint8(torch.from_numpy(np.stack(images))), torch.tensor(labels))
+
+    def _read(self, file: Path) -> np.ndarray:
+        try:
+            with Image.open(file) as image:
+                image = image.convert("RGB")
+        except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise DataError(f"{file}: expected a readable PNG or JPEG image, got: {error}. Replace or delete it.") from error
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        image = image.crop((left, top, left + side, top + side))
+        return np.asarray(image.resize((self.size, self.size), Image.Resampling.BOX))
+
+
+def _classes(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        raise DataError(f"Expected the folder {folder} with one folder per class, found none.")
+    classes = sorted(item.name for item in folder.iterdir() if item.is_dir())
+    if not classes:
+        raise DataError(f"{folder} holds no class folders: expected {folder}/CLASS/*.png or .jpg.")
+    return classes

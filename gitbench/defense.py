@@ -1,0 +1,111 @@
+"""The defense: what a client does to batch, model or update before it sends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import torch
+from torch import nn
+
+from gitbench import registry
+from gitbench.component import Component
+from gitbench.data import Split
+from gitbench.spec import parse_spec
+from gitbench.update import Update
+
+
+class Defense(Component):
+    """Base of all defenses. Most need :meth:`protect` only.
+
+    Example::
+
+        class Shrink(gitbench.Defense):
+            def __init__(self, *, scale: float = 0.1):
+                self.scale = scale
+
+            def protect(self, update, *, generator):
+                return update.map(lambda name, tensor: tensor * self.scale)
+
+    All randomness comes from ``generator``, which lives on the CPU (see :func:`gitbench.randn_like`).
+    """
+
+    needs_per_example: bool = False
+    """True when :meth:`protect` reads ``update.per_example``."""
+
+    def modify_model(self, model: nn.Module) -> nn.Module:
+        """The model that server and client share under this defense. Public."""
+        return model
+
+    def local_model(self, model: nn.Module, *, public: Split | None, generator: torch.Generator) -> nn.Module:
+        """The client's own copy, where it differs from what the attacker knows. Must not change ``model``."""
+        return model
+
+    def prepare(
+        self, inputs: torch.Tensor, labels: torch.Tensor, *, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The batch that is differentiated: inputs ``(V, B, C, H, W)``, labels ``(V, B)``."""
+        return inputs, labels
+
+    def protect(self, update: Update, *, generator: torch.Generator) -> Update:
+        """The update that is sent, for all victims at once. Must not change its argument."""
+        return update
+
+    def expected(self, update: Update, *, observed: Update) -> Update:
+        """The defense's deterministic part, differentiable: how an adaptive attacker sees its own gradient.
+
+        Args:
+            update: the attacker's gradient; ``per_example`` is there when the defense needs it.
+            observed: what the client sent, for what it reveals (which entries were pruned, say).
+        """
+        return update
+
+
+class Composition(Defense):
+    """Several defenses, applied from left to right."""
+
+    def __init__(self, *, defenses: Sequence[Defense]) -> None:
+        self.defenses = tuple(defenses)
+        self.needs_per_example = any(defense.needs_per_example for defense in defenses)
+
+    def __repr__(self) -> str:
+        return " | ".join(repr(defense) for defense in self.defenses)
+
+    def modify_model(self, model: nn.Module) -> nn.Module:
+        for defense in self.defenses:
+            model = defense.modify_model(model)
+        return model
+
+    def local_model(self, model: nn.Module, *, public: Split | None, generator: torch.Generator) -> nn.Module:
+        for defense in self.defenses:
+            model = defense.local_model(model, public=public, generator=generator)
+        return model
+
+    def prepare(
+        self, inputs: torch.Tensor, labels: torch.Tensor, *, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        for defense in self.defenses:
+            inputs, labels = defense.prepare(inputs, labels, generator=generator)
+        return inputs, labels
+
+    def protect(self, update: Update, *, generator: torch.Generator) -> Update:
+        for defense in self.defenses:
+            update = defense.protect(update, generator=generator)
+        return update
+
+    def expected(self, update: Update, *, observed: Update) -> Update:
+        for defense in self.defenses:
+            update = defense.expected(update, observed=observed)
+        return update
+
+
+def load_defense(defense: str | Defense) -> Defense:
+    """Build a defense from its SPEC; ``|`` composes. An instance is returned as it is.
+
+    Raises:
+        SpecError: unknown name or option, or a value that the defense refuses.
+    """
+    if isinstance(defense, Defense):
+        return defense
+    spec = parse_spec("defense", defense)
+    registry.check(spec)
+    parts: list[Defense] = [registry.build("defense", part, Defense) for part in spec.parts]
+    return parts[0] if len(parts) == 1 else Composition(defenses=parts)

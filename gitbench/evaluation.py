@@ -1,0 +1,364 @@
+"""From a case to its result: the one module that knows the whole chain."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import math
+import platform
+import sys
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from gitbench import registry
+from gitbench._version import __version__
+from gitbench.attack import Reconstruction, load_attack, settings
+from gitbench.case import UNDEFENDED, Case, make_case
+from gitbench.client import batchnorm_statistics, client_update
+from gitbench.data import Data, Split, load_dataset
+from gitbench.defense import Defense, load_defense
+from gitbench.errors import ConfigError, DataError, GitbenchError
+from gitbench.memory import peak_memory_mb, reset_peak
+from gitbench.model import load_model
+from gitbench.observation import Observation
+from gitbench.pictures import picture
+from gitbench.progress import Progress, silent
+from gitbench.random import make_generator
+from gitbench.result import Baselines, Cost, Environment, Measure, Result
+from gitbench.scoring import score
+from gitbench.spec import parse_spec
+from gitbench.statistics import interval
+from gitbench.store import Store
+from gitbench.verdict import DEFAULT_GATE, judge_results
+
+FEW_VICTIMS = 8
+
+
+class Evaluator:
+    """Measures cases, sharing loaded data and models between them.
+
+    Args:
+        store: where results are kept; None keeps them in memory only.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        gate: metric name to threshold.
+        progress: told what is going on.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store | None = None,
+        device: str = "auto",
+        gate: Mapping[str, float] = DEFAULT_GATE,
+        progress: Progress = silent,
+    ) -> None:
+        self.store = store
+        self.device = resolve_device(device)
+        self.gate = dict(gate)
+        self.progress = progress
+        self._data: dict[str, Data] = {}
+        self._models: dict[tuple[str, str, int], nn.Module] = {}
+        self._memory: dict[str, Result] = {}
+
+    def measure(self, case: Case, *, defense: Defense | None = None, fresh_since: float | None = None) -> Result:
+        """The result of a case, with its verdict: stored if it is there, measured if not.
+
+        The control is measured first where it is missing. Errors of a defense or attack end up in the
+        result, never here.
+
+        Args:
+            case: what to measure.
+            defense: the defense itself, when no SPEC can rebuild it.
+            fresh_since: take no stored result that is older than this time (seconds since 1970).
+
+        Raises:
+            StoreError: the results folder cannot be used.
+        """
+        control = None if case.is_control else self.measure(case.control(), fresh_since=fresh_since)
+        with self._locked(case):
+            found = self._stored(case, fresh_since)
+            if found is None:
+                found = self._judged(self._run(case, defense), control)
+                self._keep(found)
+                return found
+        judged = self._judged(found, control)
+        if judged != found:  # judged by another gate before: the numbers stay, the verdict follows
+            with self._locked(case):
+                self._keep(judged)
+        return judged
+
+    def _stored(self, case: Case, fresh_since: float | None) -> Result | None:
+        found = self.store.load(case.case_id) if self.store else self._memory.get(case.case_id)
+        if found is None or found.status == "error":
+            return None
+        if fresh_since is not None and datetime.datetime.fromisoformat(found.finished_at).timestamp() < fresh_since:
+            return None
+        return found
+
+    def _keep(self, result: Result) -> None:
+        if self.store:
+            self.store.save(result)
+        else:
+            self._memory[result.case_id] = result
+
+    def _locked(self, case: Case) -> contextlib.AbstractContextManager[None]:
+        return self.store.lock(case.case_id) if self.store else contextlib.nullcontext()
+
+    def _judged(self, result: Result, control: Result | None) -> Result:
+        if result.status == "error":
+            return result
+        judgement = judge_results([result], [control] if control else None, gate=self.gate)
+        flags = set(result.flags) - {"control-failed"}
+        if judgement.control_failed:
+            flags.add("control-failed")
+        baselines = result.baselines
+        if control is not None:
+            means = {name: measure.mean for name, measure in control.metrics.items()}
+            baselines = Baselines(blind=baselines.blind, control=means)
+        return result.model_copy(
+            update={
+                "verdict": judgement.verdict,
+                "verdict_reason": judgement.reason,
+                "flags": tuple(sorted(flags)),
+                "baselines": baselines,
+                "gate": self.gate,
+            }
+        )
+
+    def _run(self, case: Case, defense: Defense | None) -> Result:
+        try:
+            return self._measured(case, defense)
+        except GitbenchError as error:
+            message = str(error)
+        except Exception as error:  # a user's code may raise anything; the run goes on
+            message = f"{type(error).__name__}: {error}"
+        return Result(
+            case=case,
+            case_id=case.case_id,
+            status="error",
+            error=message,
+            verdict="inconclusive",
+            verdict_reason=f"error: {message}",
+            gate=self.gate,
+            environment=self.environment(),
+            finished_at=_now(),
+        )
+
+    def _measured(self, case: Case, defense: Defense | None) -> Result:
+        reset_peak(self.device)
+        data = self._load_data(case.dataset)
+        defense = defense or load_defense(case.defense)
+        attack = load_attack(case.attack, profile=case.profile)
+        model = defense.modify_model(self._load_model(case, data))
+        victims = draw_victims(data.private, victims=case.victims, batch_size=case.batch_size, seed=case.seed)
+        inputs, labels = (tensor.to(self.device) for tensor in victims)
+        public = data.public.to(self.device)
+        update = client_update(
+            model, inputs, labels, defense=defense, generator=make_generator(case.seed, "defense", case.defense), public=public
+        )
+        knowledge = case.knowledge
+        observation = Observation(
+            update=update,
+            model=model,
+            input_shape=data.input_shape,
+            batch_size=case.batch_size,
+            labels=labels if "labels" in knowledge else None,
+            public=public if "public" in knowledge else None,
+            defense=defense if "defense" in knowledge else None,
+            batchnorm_statistics=batchnorm_statistics(model, inputs) if "batchnorm_statistics" in knowledge else None,
+            parameters="parameters" in knowledge,
+        )
+        found = attack(observation, generator=make_generator(case.seed, "attack", case.attack), progress=self.progress)
+        self.progress("score", 0, 1)
+        measures, baselines, flags = _measures(found, inputs, data)
+        if self.store:
+            self.store.save_picture(case.case_id, picture(inputs, found.inputs))
+        if case.victims < FEW_VICTIMS:
+            flags.append("few-victims")
+        return Result(
+            case=case,
+            case_id=case.case_id,
+            status="done",
+            verdict="inconclusive",
+            verdict_reason="not judged yet",
+            gate=self.gate,
+            metrics=measures,
+            baselines=baselines,
+            flags=tuple(flags),
+            cost=Cost(
+                fit_seconds=round(found.fit_seconds, 4),
+                attack_seconds=round(found.attack_seconds, 4),
+                peak_memory_mb=peak_memory_mb(self.device),
+            ),
+            environment=self.environment(),
+            settings=settings(attack),
+            finished_at=_now(),
+        )
+
+    def _load_data(self, dataset: str) -> Data:
+        if dataset not in self._data:
+            self._data[dataset] = load_dataset(dataset)
+        return self._data[dataset]
+
+    def _load_model(self, case: Case, data: Data) -> nn.Module:
+        key = (case.dataset, case.model, case.seed)
+        if key not in self._models:
+            lock = self.store.lock("models") if self.store else contextlib.nullcontext()
+            with lock:
+                self._models[key] = load_model(case.model, data, seed=case.seed, cache=self.store.models if self.store else None)
+        return self._models[key].to(self.device)
+
+    def environment(self) -> Environment:
+        """Versions, device and threads behind a measurement of this evaluator."""
+        import torchvision
+
+        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+        return Environment(
+            gitbench=__version__,
+            torch=torch.__version__,
+            torchvision=torchvision.__version__,
+            python=platform.python_version(),
+            platform=f"{platform.system()} {platform.machine()}",
+            device=device,
+            threads=torch.get_num_threads(),
+        )
+
+
+def evaluate(
+    *,
+    attack: str,
+    defense: str | Defense = UNDEFENDED,
+    model: str = "lenet",
+    dataset: str = "photos",
+    threat: str = "server",
+    profile: str = "standard",
+    victims: int = 16,
+    batch_size: int = 1,
+    seed: int = 0,
+    device: str = "auto",
+    gate: Mapping[str, float] = DEFAULT_GATE,
+    results: str | Path | None = None,
+    progress: Progress = silent,
+) -> Result:
+    """Measure one case and its control.
+
+    Args:
+        attack: SPEC.
+        defense: SPEC, or a defense.
+        model: SPEC.
+        dataset: SPEC.
+        threat: ``server``, ``eavesdropper`` or ``upper-bound``.
+        profile: budget of the attack: ``quick``, ``standard`` or ``paper``.
+        victims: private batches to attack.
+        batch_size: inputs per victim.
+        seed: of victims, model, defense and attack.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        gate: metric name to threshold.
+        results: folder to keep results in and take them from; None measures anew.
+        progress: told what is going on.
+
+    Raises:
+        SpecError: a SPEC cannot be read or names something unknown.
+        ConfigError: unknown threat model or device.
+    """
+    case = case_of(
+        attack=attack, defense=defense, model=model, dataset=dataset, threat=threat, profile=profile,
+        victims=victims, batch_size=batch_size, seed=seed,
+    )  # fmt: skip
+    store = Store(Path(results)) if results is not None else None
+    evaluator = Evaluator(store=store, device=device, gate=gate, progress=progress)
+    return evaluator.measure(case, defense=defense if isinstance(defense, Defense) else None)
+
+
+def case_of(
+    *,
+    attack: str,
+    defense: str | Defense,
+    model: str,
+    dataset: str,
+    threat: str,
+    profile: str,
+    victims: int,
+    batch_size: int,
+    seed: int,
+) -> Case:
+    """The case of :func:`evaluate`'s arguments, checked; a defense given as an object goes by its repr."""
+    if isinstance(defense, Defense):
+        defense_spec, defense_code = parse_spec("defense", repr(defense)), _code_of(defense)
+    else:
+        defense_spec, defense_code = parse_spec("defense", defense), None
+        registry.check(defense_spec)
+    specs = {"attack": parse_spec("attack", attack), "model": parse_spec("model", model), "dataset": parse_spec("dataset", dataset)}
+    for spec in specs.values():
+        registry.check(spec)
+    return make_case(
+        **specs, defense=defense_spec, defense_code=defense_code, threat=threat, profile=profile,
+        victims=victims, batch_size=batch_size, seed=seed,
+    )  # fmt: skip
+
+
+def resolve_device(device: str) -> torch.device:
+    """``auto`` takes the GPU where there is one.
+
+    Raises:
+        ConfigError: unknown, or not there.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device not in ("cpu", "cuda"):
+        raise ConfigError(f"Expected the device to be auto, cpu or cuda, got {device!r}.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("The device cuda was asked for, but torch finds no GPU. Use --gitbench-device auto or cpu.")
+    return torch.device(device)
+
+
+def draw_victims(private: Split, *, victims: int, batch_size: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Private batches without repetition: inputs ``(V, B, C, H, W)`` and labels ``(V, B)``.
+
+    Raises:
+        DataError: the private split is too small.
+    """
+    needed = victims * batch_size
+    if needed > len(private):
+        raise DataError(
+            f"{victims} victims of {batch_size} need {needed} private images, the dataset has {len(private)}. "
+            "Lower --gitbench-victims or --gitbench-batch-size."
+        )
+    chosen = torch.randperm(len(private), generator=make_generator(seed, "victims"))[:needed].reshape(victims, batch_size)
+    return private.inputs[chosen], private.labels[chosen]
+
+
+def _measures(
+    found: Reconstruction, inputs: torch.Tensor, data: Data
+) -> tuple[dict[str, Measure], Baselines, list[str]]:
+    blind = data.public.inputs.mean(0).to(inputs.device)
+    scores = score(found.inputs, inputs, blind=blind, private=data.private.inputs.to(inputs.device))
+    guess = score(blind.expand_as(inputs), inputs)
+    flags = []
+    measures = {}
+    for name, values in scores.items():
+        per_victim = [value if math.isfinite(value) else None for value in values.mean(dim=1).tolist()]
+        if None in per_victim:
+            flags.append(f"{name}-not-measured")
+        bounds = interval([per_victim])
+        measures[name] = Measure(mean=bounds.mean, low=bounds.low, high=bounds.high, values=tuple(per_victim))
+    return measures, Baselines(blind={name: float(values.mean()) for name, values in guess.items()}), flags
+
+
+def _code_of(defense: Defense) -> str:
+    """Digest of the source of a defense that was passed as an object."""
+    module = sys.modules.get(type(defense).__module__)
+    file = getattr(module, "__file__", None)
+    if not file:
+        warnings.warn(f"The source of {defense!r} cannot be found: an edit to it will go unnoticed.", stacklevel=2)
+        return "no-source"
+    return registry.source_digest(registry.Target(type(defense).__module__, type(defense).__name__, Path(file)))
+
+
+def _now() -> str:
+    return datetime.datetime.fromtimestamp(time.time(), tz=datetime.UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,42 @@
+"""Labels read off the update of the last linear layer."""
+
+from __future__ import annotations
+
+import torch
+
+from gitbench.model import last_linear
+from gitbench.observation import Observation
+
+
+def class_signal(observation: Observation) -> torch.Tensor:
+    """One number per class, ``(V, classes)``, most negative for the classes in the batch.
+
+    The gradient of the cross-entropy by a logit is softmax minus one-hot: negative for the true class
+    alone. It is the bias's gradient; without a bias, the sum of the weight's row, which has its sign
+    when the features are not negative (iDLG, arXiv 2001.02610).
+    """
+    name, linear = last_linear(observation.architecture)
+    tensors = observation.update.tensors
+    if linear.bias is not None:
+        return tensors[f"{name}.bias"]
+    return tensors[f"{name}.weight"].sum(dim=2)
+
+
+def infer_labels(observation: Observation) -> torch.Tensor:
+    """Labels ``(V, B)``, sorted: iDLG for one example, its greedy extension for batches.
+
+    Each example of a class pulls its signal down by about ``1/B``: the most negative class is taken,
+    raised by that much, and the next is taken.
+    """
+    signal = class_signal(observation).clone()
+    batch = observation.batch_size
+    if batch == 1:
+        return signal.argmin(dim=1, keepdim=True)
+    step = -signal.clamp_max(0).sum(dim=1) / batch
+    rows = torch.arange(len(signal), device=signal.device)
+    chosen = []
+    for _ in range(batch):
+        label = signal.argmin(dim=1)
+        signal[rows, label] += step
+        chosen.append(label)
+    return torch.stack(chosen, dim=1).sort(dim=1).values

@@ -1,0 +1,227 @@
+"""Leaderboards in Markdown: one file per dataset and model, built from stored results alone."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gitbench.config import PROFILES, Config
+from gitbench.metric import METRICS
+from gitbench.result import Measure, Result
+from gitbench.store import write_atomic
+from gitbench.verdict import judge_results, pooled
+
+_MARK = re.compile(r"<!-- gitbench-cells: (.*) -->")
+_ATTACK_METRICS = ("mse", "psnr", "lpips", "ssim", "identification")
+
+
+@dataclass(frozen=True)
+class Table:
+    """The results behind one leaderboard.
+
+    Args:
+        dataset: label of the dataset.
+        model: label of the model.
+        results: (defense, attack) to the results of all seeds.
+        setting: threat model, profile, victims, batch size, seeds.
+        gate: metric name to threshold.
+        not_applicable: (defense, attack) to the reason why it was not run.
+    """
+
+    dataset: str
+    model: str
+    results: Mapping[tuple[str, str], Sequence[Result]]
+    setting: Mapping[str, object]
+    gate: Mapping[str, float]
+    not_applicable: Mapping[tuple[str, str], str] = field(default_factory=dict)
+
+
+def file_name(dataset: str, model: str, setting: Mapping[str, object]) -> str:
+    """``photos-lenet.md``; what differs from the quick profile's setting is added to the name."""
+    profile = PROFILES["quick"]
+    usual = {"threat": "server", "profile": "quick", "victims": profile.victims, "batch_size": profile.batch_size, "seeds": profile.seeds}
+    parts = [dataset, model, *(f"{key}={value}" for key, value in setting.items() if value != usual[key])]
+    return "-".join(re.sub(r"[^\w.=]+", "_", part).strip("_") for part in parts) + ".md"
+
+
+def render(table: Table) -> str:
+    """The Markdown of one leaderboard."""
+    first = next(iter(table.results.values()))[0]
+    environment = first.environment
+    shown = ", ".join(f"{key} {value}" for key, value in table.setting.items())
+    gate = ", ".join(f"{metric} {METRICS[metric].arrow} {value:g} {METRICS[metric].unit}".strip() for metric, value in table.gate.items())
+    cells = json.dumps(sorted("/".join(key) for key in (*table.results, *table.not_applicable)))
+    mode = "train" if re.search(r"mode='train'", table.model) else "eval"
+    lines = [
+        f"# {_escaped(table.dataset)} · {_escaped(table.model)}",
+        "",
+        f"<!-- gitbench-cells: {cells.replace('--', '- -')} -->",
+        f"- Setting: {_escaped(shown)}; BatchNorm and dropout in {mode} mode",
+        f"- A cell leaks past {gate}; 95 % intervals over victims and seeds",
+        f"- gitbench {environment.gitbench}, torch {environment.torch}, torchvision {environment.torchvision}, "
+        f"Python {environment.python}, {environment.platform}, {_escaped(environment.device)}, {environment.threads} threads",
+        f"- Blind guess: {_blind(first)}",
+        "",
+        "## Defenses",
+        "",
+        _defenses(table),
+        "",
+        f"Each cell: mean {next(iter(table.gate))} [95 % interval] and verdict. The worst attack leaks most. "
+        "An undecided or control-less cell acquits nobody.",
+        "",
+    ]
+    attacks = _attacks(table)
+    if attacks:
+        lines += ["## Attacks on undefended gradients", "", attacks, ""]
+        lines += ["Settings of the attacks:", "", *_settings(table), ""]
+    return "\n".join(lines)
+
+
+def write(table: Table, folder: Path, expected: Sequence[tuple[str, str]]) -> tuple[Path, str | None]:
+    """Write one leaderboard, unless that would lose rows.
+
+    Args:
+        table: what was measured.
+        folder: where the file goes.
+        expected: the cells that this run was asked for.
+
+    Returns:
+        The path, and None when written, or the reason why not.
+    """
+    path = folder / file_name(table.dataset, table.model, table.setting)
+    have = {"/".join(key) for key in (*table.results, *table.not_applicable)}
+    missing = sorted({"/".join(key) for key in expected} - have)
+    if missing:
+        return path, f"not measured yet: {', '.join(missing)}"
+    lost = sorted(written_cells(path) - have)
+    if lost:
+        return path, f"it holds cells that this run did not measure ({', '.join(lost)}); choose another --gitbench-leaderboard, or delete it"
+    write_atomic(path, render(table).encode())
+    return path, None
+
+
+def written_cells(path: Path) -> set[str]:
+    """The cells (``defense/attack``) of a leaderboard on disk; none where there is no readable one."""
+    try:
+        mark = _MARK.search(path.read_text(encoding="utf-8"))
+        cells = json.loads(mark.group(1)) if mark else []
+    except (OSError, ValueError):
+        return set()
+    return {str(cell) for cell in cells} if isinstance(cells, list) else set()
+
+
+def tables(results: Sequence[Result]) -> list[Table]:
+    """Sort stored results into tables; of several measurements of one cell the latest counts."""
+    groups: dict[str, dict[tuple[str, str], dict[int, Result]]] = {}
+    for result in sorted(results, key=lambda result: result.finished_at):
+        if result.status != "done":
+            continue
+        case = result.case
+        shared = (case.dataset, case.model, case.threat, case.profile, case.victims, case.batch_size)
+        cell = groups.setdefault(json.dumps(shared), {}).setdefault((case.defense, case.attack), {})
+        cell[case.seed] = result
+    found = []
+    for key, cells in sorted(groups.items()):
+        dataset, model, threat, profile, victims, batch_size = json.loads(key)
+        seeds = max(len(by_seed) for by_seed in cells.values())
+        any_result = next(iter(next(iter(cells.values())).values()))
+        found.append(
+            Table(
+                dataset=dataset,
+                model=model,
+                results={cell: [by_seed[seed] for seed in sorted(by_seed)] for cell, by_seed in cells.items()},
+                setting={"threat": threat, "profile": profile, "victims": victims, "batch_size": batch_size, "seeds": seeds},
+                gate=any_result.gate,
+            )
+        )
+    return found
+
+
+def table_of(
+    config: Config,
+    group: tuple[str, str],
+    results: Mapping[tuple[str, str], Sequence[Result]],
+    not_applicable: Mapping[tuple[str, str], str],
+) -> Table:
+    """The table of one dataset and model of a run."""
+    return Table(*group, results=results, setting=config.setting, gate=config.threshold, not_applicable=not_applicable)
+
+
+def _defenses(table: Table) -> str:
+    import pandas as pd
+
+    keys = (*table.results, *table.not_applicable)
+    defenses = list(dict.fromkeys(defense for defense, _ in keys))
+    attacks = list(dict.fromkeys(attack for _, attack in keys))
+    metric = next(iter(table.gate))
+    sign = 1 if METRICS[metric].higher_leaks else -1
+    rows = []
+    for defense in defenses:
+        row: dict[str, str] = {"defense": _code(defense)}
+        means: dict[str, float] = {}
+        for attack in attacks:
+            results = table.results.get((defense, attack))
+            if not results:
+                row[_code(attack)] = "n/a" if (defense, attack) in table.not_applicable else "not measured"
+                continue
+            control = None if defense == "none" else table.results.get(("none", attack), [])
+            verdict = judge_results(results, control, gate=table.gate)
+            found = pooled(results, table.gate)[metric]
+            if found.mean is not None:
+                means[attack] = sign * found.mean
+            word = "no control" if verdict.control_failed else verdict.verdict
+            if found.mean is None or found.low is None or found.high is None:
+                row[_code(attack)] = "error" if any(result.status == "error" for result in results) else "unknown"
+            else:
+                row[_code(attack)] = f"{found.mean:+.2f} [{found.low:.2f}, {found.high:.2f}] {word}"
+        row["worst attack"] = _code(max(means, key=lambda name: means[name])) if means else "none"
+        row["worst"] = f"{sign * max(means.values()):+.2f}" if means else "unknown"
+        rows.append((max(means.values(), default=float("inf")), defense != "none", row))
+    # The best defense first, the undefended row at the end as the yardstick.
+    ordered = [row for *_, row in sorted(rows, key=lambda item: (not item[1], item[0]))]
+    return pd.DataFrame(ordered).to_markdown(index=False, disable_numparse=True)
+
+
+def _attacks(table: Table) -> str:
+    import pandas as pd
+
+    rows = []
+    for (defense, attack), results in table.results.items():
+        if defense != "none" or any(result.status == "error" for result in results):
+            continue
+        row: dict[str, object] = {"attack": _code(attack)}
+        for metric in _ATTACK_METRICS:
+            measure = pooled(results, {metric: None})[metric]
+            row[f"{metric.upper() if len(metric) < 6 else metric} {METRICS[metric].arrow}"] = "" if measure.mean is None else f"{measure.mean:.4f}"
+        row["fit s"] = f"{sum(result.cost.fit_seconds for result in results) / len(results):.1f}"
+        row["attack s"] = f"{sum(result.cost.attack_seconds for result in results) / len(results):.1f}"
+        unknown = Measure(mean=None, low=None, high=None, values=())
+        rows.append((results[0].metrics.get("mse", unknown).mean or 0.0, row))
+    if not rows:
+        return ""
+    return pd.DataFrame([row for _, row in sorted(rows, key=lambda item: item[0])]).to_markdown(index=False, disable_numparse=True)
+
+
+def _settings(table: Table) -> list[str]:
+    lines = {}
+    for (_, attack), results in table.results.items():
+        options = ", ".join(f"{key}={value}" for key, value in results[0].settings.items())
+        lines.setdefault(attack, f"- {_code(attack)}: {_escaped(options)}")
+    return list(lines.values())
+
+
+def _blind(result: Result) -> str:
+    blind = result.baselines.blind
+    return ", ".join(f"{metric.upper()} {blind[metric]:.4g}" for metric in ("mse", "psnr", "ssim", "lpips") if metric in blind)
+
+
+def _code(text: str) -> str:
+    """Code in a table cell: pipes would end the cell, backticks the code, newlines the row."""
+    return "`" + re.sub(r"\s+", " ", text).replace("`", "'").replace("|", "\\|") + "`"
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", re.sub(r"\s+", " ", text))

@@ -1,0 +1,1 @@
+"""The leakage metrics as pure functions of images, one file each."""

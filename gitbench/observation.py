@@ -1,0 +1,200 @@
+"""What an attack gets to see: the update, and exactly the knowledge that the threat model grants."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from gitbench.client import client_update
+from gitbench.data import Split
+from gitbench.defense import Defense
+from gitbench.errors import NotGrantedError
+from gitbench.threat import Knowledge
+from gitbench.update import Update
+
+T = TypeVar("T")
+BatchNormStatistics = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class _Contents:
+    update: Update | None
+    model: nn.Module
+    input_shape: tuple[int, int, int]
+    batch_size: int
+    labels: torch.Tensor | None
+    public: Split | None
+    defense: Defense | None
+    batchnorm_statistics: BatchNormStatistics | None
+    parameters: bool
+
+
+class Observation:
+    """Update plus knowledge. Reading what is not granted raises :class:`NotGrantedError`.
+
+    Args:
+        update: of ``V`` victims.
+        model: the attacker's copy of the model under attack (stale under parameter drift).
+        input_shape: ``(C, H, W)`` of one input.
+        batch_size: inputs per victim; taken from ``labels`` when these are given.
+        labels: ``(V, B)``, if granted.
+        public: the attacker's own data, if granted.
+        defense: the defense's definition, if granted.
+        batchnorm_statistics: of the private batches, if granted.
+        parameters: False keeps the parameters secret: only the architecture is known then.
+    """
+
+    __slots__ = ("_contents",)
+
+    def __init__(
+        self,
+        *,
+        update: Update,
+        model: nn.Module,
+        input_shape: tuple[int, int, int],
+        batch_size: int | None = None,
+        labels: torch.Tensor | None = None,
+        public: Split | None = None,
+        defense: Defense | None = None,
+        batchnorm_statistics: BatchNormStatistics | None = None,
+        parameters: bool = True,
+    ) -> None:
+        self._contents = _Contents(
+            update=update,
+            model=model,
+            input_shape=input_shape,
+            batch_size=batch_size or (labels.shape[1] if labels is not None else 1),
+            labels=labels,
+            public=public,
+            defense=defense,
+            batchnorm_statistics=batchnorm_statistics,
+            parameters=parameters,
+        )
+
+    @property
+    def granted(self) -> frozenset[Knowledge]:
+        """The names of the knowledge that can be read."""
+        found: set[Knowledge] = {"architecture"}
+        contents = self._contents
+        if contents.parameters:
+            found.add("parameters")
+        if contents.labels is not None:
+            found.add("labels")
+        if contents.public is not None:
+            found.add("public")
+        if contents.defense is not None:
+            found.add("defense")
+        if contents.batchnorm_statistics is not None:
+            found.add("batchnorm_statistics")
+        return frozenset(found)
+
+    @property
+    def update(self) -> Update:
+        """What the clients sent. Not there while an attack is fitted: fitting cannot depend on victims."""
+        if self._contents.update is None:
+            raise NotGrantedError("An attack is fitted before it sees any update. Read observation.update in invert().")
+        return self._contents.update
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        return self._contents.input_shape
+
+    @property
+    def batch_size(self) -> int:
+        return self._contents.batch_size
+
+    @property
+    def device(self) -> torch.device:
+        return next(self._contents.model.parameters()).device
+
+    @property
+    def chunk(self) -> int:
+        """How many updates to ask for at once, so that their raw gradients stay near 256 MiB."""
+        size = sum(parameter.numel() for parameter in self._contents.model.parameters())
+        return max(1, min(256, 2**26 // size))
+
+    @property
+    def architecture(self) -> nn.Module:
+        """The model without any values (``meta`` device): its layers, names and shapes."""
+        return copy.deepcopy(self._contents.model).to("meta")
+
+    @property
+    def model(self) -> nn.Module:
+        """The attacker's copy of the model, with parameters."""
+        if not self._contents.parameters:
+            raise _not_granted("parameters")
+        return self._contents.model
+
+    @property
+    def labels(self) -> torch.Tensor:
+        return _granted("labels", self._contents.labels)
+
+    @property
+    def public(self) -> Split:
+        return _granted("public", self._contents.public)
+
+    @property
+    def defense(self) -> Defense:
+        return _granted("defense", self._contents.defense)
+
+    @property
+    def batchnorm_statistics(self) -> BatchNormStatistics:
+        return _granted("batchnorm_statistics", self._contents.batchnorm_statistics)
+
+    def public_updates(self, indices: torch.Tensor, *, generator: torch.Generator, adapt: bool = True) -> Update:
+        """Updates of public examples, as pairs to train on. Needs ``public``, not ``parameters``.
+
+        The knowledge is that of GIT's setting: the attacker has seen clients send updates of data
+        that it holds. It cannot ask for the update of an input of its own making.
+
+        Args:
+            indices: ``(V, B)`` into the public split.
+            generator: for the defense's randomness, drawn afresh at each call.
+            adapt: rehearse the defense, where its definition is granted. A drift of the parameters
+                is rehearsed too, on samples of the attacker's own: where the client went stays unknown.
+        """
+        public = self.public
+        index = indices.to(public.inputs.device)
+        defense = self._contents.defense if adapt else None
+        return client_update(
+            self._contents.model, public.inputs[index], public.labels[index], defense=defense, generator=generator, public=public
+        )
+
+    def restricted(self, knowledge: frozenset[Knowledge]) -> Observation:
+        """The same observation with nothing granted beyond ``knowledge``."""
+        contents = self._contents
+        return self._replaced(
+            labels=contents.labels if "labels" in knowledge else None,
+            public=contents.public if "public" in knowledge else None,
+            defense=contents.defense if "defense" in knowledge else None,
+            batchnorm_statistics=contents.batchnorm_statistics if "batchnorm_statistics" in knowledge else None,
+            parameters=contents.parameters and "parameters" in knowledge,
+        )
+
+    def without_update(self) -> Observation:
+        """The knowledge alone, for fitting."""
+        return self._replaced(update=None, labels=None, batchnorm_statistics=None)
+
+    def _replaced(self, **changes: object) -> Observation:
+        other = object.__new__(Observation)
+        other._contents = dataclasses.replace(self._contents, **changes)  # type: ignore[arg-type]
+        return other
+
+
+def _granted(name: Knowledge, value: T | None) -> T:
+    if value is None:
+        raise _not_granted(name)
+    return value
+
+
+def _not_granted(name: Knowledge) -> NotGrantedError:
+    return NotGrantedError(
+        f"The attack read {name!r}, which is not granted to it. Name it in the attack's requires or uses, "
+        "and choose a threat model that grants it (--gitbench-threat)."
+    )

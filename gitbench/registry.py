@@ -1,0 +1,274 @@
+"""From a SPEC to the class behind it: entry points, ``module:Name`` and ``file.py:Name``.
+
+Nothing is imported to check a SPEC: names come from the installed entry points, and the accepted
+keywords from the source (``ast``), so that pytest can collect a matrix without importing torch.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from gitbench.errors import SpecError, nearest
+from gitbench.spec import Kind, Part, Spec
+
+GROUPS: dict[Kind, str] = {kind: f"gitbench.{kind}s" for kind in ("attack", "defense", "model", "dataset")}
+# Options that the loader of a kind takes itself, whatever the component.
+COMMON_OPTIONS: dict[Kind, frozenset[str]] = {"model": frozenset({"trained_epochs", "mode"})}
+_BASES = frozenset({"Attack", "Defense", "Dataset", "ModelFactory"})
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a component lives: a module (and its file, where known) and a name in it."""
+
+    module: str
+    attribute: str
+    path: Path | None
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The keywords a component takes; ``open`` when any keyword may be right."""
+
+    keywords: tuple[str, ...]
+    required: tuple[str, ...]
+    open: bool
+
+
+@functools.cache
+def entry_points(kind: Kind) -> dict[str, str]:
+    """Registered names of a kind and what they point to (``module:Name``).
+
+    Raises:
+        SpecError: two packages register different things under one name.
+    """
+    found: dict[str, str] = {}
+    for point in metadata.entry_points(group=GROUPS[kind]):
+        if found.setdefault(point.name, point.value) != point.value:
+            raise SpecError(
+                f"Two packages register the {kind} {point.name!r}: {found[point.name]} and {point.value}. "
+                "Uninstall one of them, or name the one you mean as module:Name."
+            )
+    return found
+
+
+def locate(kind: Kind, part: Part) -> Target:
+    """Find the file and the name behind one part of a SPEC, importing nothing of it.
+
+    Raises:
+        SpecError: no such name, file or module; the nearest valid name is offered.
+    """
+    target = part.target
+    if ":" not in target:
+        registered = entry_points(kind)
+        if target not in registered:
+            raise SpecError(f"Unknown {kind} {target!r}.{nearest(target, registered)}")
+        target = registered[target]
+    where, _, attribute = target.rpartition(":")
+    if where.endswith(".py"):
+        path = Path(where)
+        if not path.is_file():
+            raise SpecError(f"The {kind} {part.target!r} names the file {where}, which does not exist.")
+        digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
+        return Target(f"_gitbench_file_{digest}", attribute, path)
+    try:
+        found = importlib.util.find_spec(where)
+    except (ImportError, ValueError, AttributeError):
+        found = None
+    if found is None:
+        raise SpecError(f"The {kind} {part.target!r} names the module {where!r}, which cannot be found. Is it installed?")
+    path = Path(found.origin) if found.origin and found.origin.endswith(".py") else None
+    return Target(where, attribute, path)
+
+
+def check(spec: Spec) -> None:
+    """Check names and keywords of a SPEC without importing what it names.
+
+    Raises:
+        SpecError: unknown name or keyword (the nearest is offered), or a required keyword is missing.
+    """
+    for part in spec.parts:
+        target = locate(spec.kind, part)
+        signature = _signature(spec.kind, target)
+        if signature is None:
+            continue
+        given = [key for key, _ in part.arguments]
+        allowed = {*signature.keywords, *COMMON_OPTIONS.get(spec.kind, ())}
+        for key in given:
+            if key not in allowed and not signature.open:
+                raise SpecError(f"The {spec.kind} {part.label!r} takes no option {key!r}.{nearest(key, allowed)}")
+        missing = [key for key in signature.required if key not in given]
+        if missing:
+            raise SpecError(
+                f"The {spec.kind} {part.label!r} needs {', '.join(missing)}: "
+                f"write {part.target}({', '.join(f'{key}=...' for key in missing)})."
+            )
+
+
+def load(kind: Kind, part: Part) -> Any:
+    """Import and return the object that one part names.
+
+    Raises:
+        SpecError: the import fails or the name is not in the module.
+    """
+    target = locate(kind, part)
+    try:
+        module = _import_file(target) if target.module.startswith("_gitbench_file_") else importlib.import_module(target.module)
+    except Exception as error:
+        raise SpecError(f"Importing {target.path or target.module} for the {kind} {part.label!r} failed: {error!r}.") from error
+    if not hasattr(module, target.attribute):
+        names = [name for name in vars(module) if not name.startswith("_")]
+        where = target.path or target.module
+        raise SpecError(f"{where} has no {target.attribute!r}.{nearest(target.attribute, names)}")
+    return getattr(module, target.attribute)
+
+
+def build(kind: Kind, part: Part, base: type, **defaults: object) -> Any:
+    """Build a component from one part; ``defaults`` are arguments that the SPEC may override.
+
+    Raises:
+        SpecError: not a subclass of ``base``, or its constructor refuses the arguments.
+    """
+    cls = load(kind, part)
+    if not (isinstance(cls, type) and issubclass(cls, base)):
+        raise SpecError(f"Expected {part.target!r} to be a subclass of gitbench.{base.__name__}, got {cls!r}.")
+    arguments = dict(part.arguments)
+    try:
+        component = cls(**{**defaults, **arguments})
+    except (TypeError, ValueError) as error:
+        raise SpecError(f"The {kind} {part.label!r} refuses its options: {error}") from error
+    # What was asked for is the identity; a profile's budget stands beside it, not in it.
+    component._part = part
+    return component
+
+
+def source_digest(target: Target) -> str:
+    """Hash of a component's source and of the sources it imports from the same package (16 hex digits)."""
+    if target.path is None:
+        return "no-source"
+    digest = hashlib.sha256()
+    for path in sorted(_closure(target), key=str):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def digest_of_module(module: str) -> str:
+    """:func:`source_digest` of a module given by its dotted name."""
+    found = importlib.util.find_spec(module)
+    return source_digest(Target(module, "", Path(found.origin) if found and found.origin else None))
+
+
+def _import_file(target: Target) -> Any:
+    if target.module in sys.modules:
+        return sys.modules[target.module]
+    assert target.path is not None
+    spec = importlib.util.spec_from_file_location(target.module, target.path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[target.module] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[target.module]
+        raise
+    return module
+
+
+@functools.cache
+def _tree(path: Path, _modified: int) -> ast.Module:
+    try:
+        return ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError, RecursionError) as error:
+        raise SpecError(f"{path} is not valid Python: {error}.") from None
+
+
+def _parse(path: Path) -> ast.Module:
+    return _tree(path, path.stat().st_mtime_ns)
+
+
+def _signature(kind: Kind, target: Target) -> Signature | None:
+    """Keywords read from the source, or None where they cannot be known without importing."""
+    if target.path is None:
+        return None
+    body = _parse(target.path).body
+    definitions = {node.name: node for node in body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+    node = definitions.get(target.attribute)
+    if node is None:
+        assigned = {name.id for item in ast.walk(ast.Module(body, [])) for name in ast.walk(item) if isinstance(name, ast.Name)}
+        imported = {alias.asname or alias.name for item in body if isinstance(item, ast.Import | ast.ImportFrom) for alias in item.names}
+        if target.attribute in assigned | imported:
+            return None
+        raise SpecError(f"{target.path} has no {target.attribute!r}.{nearest(target.attribute, definitions)}")
+    while isinstance(node, ast.ClassDef):
+        for item in node.body:
+            if isinstance(item, ast.FunctionDef) and item.name == "__init__":
+                return _arguments(item, skip=1)
+        bases = [definitions[base.id] for base in node.bases if isinstance(base, ast.Name) and base.id in definitions]
+        if not bases:
+            # Our own bases take no options; a class inherited from elsewhere may take any.
+            ours = all(ast.unparse(base).rpartition(".")[2] in _BASES for base in node.bases)
+            return Signature((), (), open=not ours)
+        node = bases[0]
+    # A model's factory is handed input_shape and classes by the loader.
+    given = ("input_shape", "classes") if kind == "model" else ()
+    found = _arguments(node, skip=0)
+    return Signature(found.keywords, tuple(name for name in found.required if name not in given), found.open)
+
+
+def _arguments(node: ast.FunctionDef, *, skip: int) -> Signature:
+    positional = [item.arg for item in (*node.args.posonlyargs, *node.args.args)][skip:]
+    needed = positional[: len(positional) - len(node.args.defaults)] if node.args.defaults else positional
+    only = [item.arg for item in node.args.kwonlyargs]
+    pairs = zip(only, node.args.kw_defaults, strict=True)
+    needed_only = [name for name, default in pairs if default is None]
+    return Signature((*positional, *only), (*needed, *needed_only), open=node.args.kwarg is not None)
+
+
+def _closure(target: Target) -> set[Path]:
+    """The target's file and, transitively, the files it imports from its own top-level package."""
+    assert target.path is not None
+    package = target.module.partition(".")[0]
+    seen: set[Path] = set()
+    waiting = [target.path]
+    while waiting:
+        path = waiting.pop()
+        if path in seen:
+            continue
+        seen.add(path)
+        for name in _imports(path):
+            if name.partition(".")[0] in (package, "gitbench"):
+                waiting.extend(_module_files(name))
+    return seen
+
+
+def _imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(_parse(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@functools.cache
+def _module_files(name: str) -> tuple[Path, ...]:
+    try:
+        found = importlib.util.find_spec(name)
+    except (ImportError, ValueError, AttributeError):
+        return ()
+    origin = found.origin if found else None
+    # gitbench/__init__.py only re-exports: following it would tie every component to every other.
+    if not origin or not origin.endswith(".py") or name == "gitbench":
+        return ()
+    return (Path(origin),)

@@ -1,0 +1,108 @@
+"""When does a cell pass? The gate fails closed: only evidence of the whole interval acquits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from gitbench.metric import METRICS
+from gitbench.result import Measure, Result, Verdict
+from gitbench.statistics import Interval, interval
+
+DEFAULT_GATE: dict[str, float] = {"psnr_gain": 3.0}
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A verdict, why, and whether the control is what left it open."""
+
+    verdict: Verdict
+    reason: str
+    control_failed: bool = False
+
+
+def side(metric: str, interval: Interval, threshold: float) -> Verdict:
+    """On which side of the threshold the whole interval lies (``inconclusive``: on neither)."""
+    low, high = interval.low, interval.high
+    if low is None or high is None:
+        return "inconclusive"
+    if not METRICS[metric].higher_leaks:
+        low, high, threshold = -high, -low, -threshold
+    if low >= threshold:
+        return "leaks"
+    return "holds" if high < threshold else "inconclusive"
+
+
+def judge(
+    intervals: Mapping[str, Interval],
+    *,
+    gate: Mapping[str, float],
+    control: Mapping[str, Interval] | None,
+    victims: int,
+) -> Judgement:
+    """Judge one cell.
+
+    Args:
+        intervals: metric name to interval, of the cell.
+        gate: metric name to threshold; the cell leaks when any metric does, and holds when all do.
+        control: the same of the undefended cell, or None when the cell *is* the control.
+        victims: how many victims stand behind the intervals, for the advice.
+    """
+    judged = [_one(metric, threshold, intervals, control, victims) for metric, threshold in gate.items()]
+    for wanted in ("leaks", "inconclusive"):
+        for judgement in judged:
+            if judgement.verdict == wanted:
+                return judgement
+    if not judged:
+        return Judgement("inconclusive", "no threshold was set, so nothing was judged")
+    return Judgement("holds", "; ".join(judgement.reason for judgement in judged))
+
+
+def judge_results(results: Sequence[Result], controls: Sequence[Result] | None, *, gate: Mapping[str, float]) -> Judgement:
+    """Judge a cell on all its seeds together."""
+    for result in [*results, *(controls or ())]:
+        if result.status == "error":
+            whose = "the control" if result not in results else "this cell"
+            return Judgement("inconclusive", f"{whose} ended in an error: {result.error}", control_failed=result not in results)
+    return judge(
+        pooled(results, gate),
+        gate=gate,
+        control=pooled(controls, gate) if controls is not None else None,
+        victims=sum(result.case.victims for result in results),
+    )
+
+
+def pooled(results: Sequence[Result], metrics: Mapping[str, object]) -> dict[str, Interval]:
+    """Intervals over the victims of all seeds."""
+    empty = Measure(mean=None, low=None, high=None, values=())
+    return {name: interval([result.metrics.get(name, empty).values for result in results]) for name in metrics}
+
+
+def _one(
+    metric: str,
+    threshold: float,
+    intervals: Mapping[str, Interval],
+    control: Mapping[str, Interval] | None,
+    victims: int,
+) -> Judgement:
+    unknown = Interval(None, None, None)
+    found = intervals.get(metric, unknown)
+    info = METRICS[metric]
+    if found.mean is None:
+        return Judgement("inconclusive", f"{metric} could not be measured")
+    bounds = f"[{found.low:.2f}, {found.high:.2f}]" if found.low is not None and found.high is not None else "[unknown]"
+    shown = f"{metric} {found.mean:.2f} {bounds}"
+    limit = f"{threshold:g} {info.unit}".strip()
+    verdict = side(metric, found, threshold)
+    if verdict == "leaks":
+        return Judgement("leaks", f"{shown} is past the threshold of {limit}")
+    if control is not None and side(metric, control.get(metric, unknown), threshold) != "leaks":
+        reached = control.get(metric, unknown).mean
+        reason = f"the control does not leak ({metric} {'unknown' if reached is None else format(reached, '.2f')} undefended, {limit} needed)"
+        return Judgement("inconclusive", f"{reason}: this attack proves nothing here", control_failed=True)
+    if verdict == "holds":
+        if control is None:
+            return Judgement("holds", f"undefended, yet {shown} stays under {limit}: no control here", control_failed=True)
+        return Judgement("holds", f"{shown} stays under {limit}")
+    advice = f"undecided at {victims} victims: raise --gitbench-victims"
+    return Judgement("inconclusive", f"{advice} ({shown} straddles {limit})", control_failed=control is None)

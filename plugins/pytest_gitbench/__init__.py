@@ -1,0 +1,1 @@
+"""The pytest plugin of gitbench: thin, no tensors in it."""
