@@ -96,7 +96,7 @@ def gradients(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, *, p
             chunks = [over_victims(parameters, batch, targets) for batch, targets in pieces]
     else:
         chunks = [over_victims(parameters, batch, targets) for batch, targets in pieces]
-    stacked = {name: torch.cat([chunk[name] for chunk in chunks]) for name in parameters}
+    stacked = chunks[0] if len(chunks) == 1 else {name: torch.cat([chunk[name] for chunk in chunks]) for name in parameters}
     if not per_example:
         return Update(stacked)
     return Update({name: tensor.mean(1) for name, tensor in stacked.items()}, per_example=stacked)

@@ -15,6 +15,8 @@ from gitbench.model import last_linear
 from gitbench.observation import Observation
 from gitbench.progress import Progress
 
+_PRECISION = 1e-10
+
 
 class DLG(Refiner):
     """L-BFGS (step 1, no line search) on the squared distance of gradients.
@@ -38,7 +40,7 @@ class DLG(Refiner):
     requires = frozenset({"architecture", "parameters"})
     uses = frozenset({"defense"})
     profiles = {
-        "quick": {"iterations": 500},
+        "quick": {"iterations": 300, "labels": "idlg"},
         "paper": {"iterations": 6000, "init": "normal"},
     }
 
@@ -79,8 +81,10 @@ class DLG(Refiner):
         best = points.clone()
         best_loss = torch.full((len(points),), math.inf, device=points.device)
         run_loss, since = best_loss.clone(), torch.zeros_like(best_loss)
+        # Matched to float32's precision: the squared distance of the gradients against their square.
+        matched = _PRECISION * observation.update.flatten().square().sum(1)
         for iteration in range(self.iterations):
-            active = best_loss > 1e-12
+            active = best_loss > matched
             if not active.any():
                 break
             before = optimizer.points

@@ -37,7 +37,7 @@ class IG(Refiner):
     requires = frozenset({"architecture", "parameters"})
     uses = frozenset({"defense"})
     profiles = {
-        "quick": {"iterations": 400},
+        "quick": {"iterations": 300},
         "paper": {"iterations": 4800, "restarts": 32, "distance": "cosine", "signed": True, "tv": 0.1},
     }
 

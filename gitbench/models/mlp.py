@@ -24,7 +24,7 @@ class Mlp(ModelFactory):
 
     name = "mlp"
 
-    def __init__(self, *, hidden: Sequence[int] = (64, 64), activation: str = "sigmoid", bias: bool = True) -> None:
+    def __init__(self, *, hidden: Sequence[int] = (48,), activation: str = "sigmoid", bias: bool = True) -> None:
         if not all(isinstance(width, int) and width > 0 for width in hidden):
             raise ValueError(f"expected hidden to be positive widths, got {hidden!r}")
         self.hidden = tuple(hidden)

@@ -1,0 +1,65 @@
+"""Hooks and options. Nothing heavy is imported here: pytest loads this file at every start."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pytest_gitbench.fixture import Measurer
+
+PREFIX = "gitbench_"
+# Option, argument shown, help. Defaults come from the profile and [tool.gitbench], so all are None here.
+_VALUES = (
+    ("profile", "NAME", "Sizes and budgets: quick (default), standard or paper"),
+    ("seeds", "N", "Seeds per cell; intervals are over victims and seeds"),
+    ("victims", "N", "Private batches attacked per cell and seed"),
+    ("batch-size", "N", "Inputs per victim"),
+    ("device", "auto|cpu|cuda", "Where to compute (default: auto)"),
+    ("threads", "N", "CPU threads per process (default: 2, or 1 on one core)"),
+    ("threat", "NAME", "What the attacker is granted: server (default), eavesdropper or upper-bound"),
+    ("results", "DIR", "Where results and trained attack models are kept (default: .gitbench)"),
+    ("leaderboard", "DIR", "Where the Markdown goes (default: leaderboards); none writes nothing"),
+    ("baseline", "PATH", "Fail where leakage got worse than in this results folder or file"),
+    ("tolerance", "VALUE", "How much worse than the baseline is accepted (default: 0.5)"),
+)
+_LISTS = (
+    ("attack", "SPEC", "Attack, for example ig(iterations=1000) or ridge+ig; repeatable, replaces that axis"),
+    ("defense", "SPEC", "Defense, for example path/to/mine.py:Mine(scale=0.1); repeatable, replaces that axis"),
+    ("model", "SPEC", "Model under attack, for example lenet; repeatable, replaces that axis"),
+    ("dataset", "SPEC", "Dataset, for example npz(path='x.npz'); repeatable, replaces that axis"),
+    ("threshold", "METRIC=VALUE", "Leakage that fails a cell (default: psnr_gain=3); repeatable, replaces the gate"),
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("gitbench", "gitbench: defenses against gradient inversion")
+    group.addoption("--gitbench", action="store_true", default=False, help="Run the benchmark, and only it")
+    for option, metavar, text in _LISTS:
+        group.addoption(f"--gitbench-{option}", action="append", default=None, metavar=metavar, help=text)
+    for option, metavar, text in _VALUES:
+        group.addoption(f"--gitbench-{option}", default=None, metavar=metavar, help=text)
+    group.addoption("--gitbench-fresh", action="store_true", default=None, help="Measure again what is stored already")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers",
+        "gitbench(attacks, models, dataset, victims, ...): what the gitbench_evaluate fixture measures in this test.",
+    )
+    if config.option.gitbench and not config.option.help and not config.option.version:
+        from pytest_gitbench.session import GitbenchSession
+
+        config.pluginmanager.register(GitbenchSession(config), "gitbench-session")
+
+
+@pytest.fixture
+def gitbench_evaluate(request: pytest.FixtureRequest) -> Measurer:
+    """Measure a defense against the attacks and models of the ``gitbench`` marker; returns a report.
+
+    ``report.verdict`` is ``holds``, ``leaks`` or ``inconclusive``; printed, the report is the matrix.
+    """
+    from pytest_gitbench.fixture import Measurer
+
+    return Measurer(request)

@@ -1,0 +1,42 @@
+"""From pytest's configuration to gitbench's: the command line over ``[tool.gitbench]``."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gitbench.config import Config, make_config
+from gitbench.errors import ConfigError
+
+
+def read_config(config: pytest.Config, **overrides: Any) -> Config:
+    """The options of this run.
+
+    Raises:
+        ConfigError: something cannot be used.
+    """
+    settings = read_settings(config.rootpath / "pyproject.toml")
+    options = {key: getattr(config.option, f"gitbench_{key}", None) for key in Config.model_fields}
+    given = {key: value for key, value in options.items() if value is not None}
+    return make_config(settings, {**given, **overrides})
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The table ``[tool.gitbench]``, empty where there is none.
+
+    Raises:
+        ConfigError: the file is no TOML, or the table is no table.
+    """
+    try:
+        with path.open("rb") as file:
+            content = tomllib.load(file)
+    except FileNotFoundError:
+        return {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"Cannot read {path}: {error}.") from None
+    table = content.get("tool", {}).get("gitbench", {})
+    if not isinstance(table, dict):
+        raise ConfigError(f"Expected [tool.gitbench] in {path} to be a table, got {table!r}.")
+    return table

@@ -1,0 +1,110 @@
+"""What people read: lines of progress and the summary. Pure functions of the reports' properties."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+
+SYMBOLS = {"passed": "ok", "failed": "F", "skipped": "s", "xfailed": "x", "error": "E"}
+
+
+def properties(report: pytest.TestReport) -> dict[str, Any]:
+    """The figures that a cell's report carries, the same with xdist and without."""
+    return {str(key): value for key, value in report.user_properties}
+
+
+def status_of(report: pytest.TestReport) -> str:
+    """``passed``, ``failed``, ``skipped`` or ``xfailed``."""
+    return "xfailed" if hasattr(report, "wasxfail") and report.skipped else str(report.outcome)
+
+
+def figures(found: Mapping[str, Any]) -> str:
+    """``+12.4 dB [10.2, 14.8]``, as far as it is known."""
+    mean, low, high = found.get("mean"), found.get("low"), found.get("high")
+    if mean is None:
+        return ""
+    unit = " dB" if str(found.get("metric", "")).startswith("psnr") else ""
+    bounds = f" [{low:.1f}, {high:.1f}]" if low is not None and high is not None else ""
+    return f"{mean:+.1f}{unit}{bounds}"
+
+
+def duration(seconds: float) -> str:
+    """``12 s``, ``3 min 20 s``, ``2 h 5 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def remaining(durations: Mapping[str, Sequence[float]], waiting: Sequence[str], workers: int) -> float | None:
+    """Seconds left: each waiting cell costs what its attack has cost so far, shared among the workers.
+
+    Args:
+        durations: attack to the seconds of its finished cells.
+        waiting: the attack of each waiting cell.
+        workers: processes at work.
+    """
+    every = [seconds for group in durations.values() for seconds in group]
+    if not every:
+        return None
+    mean = sum(every) / len(every)
+    costs = [sum(durations[name]) / len(durations[name]) if durations.get(name) else mean for name in waiting]
+    return sum(costs) / workers
+
+
+def progress_line(report: pytest.TestReport, done: int, total: int, left: float | None) -> str:
+    """One line per finished cell."""
+    found = properties(report)
+    name = report.nodeid.partition("::")[2]
+    word = found.get("gitbench", "error")
+    width = len(str(total))
+    tail = f"  about {duration(left)} left" if left is not None and done < total else ""
+    symbol = SYMBOLS[status_of(report)]
+    return f"[{done:{width}}/{total}] {symbol:2} {name}  {word} {figures(found)}  {report.duration:.1f} s{tail}"
+
+
+def matrix_lines(reports: Sequence[pytest.TestReport]) -> list[str]:
+    """The matrix: one table per dataset and model, a row per defense, a column per attack."""
+    groups: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
+    for report in reports:
+        dataset, model, defense, attack = split_name(report.nodeid.partition("::")[2])
+        found = properties(report)
+        cell = f"{SYMBOLS[status_of(report)]} {found.get('gitbench', 'error')} {figures(found)}".strip()
+        groups.setdefault((dataset, model), {}).setdefault(defense, {})[attack] = cell
+    lines = []
+    for (dataset, model), rows in groups.items():
+        attacks = list(dict.fromkeys(attack for row in rows.values() for attack in row))
+        table = [[f"{dataset}/{model}", *attacks], *([defense, *(row.get(attack, "") for attack in attacks)] for defense, row in rows.items())]
+        widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+        lines += ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in table]
+        lines.append("")
+    return lines
+
+
+def split_name(name: str) -> tuple[str, str, str, str]:
+    """Cut a cell's name at its three slashes; those inside brackets or quotes belong to a SPEC."""
+    parts, depth, quote, start = [], 0, "", 0
+    for position, char in enumerate(name):
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "'\"":
+            quote = char
+        elif char in "([{":
+            depth += 1
+        elif char in ")]}":
+            depth -= 1
+        elif char == "/" and depth == 0:
+            parts.append(name[start:position])
+            start = position + 1
+    dataset, model, defense, attack = [*parts, name[start:]]
+    return dataset, model, defense, attack
+
+
+LEGEND = (
+    "ok: holds, or an undefended control that leaks   x: leaks, and is known to   F: failed   s: skipped",
+    "psnr_gain: dB of PSNR above the blind guess (the public mean image), mean [95 % interval]",
+)

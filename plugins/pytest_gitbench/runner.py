@@ -1,0 +1,161 @@
+"""From a cell to its outcome. torch is imported at the first cell that runs."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from gitbench.baseline import Baseline, regression
+from gitbench.config import Cell, Config
+from gitbench.metric import METRICS
+from gitbench.result import Result
+from gitbench.store import Store
+from gitbench.threat import knowledge_of
+from gitbench.verdict import Judgement, judge_results, pooled
+
+from pytest_gitbench.item import Outcome
+
+if TYPE_CHECKING:
+    from gitbench.evaluation import Evaluator
+    from gitbench.progress import Progress
+
+
+class Runner:
+    """Runs cells of one session in one process.
+
+    Args:
+        config: the options of the run.
+        store: where results are kept.
+        selected: all cells that this run will measure: a defense needs one control among their attacks.
+        baseline: earlier results to compare with.
+        started: when the session started (seconds since 1970); with ``fresh`` older results are not taken.
+        progress: told what is going on.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        store: Store,
+        *,
+        selected: Sequence[Cell],
+        baseline: Baseline | None,
+        started: float,
+        progress: Progress,
+    ) -> None:
+        self._config = config
+        self._selected = selected
+        self._baseline = baseline
+        self._fresh_since = started if config.fresh else None
+        self._evaluator = self._make_evaluator(store, progress)
+
+    @staticmethod
+    def check(cells: Sequence[Cell], config: Config) -> None:
+        """Build every attack and defense of the matrix.
+
+        Raises:
+            GitbenchError: one refuses its options, or the device is not there.
+        """
+        from gitbench.attack import load_attack
+        from gitbench.defense import load_defense
+        from gitbench.evaluation import resolve_device
+
+        resolve_device(config.device)
+        for attack in {str(cell.attack) for cell in cells}:
+            load_attack(attack, profile=config.profile)
+        for defense in {str(cell.defense) for cell in cells}:
+            load_defense(defense)
+
+    def run(self, cell: Cell) -> Outcome:
+        """Measure a cell and its control (or take them from the store), and judge them."""
+        from gitbench.attack import load_attack
+
+        start = time.perf_counter()
+        attack = load_attack(str(cell.attack), profile=self._config.profile)
+        missing = sorted(attack.requires - knowledge_of(self._config.threat))
+        if missing:
+            reason = f"{cell.attack.label} needs {', '.join(missing)}, which the threat model {self._config.threat} does not grant"
+            if not cell.is_control and not self._some_control_leaks(cell):
+                return self._outcome("failed", f"{reason}; and {_NO_CONTROL}", "n/a", [], start)
+            return self._outcome("skipped", reason, "n/a", [], start)
+        results = self._results(cell)
+        controls = None if cell.is_control else self._controls(cell)
+        judgement = judge_results(results, controls, gate=self._config.threshold)
+        status, reason, word = self._status(cell, results, judgement)
+        if self._baseline is not None and status != "failed":
+            try:
+                worse = regression(results, self._baseline, metrics=list(self._config.threshold), tolerance=self._config.tolerance)
+            except KeyError:
+                worse, reason = None, f"{reason}; not in the baseline"
+            if worse:
+                status, reason, word = "failed", f"regression: {worse}", "worse"
+        return self._outcome(status, reason, word, results, start)
+
+    def _status(self, cell: Cell, results: Sequence[Result], judgement: Judgement) -> tuple[str, str, str]:
+        errors = [result for result in results if result.status == "error"]
+        if errors:
+            return "failed", f"{cell.name}: {errors[0].error}", "error"
+        if cell.is_control:
+            if judgement.verdict == "leaks":
+                return "passed", judgement.reason, "leaks"
+            return "skipped", f"no control: {judgement.reason}", "no control"
+        if judgement.verdict == "leaks":
+            return ("xfailed" if cell.known_leak else "failed"), judgement.reason, "leaks"
+        if judgement.verdict == "holds":
+            return "passed", judgement.reason, "holds"
+        if judgement.control_failed:
+            if self._some_control_leaks(cell):
+                return "skipped", judgement.reason, "no control"
+            return "failed", f"{judgement.reason}; and {_NO_CONTROL}", "no control"
+        # A declared leak that is undecided acquits nobody either, and is no news.
+        return ("xfailed" if cell.known_leak else "failed"), judgement.reason, "undecided"
+
+    def _some_control_leaks(self, cell: Cell) -> bool:
+        """Whether any attack that this run measures against this defense has a control that leaks."""
+        from gitbench.attack import load_attack
+
+        granted = knowledge_of(self._config.threat)
+        for other in self._selected:
+            if (other.group, other.defense) != (cell.group, cell.defense):
+                continue
+            if load_attack(str(other.attack), profile=self._config.profile).requires - granted:
+                continue
+            if judge_results(self._controls(other), None, gate=self._config.threshold).verdict == "leaks":
+                return True
+        return False
+
+    def _results(self, cell: Cell) -> list[Result]:
+        return [self._evaluator.measure(case, fresh_since=self._fresh_since) for case in cell.cases]
+
+    def _controls(self, cell: Cell) -> list[Result]:
+        return [self._evaluator.measure(case.control(), fresh_since=self._fresh_since) for case in cell.cases]
+
+    def _outcome(self, status: str, reason: str, word: str, results: Sequence[Result], start: float) -> Outcome:
+        metric = next(iter(self._config.threshold))
+        gain: tuple[float | None, float | None, float | None] = (None, None, None)
+        if results and all(result.status == "done" for result in results):
+            found = pooled(results, {metric: None})[metric]
+            gain = (found.mean, found.low, found.high)
+        return Outcome(
+            status=status,
+            reason=reason,
+            word=word,
+            gain=gain,
+            metric=metric if metric in METRICS else "",
+            seconds=time.perf_counter() - start,
+            case_ids=tuple(result.case_id for result in results),
+        )
+
+    def _make_evaluator(self, store: Store, progress: Progress) -> Evaluator:
+        # Idle threads sleep, so that processes side by side do not fight; and there are as many with
+        # xdist as without, so that sums are taken in the same order.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        import torch
+        from gitbench.evaluation import Evaluator
+
+        torch.set_num_threads(self._config.threads)
+        return Evaluator(store=store, device=self._config.device, gate=self._config.threshold, progress=progress)
+
+
+_NO_CONTROL = "no other attack of this run passed its control either: nothing was shown about this defense"

@@ -1,0 +1,214 @@
+"""The state of one ``pytest --gitbench``: the matrix, its running, its telling, its leaderboards."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from gitbench import leaderboard
+from gitbench.baseline import load_baseline
+from gitbench.config import Cell, make_cells
+from gitbench.errors import GitbenchError
+from gitbench.result import Result
+from gitbench.store import Store
+
+from pytest_gitbench import report as lines
+from pytest_gitbench.item import RUN_ID, CellItem, Matrix, Outcome
+from pytest_gitbench.options import read_config
+from pytest_gitbench.runner import Runner
+
+if TYPE_CHECKING:
+    from _pytest.terminal import TerminalReporter
+
+
+class GitbenchSession:
+    """Registered only when ``--gitbench`` is given.
+
+    Raises:
+        pytest.UsageError: options that cannot be used, before anything runs.
+    """
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._pytest_config = config
+        self._worker = hasattr(config, "workerinput")
+        # Set on the controller and carried to the workers among the options: one moment for all of them.
+        if getattr(config.option, "gitbench_started", None) is None:
+            config.option.gitbench_started = time.time()
+        if getattr(config.option, "gitbench_chosen", None) is None:
+            config.option.gitbench_chosen = [arg for arg in config.args if arg.startswith(f"{RUN_ID}::")]
+        config.args = []  # only the matrix is collected
+        try:
+            self.config = read_config(config)
+            self.cells = make_cells(self.config)
+            self._baseline = load_baseline(self.config.baseline) if self.config.baseline else None
+        except GitbenchError as error:
+            raise pytest.UsageError(f"gitbench: {error}") from None
+        self.store = Store(self.config.results)
+        self._runner: Runner | None = None
+        self._selected: list[Cell] = []
+        self._reports: dict[str, pytest.TestReport] = {}
+        self._durations: dict[str, list[float]] = {}
+        self._last_written = 0.0
+
+    # ---------------------------------------------------------------- collection
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_modifyitems(self, session: pytest.Session, items: list[pytest.Item]) -> None:
+        matrix = Matrix.from_parent(session, name=RUN_ID, nodeid=RUN_ID)
+        matrix.cells, matrix.run_cell = self.cells, self._run
+        collected = matrix.ihook.pytest_make_collect_report(collector=matrix)
+        matrix.ihook.pytest_collectreport(report=collected)  # so that pytest counts what it has collected
+        found = [item for item in collected.result if isinstance(item, CellItem)]
+        chosen = self._pytest_config.option.gitbench_chosen
+        unknown = sorted(set(chosen) - {item.nodeid for item in found})
+        if unknown:
+            raise pytest.UsageError(f"gitbench: no cell {unknown[0]!r} in the matrix. pytest --gitbench --collect-only -q lists them.")
+        items[:] = [item for item in found if not chosen or item.nodeid in chosen]
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        self._selected = [item.cell for item in session.items if isinstance(item, CellItem)]
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> None:
+        """Build every attack and defense once before anything runs: a bad value is a usage error."""
+        if session.config.option.collectonly or self._worker:
+            return
+        try:
+            Runner.check(self._selected or self.cells, self.config)
+        except GitbenchError as error:
+            raise pytest.UsageError(f"gitbench: {error}") from None
+
+    # ---------------------------------------------------------------- running
+
+    def _run(self, cell: Cell) -> Outcome:
+        if self._runner is None:
+            self._runner = Runner(
+                self.config,
+                self.store,
+                selected=self._selected,
+                baseline=self._baseline,
+                started=self._pytest_config.option.gitbench_started,
+                progress=self._tell,
+            )
+        return self._runner.run(cell)
+
+    # ---------------------------------------------------------------- telling
+
+    @property
+    def _terminal(self) -> TerminalReporter | None:
+        found: TerminalReporter | None = self._pytest_config.pluginmanager.get_plugin("terminalreporter")
+        return None if self._worker else found
+
+    def _tell(self, what: str, done: int, total: int) -> None:
+        """Show on a terminal what is running; at most ten times a second."""
+        terminal, now = self._terminal, time.monotonic()
+        if terminal is None or not terminal.isatty or terminal.verbosity < 0 or now - self._last_written < 0.1:
+            return
+        self._last_written = now
+        terminal.rewrite(f"      running {what} {done}/{total}"[: max(20, terminal._tw.fullwidth - 1)], erase=True)
+
+    def pytest_sessionstart(self) -> None:
+        terminal = self._terminal
+        if terminal is not None and terminal.verbosity == 0:
+            terminal.showfspath = False  # our own lines say more than the path of no file
+
+    def pytest_report_header(self) -> list[str]:
+        config = self.config
+        return [
+            f"gitbench: {len(self.cells)} cells, profile {config.profile}, threat {config.threat}, "
+            f"{config.victims} victims of {config.batch_size}, {config.seeds} seed(s); results in {config.results}"
+        ]
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_report_teststatus(self, report: pytest.CollectReport | pytest.TestReport) -> tuple[str, str, str] | None:
+        if not isinstance(report, pytest.TestReport) or not self._is_final(report):
+            return None
+        status = lines.status_of(report)
+        terminal = self._terminal
+        if terminal is not None and terminal.verbosity == 0:
+            return status, "", ""  # pytest_runtest_logreport below writes the line
+        found = lines.properties(report)
+        letters = {"passed": ".", "failed": "F", "skipped": "s", "xfailed": "x"}
+        return status, letters[status], f"{status.upper()} {found.get('gitbench', '')} {lines.figures(found)}".rstrip()
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        terminal = self._terminal
+        if terminal is None or not self._is_final(report):
+            return
+        self._reports[report.nodeid] = report
+        attack = lines.split_name(report.nodeid.partition("::")[2])[3]
+        self._durations.setdefault(attack, []).append(report.duration)
+        if terminal.verbosity == 0:
+            names = [cell for cell in self._expected() if f"{RUN_ID}::{cell.name}" not in self._reports]
+            workers = max(1, int(getattr(self._pytest_config.option, "numprocesses", None) or 1))
+            left = lines.remaining(self._durations, [cell.attack.label for cell in names], workers)
+            total = len(self._expected())
+            if terminal.isatty:
+                terminal.rewrite("", erase=True)
+            terminal.write_line(lines.progress_line(report, len(self._reports), total, left))
+
+    def _expected(self) -> Sequence[Cell]:
+        return self._selected or self.cells  # the controller of xdist collects nothing itself
+
+    @staticmethod
+    def _is_final(report: pytest.TestReport) -> bool:
+        return report.nodeid.startswith(f"{RUN_ID}::") and (report.when == "call" or report.failed or (report.when == "setup" and report.skipped))
+
+    # ---------------------------------------------------------------- the end
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_terminal_summary(self, terminalreporter: TerminalReporter) -> Generator[None, Any, Any]:
+        if self._reports:
+            ordered = [self._reports[key] for key in (f"{RUN_ID}::{cell.name}" for cell in self.cells) if key in self._reports]
+            terminalreporter.section("gitbench")
+            for line in (*lines.matrix_lines(ordered), *lines.LEGEND, "", *self._publish()):
+                terminalreporter.write_line(line)
+        return (yield)
+
+    def _publish(self) -> list[str]:
+        """Write the leaderboards that are complete; say what the others lack, and what to type next."""
+        told = []
+        if self.config.leaderboard is not None:
+            for group in dict.fromkeys(cell.group for cell in self.cells):
+                told.append(self._publish_one(group, self.config.leaderboard))
+        told.append(f"pictures: {self.config.results / 'pictures'}")
+        worst = next((report for report in self._reports.values() if report.failed), None)
+        if worst is not None:
+            told.append(f"next: pytest --gitbench --lf   or one cell: pytest --gitbench '{worst.nodeid}'")
+        else:
+            told.append("next: test your own defense: pytest --gitbench --gitbench-defense path/to/file.py:Name")
+        return told
+
+    def _publish_one(self, group: tuple[str, str], folder: Path) -> str:
+        try:
+            results, skipped, expected = self._results_of(group)
+            if not results:
+                return f"leaderboard {'/'.join(group)}: not written, nothing was measured"
+            table = leaderboard.table_of(self.config, group, results, skipped)
+            path, refused = leaderboard.write(table, folder, expected)
+        except GitbenchError as error:
+            return f"leaderboard {'/'.join(group)}: not written, {error}"
+        return f"leaderboard {path}: not written, {refused}" if refused else f"leaderboard: {path}"
+
+    def _results_of(
+        self, group: tuple[str, str]
+    ) -> tuple[dict[tuple[str, str], list[Result]], dict[tuple[str, str], str], list[tuple[str, str]]]:
+        results: dict[tuple[str, str], list[Result]] = {}
+        skipped: dict[tuple[str, str], str] = {}
+        expected = []
+        for cell in (cell for cell in self.cells if cell.group == group):
+            key = (cell.defense.label, cell.attack.label)
+            expected.append(key)
+            report = self._reports.get(f"{RUN_ID}::{cell.name}")
+            if report is not None and lines.properties(report).get("gitbench") == "n/a":
+                skipped[key] = str(lines.properties(report).get("reason"))
+                continue
+            found = [self.store.load(case.case_id) for case in cell.cases]
+            if all(result is not None for result in found):
+                results[key] = [result for result in found if result is not None]
+        return results, skipped, expected
+
