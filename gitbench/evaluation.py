@@ -18,6 +18,7 @@ from torch import nn
 from gitbench import registry
 from gitbench._version import __version__
 from gitbench.attack import Reconstruction, load_attack, settings
+from gitbench.bench import Bench
 from gitbench.case import UNDEFENDED, Case, make_case
 from gitbench.client import batchnorm_statistics, client_update
 from gitbench.data import Data, Split, load_dataset
@@ -34,103 +35,34 @@ from gitbench.scoring import score
 from gitbench.spec import parse_spec
 from gitbench.statistics import interval
 from gitbench.store import Store
-from gitbench.verdict import DEFAULT_GATE, judge_results
+from gitbench.verdict import DEFAULT_GATE
 
 FEW_VICTIMS = 8
 
 
-class Evaluator:
-    """Measures cases, sharing loaded data and models between them.
+class Chain:
+    """Runs cases, sharing loaded data and models between them.
 
     Args:
-        store: where results are kept; None keeps them in memory only.
+        store: where trained models and pictures are kept; None keeps none.
         device: ``auto``, ``cpu`` or ``cuda``.
-        gate: metric name to threshold.
         progress: told what is going on.
     """
 
-    def __init__(
-        self,
-        *,
-        store: Store | None = None,
-        device: str = "auto",
-        gate: Mapping[str, float] = DEFAULT_GATE,
-        progress: Progress = silent,
-    ) -> None:
+    def __init__(self, *, store: Store | None = None, device: str = "auto", progress: Progress = silent) -> None:
         self.store = store
         self.device = resolve_device(device)
-        self.gate = dict(gate)
         self.progress = progress
         self._data: dict[str, Data] = {}
         self._models: dict[tuple[str, str, int], nn.Module] = {}
-        self._memory: dict[str, Result] = {}
 
-    def measure(self, case: Case, *, defense: Defense | None = None, fresh_since: float | None = None) -> Result:
-        """The result of a case, with its verdict: stored if it is there, measured if not.
-
-        The control is measured first where it is missing. Errors of a defense or attack end up in the
-        result, never here.
+    def run(self, case: Case, defense: Defense | None = None) -> Result:
+        """Measure one case, not judged yet. What a defense or attack raises ends up in the result.
 
         Args:
             case: what to measure.
             defense: the defense itself, when no SPEC can rebuild it.
-            fresh_since: take no stored result that is older than this time (seconds since 1970).
-
-        Raises:
-            StoreError: the results folder cannot be used.
         """
-        control = None if case.is_control else self.measure(case.control(), fresh_since=fresh_since)
-        with self._locked(case):
-            found = self._stored(case, fresh_since)
-            if found is None:
-                found = self._judged(self._run(case, defense), control)
-                self._keep(found)
-                return found
-        judged = self._judged(found, control)
-        if judged != found:  # judged by another gate before: the numbers stay, the verdict follows
-            with self._locked(case):
-                self._keep(judged)
-        return judged
-
-    def _stored(self, case: Case, fresh_since: float | None) -> Result | None:
-        found = self.store.load(case.case_id) if self.store else self._memory.get(case.case_id)
-        if found is None or found.status == "error":
-            return None
-        if fresh_since is not None and datetime.datetime.fromisoformat(found.finished_at).timestamp() < fresh_since:
-            return None
-        return found
-
-    def _keep(self, result: Result) -> None:
-        if self.store:
-            self.store.save(result)
-        else:
-            self._memory[result.case_id] = result
-
-    def _locked(self, case: Case) -> contextlib.AbstractContextManager[None]:
-        return self.store.lock(case.case_id) if self.store else contextlib.nullcontext()
-
-    def _judged(self, result: Result, control: Result | None) -> Result:
-        if result.status == "error":
-            return result
-        judgement = judge_results([result], [control] if control else None, gate=self.gate)
-        flags = set(result.flags) - {"control-failed"}
-        if judgement.control_failed:
-            flags.add("control-failed")
-        baselines = result.baselines
-        if control is not None:
-            means = {name: measure.mean for name, measure in control.metrics.items()}
-            baselines = Baselines(blind=baselines.blind, control=means)
-        return result.model_copy(
-            update={
-                "verdict": judgement.verdict,
-                "verdict_reason": judgement.reason,
-                "flags": tuple(sorted(flags)),
-                "baselines": baselines,
-                "gate": self.gate,
-            }
-        )
-
-    def _run(self, case: Case, defense: Defense | None) -> Result:
         try:
             return self._measured(case, defense)
         except GitbenchError as error:
@@ -144,7 +76,6 @@ class Evaluator:
             error=message,
             verdict="inconclusive",
             verdict_reason=f"error: {message}",
-            gate=self.gate,
             environment=self.environment(),
             finished_at=_now(),
         )
@@ -186,7 +117,6 @@ class Evaluator:
             status="done",
             verdict="inconclusive",
             verdict_reason="not judged yet",
-            gate=self.gate,
             metrics=measures,
             baselines=baselines,
             flags=tuple(flags),
@@ -271,8 +201,8 @@ def evaluate(
         victims=victims, batch_size=batch_size, seed=seed,
     )  # fmt: skip
     store = Store(Path(results)) if results is not None else None
-    evaluator = Evaluator(store=store, device=device, gate=gate, progress=progress)
-    return evaluator.measure(case, defense=defense if isinstance(defense, Defense) else None)
+    bench = Bench(store=store, device=device, gate=gate, progress=progress)
+    return bench.measure(case, defense=defense if isinstance(defense, Defense) else None)
 
 
 def case_of(

@@ -81,14 +81,10 @@ def locate(kind: Kind, part: Part) -> Target:
             raise SpecError(f"The {kind} {part.target!r} names the file {where}, which does not exist.")
         digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
         return Target(f"_gitbench_file_{digest}", attribute, path)
-    try:
-        found = importlib.util.find_spec(where)
-    except (ImportError, ValueError, AttributeError):
-        found = None
-    if found is None:
+    found = _module_file(where)
+    if found is None and not _importable(where):
         raise SpecError(f"The {kind} {part.target!r} names the module {where!r}, which cannot be found. Is it installed?")
-    path = Path(found.origin) if found.origin and found.origin.endswith(".py") else None
-    return Target(where, attribute, path)
+    return Target(where, attribute, found)
 
 
 def check(spec: Spec) -> None:
@@ -164,8 +160,7 @@ def source_digest(target: Target) -> str:
 
 def digest_of_module(module: str) -> str:
     """:func:`source_digest` of a module given by its dotted name."""
-    found = importlib.util.find_spec(module)
-    return source_digest(Target(module, "", Path(found.origin) if found and found.origin else None))
+    return source_digest(Target(module, "", _module_file(module)))
 
 
 def _import_file(target: Target) -> Any:
@@ -247,8 +242,10 @@ def _closure(target: Target) -> set[Path]:
             continue
         seen.add(path)
         for name in _imports(path):
-            if name.partition(".")[0] in (package, "gitbench"):
-                waiting.extend(_module_files(name))
+            # gitbench/__init__.py only re-exports: following it would tie every component to every other.
+            found = _module_file(name) if name.partition(".")[0] in (package, "gitbench") and name != "gitbench" else None
+            if found is not None:
+                waiting.append(found)
     return seen
 
 
@@ -262,13 +259,27 @@ def _imports(path: Path) -> Iterator[str]:
 
 
 @functools.cache
-def _module_files(name: str) -> tuple[Path, ...]:
+def _module_file(name: str) -> Path | None:
+    """The source of a module, found without importing its parents (that could import torch)."""
+    top, *rest = name.split(".")
     try:
-        found = importlib.util.find_spec(name)
+        found = importlib.util.find_spec(top)
     except (ImportError, ValueError, AttributeError):
-        return ()
-    origin = found.origin if found else None
-    # gitbench/__init__.py only re-exports: following it would tie every component to every other.
-    if not origin or not origin.endswith(".py") or name == "gitbench":
-        return ()
-    return (Path(origin),)
+        return None
+    if found is None or not found.origin or not found.origin.endswith(".py"):
+        return None
+    if not rest:
+        return Path(found.origin)
+    for folder in found.submodule_search_locations or ():
+        stem = Path(folder, *rest)
+        for path in (stem.with_name(f"{stem.name}.py"), stem / "__init__.py"):
+            if path.is_file():
+                return path
+    return None
+
+
+def _importable(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError, AttributeError):
+        return False

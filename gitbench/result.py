@@ -70,7 +70,7 @@ class Result(_Model):
     error: str | None = None
     verdict: Verdict | None
     verdict_reason: str
-    gate: dict[str, FiniteFloat]
+    gate: dict[str, FiniteFloat] = Field(default_factory=dict)
     metrics: dict[str, Measure] = Field(default_factory=dict)
     baselines: Baselines = Field(default_factory=Baselines)
     flags: tuple[str, ...] = ()

@@ -6,7 +6,14 @@ import torch
 
 from gitbench.attack import Refiner
 from gitbench.labels import infer_labels
-from gitbench.matching import DISTANCES, Distance, Objective, check_choice, initial_images, total_variation
+from gitbench.matching import (
+    DISTANCES,
+    Distance,
+    Objective,
+    check_choice,
+    initial_images,
+    total_variation,
+)
 from gitbench.observation import Observation
 from gitbench.progress import Progress
 

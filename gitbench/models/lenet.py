@@ -9,6 +9,7 @@ from gitbench.activation import activation_named
 from gitbench.data import Data
 from gitbench.model import ModelFactory, Normalize
 
+
 class LeNet(ModelFactory):
     """5x5 convolutions of 12 channels with strides 2, 2, 1, then one linear layer.
 

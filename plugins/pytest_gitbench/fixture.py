@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from gitbench.bench import Bench
 from gitbench.errors import ConfigError, nearest
 from gitbench.result import Result, Verdict
 from gitbench.store import Store
-
 from pytest_gitbench.options import read_config
 
 if TYPE_CHECKING:
@@ -50,15 +51,15 @@ class Measurer:
             ConfigError: an unknown option.
         """
         from gitbench.defense import Defense
-        from gitbench.evaluation import Evaluator, case_of
+        from gitbench.evaluation import case_of
 
         marker = self._request.node.get_closest_marker("gitbench")
         given = {**(marker.kwargs if marker else {}), **options}
         config = read_config(self._request.config, defense=["none"], **_options(given))
         store = Store(config.results)
-        evaluator = Evaluator(store=store, device=config.device, gate=config.threshold)
+        bench = Bench(store=store, device=config.device, gate=config.threshold)
         results = [
-            evaluator.measure(
+            bench.measure(
                 case_of(
                     attack=attack, defense=defense, model=model, dataset=dataset, threat=config.threat, profile=config.profile,
                     victims=config.victims, batch_size=config.batch_size, seed=seed,

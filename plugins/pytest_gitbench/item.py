@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
 from gitbench.config import Cell
 
 RUN_ID = "gitbench"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from gitbench.config import Config, make_config
 from gitbench.errors import ConfigError
 

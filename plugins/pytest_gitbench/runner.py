@@ -8,17 +8,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gitbench.baseline import Baseline, regression
+from gitbench.bench import Bench
 from gitbench.config import Cell, Config
 from gitbench.metric import METRICS
 from gitbench.result import Result
 from gitbench.store import Store
 from gitbench.threat import knowledge_of
 from gitbench.verdict import Judgement, judge_results, pooled
-
 from pytest_gitbench.item import Outcome
 
 if TYPE_CHECKING:
-    from gitbench.evaluation import Evaluator
     from gitbench.progress import Progress
 
 
@@ -47,8 +46,17 @@ class Runner:
         self._config = config
         self._selected = selected
         self._baseline = baseline
-        self._fresh_since = started if config.fresh else None
-        self._evaluator = self._make_evaluator(store, progress)
+        # Idle threads sleep, so that processes side by side do not fight. There are as many with xdist
+        # as without: sums are taken in the same order, and the results are the same.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        self._bench = Bench(
+            store=store,
+            device=config.device,
+            gate=config.threshold,
+            fresh_since=started if config.fresh else None,
+            threads=config.threads,
+            progress=progress,
+        )
 
     @staticmethod
     def check(cells: Sequence[Cell], config: Config) -> None:
@@ -69,11 +77,8 @@ class Runner:
 
     def run(self, cell: Cell) -> Outcome:
         """Measure a cell and its control (or take them from the store), and judge them."""
-        from gitbench.attack import load_attack
-
         start = time.perf_counter()
-        attack = load_attack(str(cell.attack), profile=self._config.profile)
-        missing = sorted(attack.requires - knowledge_of(self._config.threat))
+        missing = self._not_granted(cell)
         if missing:
             reason = f"{cell.attack.label} needs {', '.join(missing)}, which the threat model {self._config.threat} does not grant"
             if not cell.is_control and not self._some_control_leaks(cell):
@@ -113,23 +118,27 @@ class Runner:
 
     def _some_control_leaks(self, cell: Cell) -> bool:
         """Whether any attack that this run measures against this defense has a control that leaks."""
-        from gitbench.attack import load_attack
-
-        granted = knowledge_of(self._config.threat)
         for other in self._selected:
-            if (other.group, other.defense) != (cell.group, cell.defense):
-                continue
-            if load_attack(str(other.attack), profile=self._config.profile).requires - granted:
+            if (other.group, other.defense) != (cell.group, cell.defense) or self._not_granted(other):
                 continue
             if judge_results(self._controls(other), None, gate=self._config.threshold).verdict == "leaks":
                 return True
         return False
 
     def _results(self, cell: Cell) -> list[Result]:
-        return [self._evaluator.measure(case, fresh_since=self._fresh_since) for case in cell.cases]
+        return [self._bench.measure(case) for case in cell.cases]
 
     def _controls(self, cell: Cell) -> list[Result]:
-        return [self._evaluator.measure(case.control(), fresh_since=self._fresh_since) for case in cell.cases]
+        return [self._bench.measure(case.control()) for case in cell.cases]
+
+    def _not_granted(self, cell: Cell) -> list[str]:
+        """What the attack needs and the threat model does not grant. A stored result had it all."""
+        if all(self._bench.stored(case) for case in cell.cases):
+            return []
+        from gitbench.attack import load_attack
+
+        attack = load_attack(str(cell.attack), profile=self._config.profile)
+        return sorted(attack.requires - knowledge_of(self._config.threat))
 
     def _outcome(self, status: str, reason: str, word: str, results: Sequence[Result], start: float) -> Outcome:
         metric = next(iter(self._config.threshold))
@@ -146,16 +155,6 @@ class Runner:
             seconds=time.perf_counter() - start,
             case_ids=tuple(result.case_id for result in results),
         )
-
-    def _make_evaluator(self, store: Store, progress: Progress) -> Evaluator:
-        # Idle threads sleep, so that processes side by side do not fight; and there are as many with
-        # xdist as without, so that sums are taken in the same order.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        import torch
-        from gitbench.evaluation import Evaluator
-
-        torch.set_num_threads(self._config.threads)
-        return Evaluator(store=store, device=self._config.device, gate=self._config.threshold, progress=progress)
 
 
 _NO_CONTROL = "no other attack of this run passed its control either: nothing was shown about this defense"

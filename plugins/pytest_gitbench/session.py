@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from gitbench import leaderboard
 from gitbench.baseline import load_baseline
 from gitbench.config import Cell, make_cells
 from gitbench.errors import GitbenchError
 from gitbench.result import Result
 from gitbench.store import Store
-
 from pytest_gitbench import report as lines
 from pytest_gitbench.item import RUN_ID, CellItem, Matrix, Outcome
 from pytest_gitbench.options import read_config
@@ -76,8 +76,10 @@ class GitbenchSession:
         """Build every attack and defense once before anything runs: a bad value is a usage error."""
         if session.config.option.collectonly or self._worker:
             return
+        new = [cell for cell in self._expected() if not all(self.store.case_path(case.case_id).exists() for case in cell.cases)]
         try:
-            Runner.check(self._selected or self.cells, self.config)
+            if new:  # what is measured already needs no torch
+                Runner.check(new, self.config)
         except GitbenchError as error:
             raise pytest.UsageError(f"gitbench: {error}") from None
 
