@@ -119,14 +119,14 @@ class Hybrid(Attack):
         return f"{self.prior!r}+{self.refiner!r}"
 
     def fit(self, observation: Observation, *, generator: torch.Generator, progress: Progress) -> State:
-        return self.prior.fit(self._part(observation, self.prior), generator=generator, progress=progress)
+        return self.prior.fit(self._share(observation, self.prior), generator=generator, progress=progress)
 
     def run(self, observation: Observation, state: State, *, generator: torch.Generator, progress: Progress) -> torch.Tensor:
-        start = self.prior.run(self._part(observation, self.prior), state, generator=generator, progress=progress)
-        return self.refiner.refine(self._part(observation, self.refiner), start, generator=generator, progress=progress)
+        start = self.prior.run(self._share(observation, self.prior), state, generator=generator, progress=progress)
+        return self.refiner.refine(self._share(observation, self.refiner), start, generator=generator, progress=progress)
 
     @staticmethod
-    def _part(observation: Observation, attack: Attack) -> Observation:
+    def _share(observation: Observation, attack: Attack) -> Observation:
         return observation.restricted(attack.requires | attack.uses)
 
 
@@ -148,7 +148,9 @@ def load_attack(attack: str | Attack, *, profile: str = "standard") -> Attack:
     joined = built[0]
     for refiner in built[1:]:
         if not isinstance(refiner, Refiner):
-            raise SpecError(f"Expected a refiner such as ig on the right of + in {attack!r}, got {refiner!r}, which cannot start from an image.")
+            raise SpecError(
+                f"Expected a refiner such as ig on the right of + in {attack!r}, got {refiner!r}, which cannot start from an image."
+            )
         joined = Hybrid(prior=joined, refiner=refiner)
     return joined
 

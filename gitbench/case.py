@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from gitbench import registry
 from gitbench._version import __version__
-from gitbench.spec import Spec, canonical_json, parse_spec
+from gitbench.spec import Kind, Spec, canonical_json, parse_spec
 from gitbench.threat import knowledge_of
 
 UNDEFENDED = "none"
@@ -43,7 +43,12 @@ class Case(BaseModel):
     @property
     def cell(self) -> str:
         """The cell this case belongs to, as a path: ``dataset/model/defense/attack``."""
-        kinds = (("dataset", self.dataset), ("model", self.model), ("defense", self.defense), ("attack", self.attack))
+        kinds: tuple[tuple[Kind, str], ...] = (
+            ("dataset", self.dataset),
+            ("model", self.model),
+            ("defense", self.defense),
+            ("attack", self.attack),
+        )
         return "/".join(parse_spec(kind, text).label for kind, text in kinds)
 
     @property

@@ -42,9 +42,7 @@ def client_update(
         ModelError: shapes do not fit.
     """
     if inputs.ndim != 5 or labels.shape[:2] != inputs.shape[:2]:
-        raise ModelError(
-            f"Expected inputs (V, B, C, H, W) and labels (V, B), got {tuple(inputs.shape)} and {tuple(labels.shape)}."
-        )
+        raise ModelError(f"Expected inputs (V, B, C, H, W) and labels (V, B), got {tuple(inputs.shape)} and {tuple(labels.shape)}.")
     if defense is None:
         return gradients(model, inputs, labels)
     generator = generator or make_generator(0, "defense")
@@ -119,9 +117,7 @@ def check_update(update: object, raw: Update, defense: Defense) -> None:
             shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
             raise DefenseError(f"{who} returned {shape} for {name!r}, expected {tuple(tensor.shape)}: victims come first.")
         if found.dtype != tensor.dtype or found.device != tensor.device:
-            raise DefenseError(
-                f"{who} returned {found.dtype} on {found.device} for {name!r}, expected {tensor.dtype} on {tensor.device}."
-            )
+            raise DefenseError(f"{who} returned {found.dtype} on {found.device} for {name!r}, expected {tensor.dtype} on {tensor.device}.")
         if not torch.isfinite(found).all():
             bad = int((~torch.isfinite(found)).sum())
             raise DefenseError(f"{who} returned {bad} NaN or infinite values in {name!r}, expected finite numbers.")

@@ -40,9 +40,7 @@ class Defense(Component):
         """The client's own copy, where it differs from what the attacker knows. Must not change ``model``."""
         return model
 
-    def prepare(
-        self, inputs: torch.Tensor, labels: torch.Tensor, *, generator: torch.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def prepare(self, inputs: torch.Tensor, labels: torch.Tensor, *, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """The batch that is differentiated: inputs ``(V, B, C, H, W)``, labels ``(V, B)``."""
         return inputs, labels
 
@@ -80,9 +78,7 @@ class Composition(Defense):
             model = defense.local_model(model, public=public, generator=generator)
         return model
 
-    def prepare(
-        self, inputs: torch.Tensor, labels: torch.Tensor, *, generator: torch.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def prepare(self, inputs: torch.Tensor, labels: torch.Tensor, *, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         for defense in self.defenses:
             inputs, labels = defense.prepare(inputs, labels, generator=generator)
         return inputs, labels

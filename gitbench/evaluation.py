@@ -67,7 +67,7 @@ class Chain:
             return self._measured(case, defense)
         except GitbenchError as error:
             message = str(error)
-        except Exception as error:  # a user's code may raise anything; the run goes on
+        except Exception as error:  # noqa: BLE001 - a user's code may raise anything; the run goes on
             message = f"{type(error).__name__}: {error}"
         return Result(
             case=case,
@@ -263,9 +263,7 @@ def draw_victims(private: Split, *, victims: int, batch_size: int, seed: int) ->
     return private.inputs[chosen], private.labels[chosen]
 
 
-def _measures(
-    found: Reconstruction, inputs: torch.Tensor, data: Data
-) -> tuple[dict[str, Measure], Baselines, list[str]]:
+def _measures(found: Reconstruction, inputs: torch.Tensor, data: Data) -> tuple[dict[str, Measure], Baselines, list[str]]:
     blind = data.public.inputs.mean(0).to(inputs.device)
     scores = score(found.inputs, inputs, blind=blind, private=data.private.inputs.to(inputs.device))
     guess = score(blind.expand_as(inputs), inputs)

@@ -15,9 +15,9 @@ def class_signal(observation: Observation) -> torch.Tensor:
     alone. It is the bias's gradient; without a bias, the sum of the weight's row, which has its sign
     when the features are not negative (iDLG, arXiv 2001.02610).
     """
-    name, linear = last_linear(observation.architecture)
+    name, _ = last_linear(observation.architecture)
     tensors = observation.update.tensors
-    if linear.bias is not None:
+    if f"{name}.bias" in tensors:
         return tensors[f"{name}.bias"]
     return tensors[f"{name}.weight"].sum(dim=2)
 

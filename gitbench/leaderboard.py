@@ -61,16 +61,20 @@ def render(table: Table) -> str:
         f"<!-- gitbench-cells: {cells.replace('--', '- -')} -->",
         f"- Setting: {_escaped(shown)}; BatchNorm and dropout in {mode} mode",
         f"- A cell leaks past {gate}; 95 % intervals over victims and seeds",
-        f"- gitbench {environment.gitbench}, torch {environment.torch}, torchvision {environment.torchvision}, "
-        f"Python {environment.python}, {environment.platform}, {_escaped(environment.device)}, {environment.threads} threads",
+        (
+            f"- gitbench {environment.gitbench}, torch {environment.torch}, torchvision {environment.torchvision}, "
+            f"Python {environment.python}, {environment.platform}, {_escaped(environment.device)}, {environment.threads} threads"
+        ),
         f"- Blind guess: {_blind(first)}",
         "",
         "## Defenses",
         "",
         _defenses(table),
         "",
-        f"Each cell: mean {next(iter(table.gate))} [95 % interval] and verdict. The worst attack leaks most. "
-        "An undecided or control-less cell acquits nobody.",
+        (
+            f"Each cell: mean {next(iter(table.gate))} [95 % interval] and verdict. The worst attack leaks most. "
+            "An undecided or control-less cell acquits nobody."
+        ),
         "",
     ]
     attacks = _attacks(table)
@@ -98,7 +102,10 @@ def write(table: Table, folder: Path, expected: Sequence[tuple[str, str]]) -> tu
         return path, f"not measured yet: {', '.join(missing)}"
     lost = sorted(written_cells(path) - have)
     if lost:
-        return path, f"it holds cells that this run did not measure ({', '.join(lost)}); choose another --gitbench-leaderboard, or delete it"
+        return (
+            path,
+            f"it holds cells that this run did not measure ({', '.join(lost)}); choose another --gitbench-leaderboard, or delete it",
+        )
     write_atomic(path, render(table).encode())
     return path, None
 
@@ -195,7 +202,9 @@ def _attacks(table: Table) -> str:
         row: dict[str, object] = {"attack": _code(attack)}
         for metric in _ATTACK_METRICS:
             measure = pooled(results, {metric: None})[metric]
-            row[f"{metric.upper() if len(metric) < 6 else metric} {METRICS[metric].arrow}"] = "" if measure.mean is None else f"{measure.mean:.4f}"
+            row[f"{metric.upper() if len(metric) < 6 else metric} {METRICS[metric].arrow}"] = (
+                "" if measure.mean is None else f"{measure.mean:.4f}"
+            )
         row["fit s"] = f"{sum(result.cost.fit_seconds for result in results) / len(results):.1f}"
         row["attack s"] = f"{sum(result.cost.attack_seconds for result in results) / len(results):.1f}"
         unknown = Measure(mean=None, low=None, high=None, values=())
@@ -206,7 +215,7 @@ def _attacks(table: Table) -> str:
 
 
 def _settings(table: Table) -> list[str]:
-    lines = {}
+    lines: dict[str, str] = {}
     for (_, attack), results in table.results.items():
         options = ", ".join(f"{key}={value}" for key, value in results[0].settings.items())
         lines.setdefault(attack, f"- {_code(attack)}: {_escaped(options)}")

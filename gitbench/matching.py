@@ -73,7 +73,6 @@ class Objective:
         # One dot product per layer (no concatenated copy): the gradients are the largest thing in memory.
         dots = torch.stack([_dot(mine, theirs) for mine, theirs in zip(rows, self._rows, strict=True)])
         squares = torch.stack([_dot(mine, mine) for mine in rows])
-        theirs = self._squares
         if self._distance == "cosine":
             return _cosine_distance(dots.sum(0), squares.sum(0), self._squares.sum(0))
         ratio = squares.clamp_min(_TINY).log() - self._squares.clamp_min(_TINY).log()

@@ -18,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from gitbench.component import Component
 from gitbench.errors import SpecError, nearest
 from gitbench.spec import Kind, Part, Spec
 
@@ -129,7 +130,7 @@ def load(kind: Kind, part: Part) -> Any:
     return getattr(module, target.attribute)
 
 
-def build(kind: Kind, part: Part, base: type, **defaults: object) -> Any:
+def build(kind: Kind, part: Part, base: type[Component], **defaults: object) -> Any:
     """Build a component from one part; ``defaults`` are arguments that the SPEC may override.
 
     Raises:

@@ -137,9 +137,7 @@ def _parse_part(kind: Kind, piece: str, whole: str) -> Part:
         except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
             value = ...
         if not _plain(value):
-            raise SpecError(
-                f"Cannot read the {kind} {whole!r}: the value of {keyword.arg!r} must be a literal ({_LITERALS})."
-            )
+            raise SpecError(f"Cannot read the {kind} {whole!r}: the value of {keyword.arg!r} must be a literal ({_LITERALS}).")
         arguments[keyword.arg] = value
     return Part(target, tuple(arguments.items()))
 

@@ -98,7 +98,9 @@ def _one(
         return Judgement("leaks", f"{shown} is past the threshold of {limit}")
     if control is not None and side(metric, control.get(metric, unknown), threshold) != "leaks":
         reached = control.get(metric, unknown).mean
-        reason = f"the control does not leak ({metric} {'unknown' if reached is None else format(reached, '.2f')} undefended, {limit} needed)"
+        reason = (
+            f"the control does not leak ({metric} {'unknown' if reached is None else format(reached, '.2f')} undefended, {limit} needed)"
+        )
         return Judgement("inconclusive", f"{reason}: this attack proves nothing here", control_failed=True)
     if verdict == "holds":
         if control is None:

@@ -62,9 +62,9 @@ class Ridge(Attack):
 
 def last_features(observation: Observation, update: Update, labels: torch.Tensor) -> torch.Tensor:
     """Estimates of the last linear layer's inputs: ``(V, B, features)``, one for each label ``(V, B)``."""
-    name, linear = last_linear(observation.architecture)
+    name, _ = last_linear(observation.architecture)
     weight = update.tensors[f"{name}.weight"]
-    if linear.bias is None:
+    if f"{name}.bias" not in update.tensors:
         return _without_bias(weight, labels)
     bias = update.tensors[f"{name}.bias"]
     if labels.shape[1] == 1:
@@ -123,4 +123,5 @@ class _Solver:
 
     def weight(self, penalty: float) -> torch.Tensor:
         """Weights for a penalty in units of the features' mean variance."""
-        return self._vectors @ (self._cross / (self._values.clamp_min(0) + penalty * self._scale)[:, None])
+        found: torch.Tensor = self._vectors @ (self._cross / (self._values.clamp_min(0) + penalty * self._scale)[:, None])
+        return found

@@ -37,7 +37,9 @@ class Folder(Dataset):
         classes = _classes(root / "train")
         unknown = sorted(set(_classes(root / "test")) - set(classes))
         if unknown:
-            raise DataError(f"{root / 'test'} holds the class {unknown[0]!r}, which {root / 'train'} lacks. Public data must cover all classes.")
+            raise DataError(
+                f"{root / 'test'} holds the class {unknown[0]!r}, which {root / 'train'} lacks. Public data must cover all classes."
+            )
         index = {name: position for position, name in enumerate(classes)}
         return Data(self._split(root / "train", index), self._split(root / "test", index), classes=len(classes), name=repr(self))
 
@@ -54,8 +56,8 @@ class Folder(Dataset):
 
     def _read(self, file: Path) -> np.ndarray:
         try:
-            with Image.open(file) as image:
-                image = image.convert("RGB")
+            with Image.open(file) as opened:
+                image = opened.convert("RGB")
         except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise DataError(f"{file}: expected a readable PNG or JPEG image, got: {error}. Replace or delete it.") from error
         side = min(image.size)

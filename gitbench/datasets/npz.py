@@ -38,9 +38,7 @@ class Npz(Dataset):
             further = need_path(self.public, "an npz archive of further public data")
             images, labels = _read(further, "train")
             if images.shape[1:] != train[0].shape[1:]:
-                raise DataError(
-                    f"Expected images of shape {train[0].shape[1:]} in {further} as in {file}, got {images.shape[1:]}."
-                )
+                raise DataError(f"Expected images of shape {train[0].shape[1:]} in {further} as in {file}, got {images.shape[1:]}.")
             train = np.concatenate([train[0], images]), np.concatenate([train[1], labels])
         classes = int(train[1].max()) + 1
         if int(test[1].max()) >= classes:
@@ -52,9 +50,7 @@ def _read(file: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     images = _array(file, f"{split}_images")
     labels = _array(file, f"{split}_labels")
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)):
-        raise DataError(
-            f"{file}: expected {split}_images to be uint8 (N, H, W, 1 or 3) or (N, H, W), got {images.dtype} {images.shape}."
-        )
+        raise DataError(f"{file}: expected {split}_images to be uint8 (N, H, W, 1 or 3) or (N, H, W), got {images.dtype} {images.shape}.")
     if images.ndim == 3:
         images = images[..., None]
     if min(images.shape) == 0:

@@ -22,8 +22,7 @@ def lpips(images: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     network = _network(images.device)
     with torch.no_grad():
         distances = [
-            network(_prepared(a), _prepared(b), normalize=True).flatten()
-            for a, b in zip(images.split(64), truth.split(64), strict=True)
+            network(_prepared(a), _prepared(b), normalize=True).flatten() for a, b in zip(images.split(64), truth.split(64), strict=True)
         ]
     return torch.cat(distances).double().clamp_min(0)
 

@@ -24,7 +24,8 @@ class Block(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         hidden = self.relu1(self.norm1(self.conv1(inputs)))
-        return self.relu2(self.norm2(self.conv2(hidden)) + self.skip(inputs))
+        out: torch.Tensor = self.relu2(self.norm2(self.conv2(hidden)) + self.skip(inputs))
+        return out
 
 
 class ResNet(ModelFactory):
@@ -53,6 +54,9 @@ class ResNet(ModelFactory):
         for inputs in (data.input_shape[0], width):
             norm = nn.BatchNorm2d(width) if self.norm else nn.Identity()
             stem += [nn.Conv2d(inputs, width, 3, padding=1), norm, nn.ReLU()]
-        blocks = [Block(i, o, s, self.norm) for i, o, s in ((width, width, 1), (width, 2 * width, 2), (2 * width, 4 * width, 2), (4 * width, 4 * width, 1))]
+        blocks = [
+            Block(i, o, s, self.norm)
+            for i, o, s in ((width, width, 1), (width, 2 * width, 2), (2 * width, 4 * width, 2), (4 * width, 4 * width, 1))
+        ]
         head = [nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16 * 4 * width, data.classes, bias=self.bias)]
         return nn.Sequential(*stem, *blocks, *head)

@@ -34,7 +34,8 @@ class Attention(nn.Module):
 
         query, key, value = split(self.query(tokens)), split(self.key(tokens)), split(self.value(tokens))
         weights = (query @ key.transpose(-2, -1) / math.sqrt(width // self.heads)).softmax(dim=-1)
-        return self.out((weights @ value).transpose(1, 2).reshape(count, length, width))
+        out: torch.Tensor = self.out((weights @ value).transpose(1, 2).reshape(count, length, width))
+        return out
 
 
 class TransformerBlock(nn.Module):

@@ -51,7 +51,7 @@ class CellItem(pytest.Item):
         if outcome.status == "xfailed":
             pytest.xfail(outcome.reason)
 
-    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: object = None) -> str:  # type: ignore[override]
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: object = None) -> str:
         from gitbench.errors import GitbenchError
 
         if isinstance(excinfo.value, GitbenchError):

@@ -78,7 +78,10 @@ def matrix_lines(reports: Sequence[pytest.TestReport]) -> list[str]:
     lines = []
     for (dataset, model), rows in groups.items():
         attacks = list(dict.fromkeys(attack for row in rows.values() for attack in row))
-        table = [[f"{dataset}/{model}", *attacks], *([defense, *(row.get(attack, "") for attack in attacks)] for defense, row in rows.items())]
+        table = [
+            [f"{dataset}/{model}", *attacks],
+            *([defense, *(row.get(attack, "") for attack in attacks)] for defense, row in rows.items()),
+        ]
         widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
         lines += ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in table]
         lines.append("")

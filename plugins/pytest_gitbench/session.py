@@ -120,8 +120,10 @@ class GitbenchSession:
     def pytest_report_header(self) -> list[str]:
         config = self.config
         return [
-            f"gitbench: {len(self.cells)} cells, profile {config.profile}, threat {config.threat}, "
-            f"{config.victims} victims of {config.batch_size}, {config.seeds} seed(s); results in {config.results}"
+            (
+                f"gitbench: {len(self.cells)} cells, profile {config.profile}, threat {config.threat}, "
+                f"{config.victims} victims of {config.batch_size}, {config.seeds} seed(s); results in {config.results}"
+            )
         ]
 
     @pytest.hookimpl(tryfirst=True)
@@ -158,7 +160,9 @@ class GitbenchSession:
 
     @staticmethod
     def _is_final(report: pytest.TestReport) -> bool:
-        return report.nodeid.startswith(f"{RUN_ID}::") and (report.when == "call" or report.failed or (report.when == "setup" and report.skipped))
+        return report.nodeid.startswith(f"{RUN_ID}::") and (
+            report.when == "call" or report.failed or (report.when == "setup" and report.skipped)
+        )
 
     # ---------------------------------------------------------------- the end
 
@@ -213,4 +217,3 @@ class GitbenchSession:
             if all(result is not None for result in found):
                 results[key] = [result for result in found if result is not None]
         return results, skipped, expected
-
