@@ -25,14 +25,17 @@ def class_signal(observation: Observation) -> torch.Tensor:
 def infer_labels(observation: Observation) -> torch.Tensor:
     """Labels ``(V, B)``, sorted: iDLG for one example, its greedy extension for batches.
 
-    Each example of a class pulls its signal down by about ``1/B``: the most negative class is taken,
-    raised by that much, and the next is taken.
+    The signal is ``scale * (mean probability - count / B)``: the most negative class is taken, raised
+    by the share ``scale / B`` of one example, and the next is taken. The scale (one, unless a defense
+    changed it) follows from the sum of the negative entries, probabilities taken as equal.
     """
     signal = class_signal(observation).clone()
-    batch = observation.batch_size
+    batch, classes = observation.batch_size, signal.shape[1]
     if batch == 1:
         return signal.argmin(dim=1, keepdim=True)
-    step = -signal.clamp_max(0).sum(dim=1) / batch
+    present = (signal < 0).sum(dim=1)
+    missing = (1 - present / classes).clamp_min(1 / classes)
+    step = -signal.clamp_max(0).sum(dim=1) / missing / batch
     rows = torch.arange(len(signal), device=signal.device)
     chosen = []
     for _ in range(batch):

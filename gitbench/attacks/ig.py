@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from gitbench.attack import Refiner
@@ -21,19 +23,20 @@ from gitbench.progress import Progress
 class IG(Refiner):
     """Adam on the cosine distance of gradients plus total variation, pixels kept in [0, 1].
 
-    The step size falls tenfold after 3/8, 5/8 and 7/8 of the iterations. Of several restarts the one
-    with the lowest *matching loss* is kept, victim by victim.
+    Of several restarts the one with the lowest *matching loss* is kept, victim by victim.
 
-    The ``paper`` settings are the reference code's: one cosine over all layers, signed steps, 4,800
-    iterations, 32 restarts. The defaults are stronger at a small budget: each
+    The ``paper`` settings are the reference code's: one cosine over all layers, signed steps that fall
+    tenfold three times, 4,800 iterations, 32 restarts. The defaults are stronger at a small budget: each
     layer's cosine counts the same, and steps keep their size (docs/attacks.md has the figures).
 
     Args:
         iterations: gradient steps per restart.
         restarts: random starts; a start from a prior replaces the first.
         lr: first step size.
-        start_lr: first step size after a prior, whose image is worth keeping.
+        start_lr: the same after a prior, whose image is worth keeping.
         tv: weight of total variation.
+        start_tv: the same after a prior, which is smooth already.
+        schedule: ``cosine``, or ``step``: tenfold down after 3/8, 5/8 and 7/8 of the iterations.
         distance: ``layerwise``, ``cosine`` or ``l2``.
         signed: use the sign of the gradient.
         labels: ``inferred`` from the update, or ``known`` where the threat model grants them.
@@ -45,7 +48,7 @@ class IG(Refiner):
     uses = frozenset({"defense"})
     profiles = {
         "quick": {"iterations": 300},
-        "paper": {"iterations": 4800, "restarts": 32, "distance": "cosine", "signed": True, "tv": 0.1},
+        "paper": {"iterations": 4800, "restarts": 32, "schedule": "step", "distance": "cosine", "signed": True, "tv": 0.1},
     }
 
     def __init__(
@@ -56,20 +59,25 @@ class IG(Refiner):
         lr: float = 0.1,
         start_lr: float = 0.01,
         tv: float = 0.1,
+        start_tv: float = 1e-3,
+        schedule: str = "cosine",
         distance: Distance = "layerwise",
         signed: bool = False,
         labels: str = "inferred",
         adapt: bool = True,
     ) -> None:
         check_choice("labels", labels, ("inferred", "known"))
+        check_choice("schedule", schedule, ("cosine", "step"))
         check_choice("distance", distance, DISTANCES)
-        if min(iterations, restarts) < 1 or not (lr > 0 and start_lr > 0 and tv >= 0):
-            raise ValueError("expected iterations, restarts >= 1, lr, start_lr > 0 and tv >= 0")
+        if min(iterations, restarts) < 1 or not (lr > 0 and start_lr > 0 and min(tv, start_tv) >= 0):
+            raise ValueError("expected iterations, restarts >= 1, lr, start_lr > 0 and tv, start_tv >= 0")
         self.iterations = iterations
         self.restarts = restarts
         self.lr = lr
         self.start_lr = start_lr
         self.tv = tv
+        self.start_tv = start_tv
+        self.schedule = schedule
         self.distance = distance
         self.signed = signed
         self.labels = labels
@@ -85,10 +93,18 @@ class IG(Refiner):
         shape = (len(labels), observation.batch_size, *observation.input_shape)
         best = best_loss = None
         for restart in range(self.restarts):
-            from_prior = start is not None and restart == 0
-            first = start if from_prior else initial_images(shape, init="normal", generator=generator).to(observation.device)
-            assert first is not None
-            found, loss = self._descend(objective, first, labels, self.start_lr if from_prior else self.lr, restart, progress)
+            if start is not None and restart == 0:
+                first, lr, tv = start, self.start_lr, self.start_tv
+            else:
+                first, lr, tv = initial_images(shape, init="normal", generator=generator).to(observation.device), self.lr, self.tv
+
+            def loss_of(inputs: torch.Tensor, tv: float = tv) -> torch.Tensor:
+                return objective(inputs, labels) + tv * total_variation(inputs)
+
+            done = restart * self.iterations
+            found = self._descend(loss_of, first, lr, lambda step, done=done: progress("ig", done + step, self.restarts * self.iterations))
+            with torch.no_grad():
+                loss = objective(found, labels)
             if best is None or best_loss is None:
                 best, best_loss = found, loss
             else:
@@ -98,21 +114,23 @@ class IG(Refiner):
         return best
 
     def _descend(
-        self, objective: Objective, start: torch.Tensor, labels: torch.Tensor, lr: float, restart: int, progress: Progress
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, loss_of: Callable[[torch.Tensor], torch.Tensor], start: torch.Tensor, lr: float, tell: Callable[[int], None]
+    ) -> torch.Tensor:
         inputs = start.clone().requires_grad_(True)
         optimizer = torch.optim.Adam([inputs], lr=lr)
-        milestones = [self.iterations * eighths // 8 for eighths in (3, 5, 7)]
-        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
+        schedule = self._schedule(optimizer)
         for iteration in range(self.iterations):
-            loss = objective(inputs, labels) + self.tv * total_variation(inputs)
-            (gradient,) = torch.autograd.grad(loss.sum(), inputs)
+            (gradient,) = torch.autograd.grad(loss_of(inputs).sum(), inputs)
             inputs.grad = gradient.sign() if self.signed else gradient
             optimizer.step()
             schedule.step()
             with torch.no_grad():
                 inputs.clamp_(0, 1)
-            progress("ig", restart * self.iterations + iteration + 1, self.restarts * self.iterations)
-        final = inputs.detach()
-        with torch.no_grad():
-            return final, objective(final, labels) + self.tv * total_variation(final)
+            tell(iteration + 1)
+        return inputs.detach()
+
+    def _schedule(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+        if self.schedule == "cosine":
+            return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.iterations)
+        milestones = [self.iterations * eighths // 8 for eighths in (3, 5, 7)]
+        return torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)

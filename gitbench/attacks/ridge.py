@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
+from gitbench.activation import inverse_before
 from gitbench.attack import Attack, State
 from gitbench.labels import infer_labels
 from gitbench.model import last_linear
@@ -18,7 +21,9 @@ class Ridge(Attack):
     With the last layer's weight gradient ``W_k = b_k a`` and bias gradient ``b_k``, its input is
     ``a = sum_k b_k W_k / sum_k b_k²``, exact for one example. A ridge regression fitted on public pairs
     (passed through the defense) maps it to the image. The penalty is chosen on held-out public pairs.
-    For a batch, the row of each example's class is read: ``W_y / b_y``.
+    For a batch, the row of each example's class is read: ``W_y / b_y``. After a sigmoid or tanh the
+    regression may start from the activation's input instead, which is closer to linear in the pixels;
+    the held-out pairs decide that too.
 
     Args:
         holdout: share of the public pairs that chooses the penalty.
@@ -51,13 +56,28 @@ class Ridge(Attack):
             features.append(last_features(observation, update, public.labels[chunk.to(public.labels.device)]))
             progress("ridge: public updates", done + 1, len(chunks))
         pixels = public.inputs[order.flatten().to(public.inputs.device)].flatten(1)
-        return fit_ridge(torch.cat(features).flatten(0, 1), pixels, holdout=self.holdout)
+        found = torch.cat(features).flatten(0, 1).double()
+        fitted = [fit_ridge(found, pixels, holdout=self.holdout)]
+        inverse = _inverse(observation)
+        if inverse is not None:
+            fitted.append(fit_ridge(inverse(found), pixels, holdout=self.holdout))
+        chosen = min(range(len(fitted)), key=lambda index: float(fitted[index]["error"]))
+        return {**fitted[chosen], "inverted": torch.tensor(chosen)}
 
     def run(self, observation: Observation, state: State, *, generator: torch.Generator, progress: Progress) -> torch.Tensor:
-        features = last_features(observation, observation.update, infer_labels(observation))
-        pixels = (features.double() - state["feature_mean"]) @ state["weight"] + state["pixel_mean"]
+        features = last_features(observation, observation.update, infer_labels(observation)).double()
+        inverse = _inverse(observation)
+        if inverse is not None and bool(state["inverted"]):
+            features = inverse(features)
+        pixels = (features - state["feature_mean"]) @ state["weight"] + state["pixel_mean"]
         shape = (*features.shape[:2], *observation.input_shape)
         return pixels.float().clamp(0, 1).reshape(shape)
+
+
+def _inverse(observation: Observation) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    model = observation.architecture
+    _, linear = last_linear(model)
+    return inverse_before(model, linear) if linear.bias is not None else None
 
 
 def last_features(observation: Observation, update: Update, labels: torch.Tensor) -> torch.Tensor:
@@ -95,7 +115,8 @@ def fit_ridge(features: torch.Tensor, pixels: torch.Tensor, *, holdout: float) -
         pixels: ``(N, P)``.
 
     Returns:
-        ``feature_mean (F,)``, ``pixel_mean (P,)`` and ``weight (F, P)``, refitted on all pairs.
+        ``feature_mean (F,)``, ``pixel_mean (P,)`` and ``weight (F, P)``, refitted on all pairs, and
+        the held-out ``error``, a scalar.
     """
     features, pixels = features.double(), pixels.double()
     held = max(1, round(holdout * len(features)))
@@ -108,7 +129,12 @@ def fit_ridge(features: torch.Tensor, pixels: torch.Tensor, *, holdout: float) -
         errors.append(float((guess.clamp(0, 1) - pixels[test]).square().mean()))
     best = penalties[errors.index(min(errors))]
     final = _Solver(features, pixels)
-    return {"feature_mean": final.feature_mean, "pixel_mean": final.pixel_mean, "weight": final.weight(best)}
+    return {
+        "feature_mean": final.feature_mean,
+        "pixel_mean": final.pixel_mean,
+        "weight": final.weight(best),
+        "error": pixels.new_tensor(min(errors)),
+    }
 
 
 class _Solver:

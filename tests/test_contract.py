@@ -1,0 +1,212 @@
+"""The contract of every registered component. A new one is tested by being registered."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import gitbench
+from gitbench.attack import Hybrid, load_attack
+from gitbench.client import client_update, gradients
+from gitbench.data import Data
+from gitbench.datasets.torchvision_sets import _TorchvisionSet
+from gitbench.errors import DataError
+from gitbench.random import make_generator
+from gitbench.registry import entry_points, load
+from gitbench.spec import Part, parse_spec
+from tests.conftest import make_data
+
+# Options for components that cannot be built without any; a component that can needs no line here.
+ARGUMENTS = {
+    "clipping": "clipping(max_norm=1.0)",
+    "dp_sgd": "dp_sgd(noise_multiplier=0.1)",
+    "gaussian_noise": "gaussian_noise(std=0.01)",
+    "parameter_drift": "parameter_drift(epochs=1, samples=16)",
+    "pruning": "pruning(rate=0.5)",
+    "torchvision": "torchvision(name='resnet18')",
+}
+DEFENSES = [ARGUMENTS.get(name, name) for name in sorted(entry_points("defense"))]
+ATTACKS = [ARGUMENTS.get(name, name) for name in sorted(entry_points("attack"))]
+MODELS = [ARGUMENTS.get(name, name) for name in sorted(entry_points("model"))]
+DATASETS = sorted(entry_points("dataset"))
+
+
+def victims(data: Data, count: int = 3, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+    inputs = data.private.inputs[: count * batch].reshape(count, batch, *data.input_shape).clone()
+    return inputs, data.private.labels[: count * batch].reshape(count, batch).clone()
+
+
+# ------------------------------------------------------------------ defenses
+
+
+@pytest.mark.parametrize("spec", DEFENSES)
+def test_defense_keeps_shapes_and_its_input(spec: str, data: Data) -> None:
+    defense = gitbench.load_defense(spec)
+    model = gitbench.load_model("mlp", data)
+    inputs, labels = victims(data)
+    update = gradients(model, inputs, labels, per_example=defense.needs_per_example)
+    before = update.flatten().clone()
+    sent = defense.protect(update, generator=make_generator(0))
+    assert {name: tensor.shape for name, tensor in sent.tensors.items()} == {name: tensor.shape for name, tensor in update.tensors.items()}
+    assert torch.isfinite(sent.flatten()).all()
+    assert torch.equal(update.flatten(), before)
+
+
+@pytest.mark.parametrize("spec", DEFENSES)
+def test_defense_is_the_same_for_the_same_seed(spec: str, data: Data) -> None:
+    model = gitbench.load_model("mlp", data)
+    inputs, labels = victims(data)
+    defense = gitbench.load_defense(spec)
+    sent = [
+        client_update(model, inputs, labels, defense=defense, generator=make_generator(seed), public=data.public).flatten()
+        for seed in (0, 0)
+    ]
+    assert torch.equal(*sent)
+    assert torch.equal(inputs, victims(data)[0])
+
+
+@pytest.mark.parametrize("kind", ["defense", "attack", "model", "dataset"])
+def test_names_are_those_of_the_registry(kind: str) -> None:
+    for name in entry_points(kind):
+        assert load(kind, Part(name)).name == name
+
+
+@pytest.mark.parametrize("spec", [*DEFENSES, "clipping(max_norm=1.0) | pruning(rate=0.5)"])
+def test_defense_repr_rebuilds_it(spec: str) -> None:
+    defense = gitbench.load_defense(spec)
+    again = gitbench.load_defense(repr(defense))
+    assert repr(again) == repr(defense) == str(parse_spec("defense", spec))
+
+
+# ------------------------------------------------------------------ attacks
+
+
+@pytest.mark.parametrize("spec", [*ATTACKS, "ridge+ig"])
+def test_attack_repr_rebuilds_it(spec: str) -> None:
+    assert repr(load_attack(repr(load_attack(spec)))) == spec
+
+
+def observe(data: Data, model: torch.nn.Module, update: gitbench.Update, labels: torch.Tensor, **granted: object) -> gitbench.Observation:
+    return gitbench.Observation(
+        update=update, model=model, input_shape=data.input_shape, batch_size=labels.shape[1], public=data.public, **granted
+    )
+
+
+def gain(attack: str, data: Data, model: str, *, update: gitbench.Update | None = None, count: int = 8) -> float:
+    """Mean PSNR above the blind guess, of the quick budget on undefended victims (or on a given update)."""
+    network = gitbench.load_model(model, data)
+    inputs, labels = victims(data, count, 1)
+    update = update or client_update(network, inputs, labels)
+    found = load_attack(attack, profile="quick")(observe(data, network, update, labels), generator=make_generator(0))
+    return float(gitbench.score(found.inputs, inputs, blind=data.public.inputs.mean(0))["psnr_gain"].mean())
+
+
+@pytest.fixture(scope="module")
+def smooth() -> Data:
+    return make_data(size=16, public=400, private=24)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("spec", [*ATTACKS, "ridge+ig"])
+def test_attack_returns_finite_pixels_in_range_and_the_same_for_the_same_seed(spec: str, batch: int, data: Data) -> None:
+    model = gitbench.load_model("mlp", data)
+    inputs, labels = victims(data, 3, batch)
+    update = client_update(model, inputs, labels)
+    before = update.flatten().clone()
+    attack = load_attack(spec, profile="quick")
+    for part in (attack.prior, attack.refiner) if isinstance(attack, Hybrid) else (attack,):
+        part.iterations = 5
+    found = [attack(observe(data, model, update, labels), generator=make_generator(0)).inputs for _ in range(2)]
+    assert found[0].shape == inputs.shape
+    assert torch.isfinite(found[0]).all()
+    assert found[0].min() >= 0
+    assert found[0].max() <= 1
+    assert torch.equal(*found)
+    assert torch.equal(update.flatten(), before)
+
+
+@pytest.mark.parametrize("spec", ATTACKS)
+def test_positive_control_undefended_leaks(spec: str, smooth: Data) -> None:
+    assert max(gain(spec, smooth, model) for model in ("mlp", "lenet")) > 3
+
+
+@pytest.mark.parametrize("spec", ATTACKS)
+def test_negative_control_a_random_gradient_does_not(spec: str, smooth: Data) -> None:
+    for model in ("mlp", "lenet"):
+        network = gitbench.load_model(model, smooth)
+        raw = client_update(network, *victims(smooth, 8, 1))
+        noise = raw.map(lambda _, tensor: torch.randn(tensor.shape, generator=torch.Generator().manual_seed(7)) * tensor.std())
+        assert gain(spec, smooth, model, update=noise) < 1
+
+
+@pytest.mark.parametrize("spec", ATTACKS)
+def test_attack_reads_only_what_its_manifest_names(spec: str, data: Data) -> None:
+    attack = load_attack(spec)
+    assert "labels" not in attack.requires | attack.uses
+    assert "batchnorm_statistics" not in attack.requires | attack.uses
+
+
+# ------------------------------------------------------------------ models
+
+
+@pytest.mark.parametrize("spec", MODELS)
+def test_model_maps_images_to_logits_and_is_deterministic(spec: str, data: Data) -> None:
+    found = make_data(size=32, public=8, private=4) if "torchvision" in spec else data
+    first, second, other = (gitbench.load_model(spec, found, seed=seed) for seed in (0, 0, 1))
+    with torch.no_grad():
+        logits = [model(found.public.inputs[:2]) for model in (first, second, other)]
+    assert logits[0].shape == (2, found.classes)
+    assert torch.isfinite(logits[0]).all()
+    assert torch.equal(logits[0], logits[1])
+    assert not torch.equal(logits[0], logits[2])
+    assert not first.training
+
+
+@pytest.mark.parametrize("spec", MODELS)
+def test_model_normalises_in_its_first_layer(spec: str, data: Data) -> None:
+    found = make_data(size=32, public=8, private=4) if "torchvision" in spec else data
+    model = gitbench.load_model(spec, found)
+    assert type(next(iter(model.children()))).__name__ == "Normalize"
+
+
+@pytest.mark.parametrize("spec", MODELS)
+def test_model_gradients_can_be_taken_and_matched(spec: str, data: Data) -> None:
+    found = make_data(size=32, public=8, private=4) if "torchvision" in spec else data
+    model = gitbench.load_model(spec, found)
+    inputs = found.private.inputs[:2][:, None].clone().requires_grad_(True)
+    update = gradients(model, inputs, found.private.labels[:2][:, None])
+    assert list(update.tensors) == [name for name, _ in model.named_parameters()]
+    (second,) = torch.autograd.grad(update.flatten().square().sum(), inputs)
+    assert torch.isfinite(second).all()
+    assert second.abs().sum() > 0
+
+
+# ------------------------------------------------------------------ datasets
+
+
+def arguments_of(name: str, tmp_path, tiny_npz) -> str:
+    if name == "npz":
+        return f"npz(path={str(tiny_npz)!r})"
+    if name == "folder":
+        from PIL import Image
+
+        for split in ("train", "test"):
+            for label in ("a", "b"):
+                folder = tmp_path / split / label
+                folder.mkdir(parents=True)
+                Image.effect_noise((10, 12), 50).convert("RGB").save(folder / "x.png")
+        return f"folder(path={str(tmp_path)!r}, size=8)"
+    return name
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_dataset_loads_or_says_what_is_missing(name: str, tmp_path, tiny_npz) -> None:
+    if issubclass(load("dataset", Part(name)), _TorchvisionSet):
+        with pytest.raises(DataError, match="nowhere"):
+            gitbench.load_dataset(f"{name}(root={str(tmp_path / 'nowhere')!r})")
+        return
+    first, second = (gitbench.load_dataset(arguments_of(name, tmp_path / str(n), tiny_npz)) for n in (1, 2))
+    assert torch.equal(first.public.labels, second.public.labels)
+    if name != "folder":
+        assert torch.equal(first.public.inputs, second.public.inputs)
+    assert first.input_shape == tuple(first.private.inputs.shape[1:])

@@ -1,0 +1,111 @@
+"""What is not granted cannot be read."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import gitbench
+from gitbench.data import Data
+from gitbench.errors import AttackError, NotGrantedError
+from gitbench.random import make_generator
+from gitbench.threat import KNOWLEDGE, THREATS
+
+OPTIONAL = sorted(KNOWLEDGE - {"architecture"})
+ATTRIBUTE = {"parameters": "model"}
+
+
+def observation(data: Data, granted: frozenset[str]) -> gitbench.Observation:
+    model = gitbench.load_model("mlp", data)
+    inputs, labels = data.private.inputs[:2][:, None], data.private.labels[:2][:, None]
+    return gitbench.Observation(
+        update=gitbench.client_update(model, inputs, labels),
+        model=model,
+        input_shape=data.input_shape,
+        labels=labels if "labels" in granted else None,
+        public=data.public if "public" in granted else None,
+        defense=gitbench.load_defense("none") if "defense" in granted else None,
+        batchnorm_statistics={} if "batchnorm_statistics" in granted else None,
+        parameters="parameters" in granted,
+    )
+
+
+@pytest.mark.parametrize("threat", sorted(THREATS))
+def test_each_threat_model_grants_exactly_what_it_names(threat: str, data: Data) -> None:
+    found = observation(data, THREATS[threat])
+    assert found.granted == THREATS[threat]
+    for name in OPTIONAL:
+        if name in THREATS[threat]:
+            getattr(found, ATTRIBUTE.get(name, name))
+        else:
+            with pytest.raises(NotGrantedError, match=repr(name)):
+                getattr(found, ATTRIBUTE.get(name, name))
+
+
+def test_the_architecture_holds_no_values(data: Data) -> None:
+    found = observation(data, THREATS["eavesdropper"])
+    assert all(parameter.is_meta for parameter in found.architecture.parameters())
+
+
+def test_an_attack_is_shown_only_what_its_manifest_names(data: Data) -> None:
+    class Peeking(gitbench.Attack):
+        requires = frozenset({"architecture"})
+
+        def run(self, observation, state, *, generator, progress):
+            return observation.labels
+
+    with pytest.raises(NotGrantedError, match="'labels'"):
+        Peeking()(observation(data, KNOWLEDGE), generator=make_generator(0))
+
+
+def test_fitting_sees_no_update(data: Data) -> None:
+    class Cheating(gitbench.Attack):
+        def fit(self, observation, *, generator, progress):
+            return {"update": observation.update.flatten()}
+
+    with pytest.raises(NotGrantedError, match="before it sees any update"):
+        Cheating()(observation(data, KNOWLEDGE), generator=make_generator(0))
+
+
+def test_an_attack_without_its_needs_says_what_is_missing(data: Data) -> None:
+    with pytest.raises(NotGrantedError, match="ig needs parameters"):
+        gitbench.load_attack("ig")(observation(data, THREATS["eavesdropper"]), generator=make_generator(0))
+
+
+def test_ridge_needs_no_parameters(data: Data) -> None:
+    found = gitbench.load_attack("ridge")(observation(data, THREATS["eavesdropper"]), generator=make_generator(0))
+    assert found.inputs.shape == (2, 1, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        (lambda shape: None, "returned NoneType"),
+        (lambda shape: torch.zeros(1), r"returned \(1,\), expected a tensor \(2, 1, 3, 8, 8\)"),
+        (lambda shape: torch.full(shape, torch.nan), "NaN"),
+        (lambda shape: torch.full(shape, 2.0), r"pixels in \[2, 2\]"),
+    ],
+)
+def test_a_malformed_reconstruction_is_named(data: Data, output, message: str) -> None:
+    class Malformed(gitbench.Attack):
+        def run(self, observation, state, *, generator, progress):
+            return output((2, 1, 3, 8, 8))
+
+    with pytest.raises(AttackError, match=message):
+        Malformed()(observation(data, KNOWLEDGE), generator=make_generator(0))
+
+
+def test_public_updates_pass_through_the_defense_with_fresh_randomness(data: Data) -> None:
+    model = gitbench.load_model("mlp", data)
+    found = gitbench.Observation(
+        update=gitbench.client_update(model, data.private.inputs[:1][None], data.private.labels[:1][None]),
+        model=model,
+        input_shape=data.input_shape,
+        public=data.public,
+        defense=gitbench.load_defense("gaussian_noise(std=0.5)"),
+    )
+    indices, generator = torch.arange(4)[:, None], make_generator(0)
+    raw = found.public_updates(indices, generator=generator, adapt=False).flatten()
+    first, second = (found.public_updates(indices, generator=generator).flatten() for _ in range(2))
+    assert (first - raw).std().item() == pytest.approx(0.5, rel=0.1)
+    assert not torch.allclose(first, second)
