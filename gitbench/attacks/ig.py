@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -101,8 +102,8 @@ class IG(Refiner):
             def loss_of(inputs: torch.Tensor, tv: float = tv) -> torch.Tensor:
                 return objective(inputs, labels) + tv * total_variation(inputs)
 
-            done = restart * self.iterations
-            found = self._descend(loss_of, first, lr, lambda step, done=done: progress("ig", done + step, self.restarts * self.iterations))
+            done, total = restart * self.iterations, self.restarts * self.iterations
+            found = self._descend(loss_of, first, lr, functools.partial(_tell, progress, done, total))
             with torch.no_grad():
                 loss = objective(found, labels)
             if best is None or best_loss is None:
@@ -134,3 +135,7 @@ class IG(Refiner):
             return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.iterations)
         milestones = [self.iterations * eighths // 8 for eighths in (3, 5, 7)]
         return torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
+
+
+def _tell(progress: Progress, before: int, total: int, step: int) -> None:
+    progress("ig", before + step, total)

@@ -1,0 +1,357 @@
+"""The plugin as people use it: plain, with xdist, and without xdist installed."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+import gitbench
+
+DEFENSES = """
+import gitbench
+
+class Mine(gitbench.Defense):
+    def __init__(self, *, scale: float = 0.1):
+        self.scale = scale
+
+    def protect(self, update, *, generator):
+        return update.map(lambda name, tensor: tensor * self.scale)
+
+class Zero(gitbench.Defense):
+    def protect(self, update, *, generator):
+        return update.map(lambda name, tensor: tensor * 0)
+
+class Broken(gitbench.Defense):
+    def protect(self, update, *, generator):
+        raise RuntimeError("my bad")
+
+class Nan(gitbench.Defense):
+    def protect(self, update, *, generator):
+        return update.map(lambda name, tensor: tensor * float("nan"))
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _warm(tiny_npz: Path) -> None:
+    """Import all that a run imports: pytester forgets what is first imported inside it, and torch cannot be imported twice."""
+    dataset = f"npz(path={str(tiny_npz)!r})"
+    result = gitbench.evaluate(
+        attack="ridge+ig(iterations=1)", defense="gaussian_noise(std=0.1)", model="mlp", dataset=dataset, victims=2, device="cpu"
+    )
+    assert result.status == "done", result.error
+
+
+@pytest.fixture
+def bench(pytester: pytest.Pytester, tiny_npz: Path):
+    """A folder whose [tool.gitbench] makes a matrix of seconds: 8x8 images, mlp, ridge."""
+    pytester.makepyprojecttoml(
+        f"""
+        [tool.gitbench]
+        dataset = "npz(path={str(tiny_npz)!r})"
+        model = ["mlp(hidden=(24,))"]
+        attack = ["ridge"]
+        defense = ["none", "clipping(max_norm=100.0)", "gaussian_noise(std=5.0)"]
+        known_leaks = ["*/clipping(max_norm=100.0)/*", "*/defenses.py:Known/*"]
+        victims = 12
+        threads = 1
+        """
+    )
+    pytester.makepyfile(defenses=DEFENSES)
+    pytester.makepyfile(test_other="def test_other(): raise AssertionError('not mine to run')")
+    return pytester
+
+
+def name(defense: str, attack: str = "ridge") -> str:
+    return f"*/mlp(hidden=(24,))/{defense}/{attack}"
+
+
+def run(bench: pytest.Pytester, *arguments: str) -> pytest.RunResult:
+    """In this process, where torch is imported already; in its own where plugins differ."""
+    own = "-n" in arguments or "no:xdist" in arguments
+    return (bench.runpytest_subprocess if own else bench.runpytest_inprocess)("--gitbench", *arguments)
+
+
+def cases(folder: Path) -> dict[str, dict]:
+    return {path.stem: json.loads(path.read_text()) for path in sorted((folder / ".gitbench" / "cases").glob("*.json"))}
+
+
+def stable(found: dict[str, dict]) -> dict[str, dict]:
+    """Results without what no two runs share: times and memory."""
+    return {key: {name: value for name, value in case.items() if name not in ("cost", "finished_at")} for key, case in found.items()}
+
+
+@pytest.mark.parametrize("extra", [(), ("-n", "2"), ("-p", "no:xdist")], ids=["plain", "n2", "no-xdist"])
+def test_the_matrix_runs_and_only_it(bench: pytest.Pytester, extra: tuple[str, ...]) -> None:
+    result = run(bench, *extra, "--junit-xml=out.xml")
+    result.assert_outcomes(passed=2, xfailed=1)
+    result.stdout.fnmatch_lines(["*gitbench: 3 cells, profile quick*", "*none/ridge*leaks*dB*", "npz(*mlp*ridge*", "*next:*"])
+    result.stdout.no_fnmatch_line("*test_other*")
+    result.stdout.fnmatch_lines(["leaderboard: leaderboards/*"])
+    names = [case.get("name") for case in ET.parse(bench.path / "out.xml").iter("testcase")]
+    assert len(names) == 3
+    assert all(name.endswith("/ridge") for name in names)
+
+
+def test_results_are_the_same_with_xdist_and_without(bench: pytest.Pytester) -> None:
+    run(bench, "--gitbench-attack", "ridge", "--gitbench-attack", "ig(iterations=20)")
+    plain = stable(cases(bench.path))
+    (bench.path / ".gitbench").rename(bench.path / "first")
+    run(bench, "-n", "2", "--gitbench-attack", "ridge", "--gitbench-attack", "ig(iterations=20)")
+    assert stable(cases(bench.path)) == plain
+    assert len(plain) == 6
+
+
+def test_a_second_run_measures_nothing(bench: pytest.Pytester) -> None:
+    run(bench)
+    before = {path: path.stat().st_mtime_ns for path in (bench.path / ".gitbench" / "cases").iterdir()}
+    run(bench).assert_outcomes(passed=2, xfailed=1)
+    assert {path: path.stat().st_mtime_ns for path in (bench.path / ".gitbench" / "cases").iterdir()} == before
+    run(bench, "--gitbench-fresh")
+    after = {path: path.stat().st_mtime_ns for path in (bench.path / ".gitbench" / "cases").iterdir()}
+    assert after.keys() == before.keys()
+    assert all(after[path] > before[path] for path in before)
+
+
+def test_result_files_follow_the_contract(bench: pytest.Pytester) -> None:
+    run(bench)
+    for case_id, case in cases(bench.path).items():
+        assert case["schema"] == 1
+        assert case["case_id"] == case_id
+        assert case["status"] == "done"
+        assert {"dataset", "model", "defense", "attack", "knowledge", "victims", "batch_size", "seed"} <= set(case["case"])
+        assert set(case["metrics"]) == {"mse", "psnr", "psnr_gain", "ssim", "lpips", "identification"}
+        for measure in case["metrics"].values():
+            assert measure["low"] <= measure["mean"] <= measure["high"]
+            assert len(measure["values"]) == 12
+        assert set(case["cost"]) == {"fit_seconds", "attack_seconds", "peak_memory_mb"}
+        assert {"gitbench", "torch", "python", "device"} <= set(case["environment"])
+        assert (bench.path / ".gitbench" / "pictures" / f"{case_id}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_collect_only_lists_ids_and_imports_no_torch(bench: pytest.Pytester) -> None:
+    bench.makeconftest("import sys\ndef pytest_unconfigure():\n    print('torch' in sys.modules, 'numpy' in sys.modules)")
+    result = bench.runpytest_subprocess("--gitbench", "--collect-only", "-q")
+    result.stdout.fnmatch_lines(["gitbench::npz(*)/mlp(hidden=(24,))/none/ridge", "3 tests collected*", "False False"])
+    assert not (bench.path / ".gitbench").exists()
+
+
+def test_k_selects_and_a_partial_run_keeps_the_complete_table(bench: pytest.Pytester) -> None:
+    run(bench)
+    (board,) = (bench.path / "leaderboards").iterdir()
+    complete = board.read_text()
+    result = run(bench, "-k", "gaussian_noise", "--gitbench-results", "other")
+    result.assert_outcomes(passed=1, deselected=2)
+    result.stdout.fnmatch_lines(["leaderboard *not written, not measured yet:*clipping*"])
+    assert board.read_text() == complete
+
+
+def test_a_run_of_other_cells_keeps_the_complete_table(bench: pytest.Pytester) -> None:
+    run(bench)
+    (board,) = (bench.path / "leaderboards").iterdir()
+    complete = board.read_text()
+    result = run(bench, "--gitbench-defense", "clipping(max_norm=7.0)")
+    result.stdout.fnmatch_lines(["leaderboard *not written, it holds cells that this run did not measure*"])
+    assert board.read_text() == complete
+
+
+def test_one_cell_can_be_named_by_its_id(bench: pytest.Pytester) -> None:
+    listed = run(bench, "--collect-only", "-q").outlines
+    (one,) = [line for line in listed if "gaussian_noise" in line]
+    run(bench, one).assert_outcomes(passed=1)
+    result = run(bench, one.replace("ridge", "rigde"))
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*no cell *rigde*--collect-only*"])
+
+
+def test_a_leaking_defense_of_the_users_own_is_red(bench: pytest.Pytester) -> None:
+    result = run(bench, "--gitbench-defense", "defenses.py:Mine(scale=0.5)")
+    result.assert_outcomes(failed=1)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["*psnr_gain * is past the threshold of 3 dB*", "next: pytest --gitbench --lf*"])
+
+
+def test_lf_and_x(bench: pytest.Pytester) -> None:
+    axis = (
+        "--gitbench-defense",
+        "defenses.py:Mine",
+        "--gitbench-defense",
+        "defenses.py:Zero",
+        "--gitbench-defense",
+        "defenses.py:Mine(scale=2.0)",
+    )
+    run(bench, *axis).assert_outcomes(passed=1, failed=2)
+    run(bench, "--lf", *axis).assert_outcomes(failed=2, deselected=1)
+    run(bench, "-x", *axis).assert_outcomes(failed=1)
+
+
+def test_a_defense_that_fails_is_named_and_the_run_goes_on(bench: pytest.Pytester) -> None:
+    result = run(bench, *(f"--gitbench-defense=defenses.py:{name}" for name in ("Broken", "Nan", "Zero")))
+    result.assert_outcomes(failed=2, passed=1)
+    result.stdout.fnmatch_lines(
+        ["*The defense defenses.py:Broken raised RuntimeError: my bad*", "*The defense defenses.py:Nan returned * NaN*"]
+    )
+    by_defense = {case["case"]["defense"]: case for case in cases(bench.path).values()}
+    assert by_defense["defenses.py:Broken"]["status"] == "error"
+    assert "my bad" in by_defense["defenses.py:Broken"]["error"]
+    assert by_defense["defenses.py:Zero"]["verdict"] == "holds"
+
+
+def test_an_edited_defense_is_measured_again(bench: pytest.Pytester) -> None:
+    run(bench, "--gitbench-defense", "defenses.py:Mine")
+    first = set(cases(bench.path))
+    source = bench.path / "defenses.py"
+    source.write_text(source.read_text().replace("tensor * self.scale", "tensor * self.scale * 0"))
+    run(bench, "--gitbench-defense", "defenses.py:Mine").assert_outcomes(passed=1)
+    assert len(set(cases(bench.path)) - first) == 1
+
+
+def test_fails_closed_when_no_attack_passes_its_control(bench: pytest.Pytester) -> None:
+    result = run(
+        bench, "--gitbench-attack", "ig(iterations=1)", "--gitbench-defense", "none", "--gitbench-defense", "gaussian_noise(std=5.0)"
+    )
+    result.assert_outcomes(skipped=1, failed=1)
+    result.stdout.fnmatch_lines(["*control does not leak*no other attack of this run passed its control*"])
+
+
+def test_an_attack_without_control_is_skipped_where_another_has_one(bench: pytest.Pytester) -> None:
+    result = run(
+        bench, "--gitbench-attack", "ridge", "--gitbench-attack", "ig(iterations=1)", "--gitbench-defense", "gaussian_noise(std=5.0)", "-rs"
+    )
+    result.assert_outcomes(passed=1, skipped=1)
+    result.stdout.fnmatch_lines(["*this attack proves nothing here*"])
+
+
+def test_an_attack_that_is_granted_too_little_is_skipped(bench: pytest.Pytester) -> None:
+    result = run(
+        bench,
+        "--gitbench-threat",
+        "eavesdropper",
+        "--gitbench-attack",
+        "ridge",
+        "--gitbench-attack",
+        "ig",
+        "--gitbench-defense",
+        "none",
+        "-rs",
+    )
+    result.assert_outcomes(passed=1, skipped=1)
+    result.stdout.fnmatch_lines(["*ig needs parameters, which the threat model eavesdropper does not grant*"])
+
+
+def test_seeds_are_pooled_in_one_cell(bench: pytest.Pytester) -> None:
+    run(bench, "--gitbench-seeds", "2", "--gitbench-victims", "6").assert_outcomes(passed=2, xfailed=1)
+    assert sorted(case["case"]["seed"] for case in cases(bench.path).values()) == [0, 0, 0, 1, 1, 1]
+
+
+def test_an_undecided_cell_fails_and_says_what_to_do(bench: pytest.Pytester) -> None:
+    run(bench, "--gitbench-defense", "none")
+    (control,) = cases(bench.path).values()
+    gain = control["metrics"]["psnr_gain"]
+    middle = (gain["low"] + gain["mean"]) / 2
+    run(bench, "--gitbench-defense", "none", "--gitbench-threshold", f"psnr_gain={gain['mean']}").assert_outcomes(skipped=1)
+    result = run(bench, "--gitbench-defense", "defenses.py:Mine(scale=1.0)", "--gitbench-threshold", f"psnr_gain={middle}")
+    result.assert_outcomes(failed=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--gitbench-attack", "rigde"), "Unknown attack 'rigde'.*Did you mean 'ridge'"),
+        (("--gitbench-defense", "prunning(rate=0.9)"), "Did you mean 'pruning'"),
+        (("--gitbench-defense", "pruning(rat=0.9)"), "takes no option 'rat'.*Did you mean 'rate'"),
+        (("--gitbench-defense", "pruning"), "needs rate"),
+        (("--gitbench-defense", "pruning(rate=7)"), r"expected rate in \[0, 1\], got 7"),
+        (("--gitbench-defense", "pruning(rate=__import__('os'))"), "must be a literal"),
+        (("--gitbench-defense", "nowhere.py:Mine"), "names the file nowhere.py, which does not exist"),
+        (("--gitbench-defense", "defenses.py:Mien"), "has no 'Mien'.*Did you mean 'Mine'"),
+        (("--gitbench-model", "lenett"), "Did you mean 'lenet'"),
+        (("--gitbench-dataset", "foto"), "Did you mean 'photos'"),
+        (("--gitbench-profile", "quik"), "Did you mean 'quick'"),
+        (("--gitbench-threat", "sever"), "Did you mean 'server'"),
+        (("--gitbench-threshold", "psnr=high"), "Expected a number"),
+        (("--gitbench-threshold", "pnsr=3"), "Did you mean 'psnr'"),
+        (("--gitbench-victims", "0"), "victims"),
+        (("--gitbench-seeds", "many"), "seeds"),
+        (("--gitbench-device", "gpu"), "device"),
+        (("--gitbench-baseline", "nowhere"), "Expected a baseline at nowhere"),
+    ],
+)
+def test_bad_options_are_usage_errors_before_anything_runs(bench: pytest.Pytester, arguments: tuple[str, ...], message: str) -> None:
+    result = run(bench, *arguments)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert re.search(message, "\n".join(result.errlines)), result.errlines
+    assert not (bench.path / ".gitbench").exists()
+
+
+def test_unknown_keys_in_pyproject_are_usage_errors(pytester: pytest.Pytester) -> None:
+    pytester.makepyprojecttoml("[tool.gitbench]\nvictim = 3")
+    result = pytester.runpytest_inprocess("--gitbench")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*Did you mean 'victims'*"])
+
+
+def test_a_regression_against_a_baseline_fails(bench: pytest.Pytester) -> None:
+    source = bench.path / "defenses.py"
+    plain = source.read_text()
+    weak = "\nclass Known(gitbench.Defense):\n    def protect(self, update, *, generator):\n        return update.map(lambda n, t: t * {factor})\n"
+    source.write_text(plain + weak.format(factor=0))
+    options = ("--gitbench-defense", "defenses.py:Known", "-rx")
+    run(bench, *options, "--gitbench-results", "before").assert_outcomes(passed=1)
+    source.write_text(plain + weak.format(factor=1))
+    result = run(bench, *options, "--gitbench-baseline", "before")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*regression: psnr_gain leaks * more than the baseline*"])
+
+
+def test_help_names_every_option_of_the_contract(pytester: pytest.Pytester) -> None:
+    text = "\n".join(pytester.runpytest_inprocess("--help").outlines)
+    for option in (
+        "", "-profile", "-attack", "-defense", "-model", "-dataset", "-seeds", "-victims", "-batch-size", "-device", "-threat",
+        "-threshold", "-results", "-leaderboard", "-fresh", "-baseline",
+    ):  # fmt: skip
+        assert f"--gitbench{option}" in text
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+def test_the_fixture_reports_on_a_defense(bench: pytest.Pytester, enabled: bool) -> None:
+    bench.makepyfile(
+        test_mine="""
+        import pytest
+        from defenses import Mine, Zero
+
+        @pytest.mark.gitbench(attacks=["ridge"])
+        def test_zero_holds(gitbench_evaluate):
+            report = gitbench_evaluate(Zero())
+            assert report.verdict == "holds", report
+
+        @pytest.mark.gitbench(attacks=["ridge"])
+        def test_mine_holds(gitbench_evaluate):
+            report = gitbench_evaluate(Mine(scale=0.5))
+            assert report.verdict == "holds", report
+        """
+    )
+    result = bench.runpytest_inprocess("test_mine.py", *(["--gitbench"] if enabled else []), "-p", "no:cacheprovider")
+    if enabled:
+        result.assert_outcomes(passed=2, xfailed=1)
+        return
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*verdict: leaks*", "*picture: *.png*"])
+
+
+def test_plugin_costs_nothing_when_it_is_not_enabled() -> None:
+    code = (
+        "import sys, pytest_gitbench.plugin as plugin\n"
+        "heavy = {'torch', 'numpy', 'pandas', 'pydantic', 'scipy', 'gitbench'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    found = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "pytest", "--version"], capture_output=True, text=True, check=True
+    ).stderr
+    assert not re.search(r"\| +(torch|numpy|pandas|pydantic|gitbench)$", found, flags=re.MULTILINE)
