@@ -10,6 +10,7 @@ from torch import nn
 from gitbench import registry
 from gitbench.component import Component
 from gitbench.data import Split
+from gitbench.random import make_generator
 from gitbench.spec import parse_spec
 from gitbench.update import Update
 
@@ -51,11 +52,30 @@ class Defense(Component):
     def expected(self, update: Update, *, observed: Update) -> Update:
         """The defense's deterministic part, differentiable: how an adaptive attacker sees its own gradient.
 
+        By default :meth:`protect` itself where it is deterministic (two generators, one result) and can
+        be differentiated, and the identity where it is not. Override it where more is known.
+
         Args:
             update: the attacker's gradient; ``per_example`` is there when the defense needs it.
             observed: what the client sent, for what it reveals (which entries were pruned, say).
         """
-        return update
+        if not self._deterministic(update):
+            return update
+        protected = self.protect(update, generator=make_generator(0))
+        lost = _differentiable(update) and not _differentiable(protected)
+        return update if lost else protected
+
+    def _deterministic(self, update: Update) -> bool:
+        found = vars(self).get("_is_deterministic")
+        if found is None:
+            plain = update.detach()
+            first, second = (self.protect(plain, generator=make_generator(seed)).flatten() for seed in (0, 1))
+            found = vars(self)["_is_deterministic"] = torch.equal(first, second)
+        return bool(found)
+
+
+def _differentiable(update: Update) -> bool:
+    return any(tensor.requires_grad for tensor in update.tensors.values())
 
 
 class Composition(Defense):

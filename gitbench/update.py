@@ -36,6 +36,11 @@ class Update:
         """A new update with ``function(name, tensor)`` in place of each tensor."""
         return Update({name: function(name, tensor) for name, tensor in self.tensors.items()})
 
+    def detach(self) -> Update:
+        """A copy that remembers nothing of how it was computed."""
+        every = None if self.per_example is None else {name: tensor.detach().clone() for name, tensor in self.per_example.items()}
+        return Update({name: tensor.detach().clone() for name, tensor in self.tensors.items()}, every)
+
     def flatten(self) -> torch.Tensor:
         """All tensors side by side: ``(V, D)``."""
         return torch.cat([tensor.flatten(1) for tensor in self.tensors.values()], dim=1)

@@ -164,3 +164,24 @@ def test_expected_is_the_deterministic_part() -> None:
 def test_impossible_options_are_refused(spec: str) -> None:
     with pytest.raises(SpecError, match="refuses its options: expected"):
         gitbench.load_defense(spec)
+
+
+class Quantised(gitbench.Defense):
+    def protect(self, update, *, generator):
+        return update.map(lambda name, tensor: tensor.detach().round())
+
+
+class Halved(gitbench.Defense):
+    def protect(self, update, *, generator):
+        return update.map(lambda name, tensor: tensor / 2)
+
+
+def test_a_deterministic_defense_is_matched_through_by_default() -> None:
+    update = random_update()
+    tracked = update.map(lambda _, tensor: tensor.requires_grad_(True))
+    halved = Halved().expected(tracked, observed=update)
+    torch.testing.assert_close(halved.flatten(), update.flatten() / 2)
+    assert halved.flatten().requires_grad
+    # What cannot be differentiated, or is random, is passed by unchanged.
+    assert torch.equal(Quantised().expected(tracked, observed=update).flatten(), update.flatten())
+    assert torch.equal(gitbench.load_defense("gaussian_noise(std=1.0)").expected(update, observed=update).flatten(), update.flatten())

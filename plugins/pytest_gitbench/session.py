@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -115,7 +116,9 @@ class GitbenchSession:
     def pytest_sessionstart(self) -> None:
         terminal = self._terminal
         if terminal is not None and terminal.verbosity == 0:
-            terminal.showfspath = False  # our own lines say more than the path of no file
+            # Our own lines say more than the path of no file and a percentage.
+            terminal.showfspath = False
+            terminal._show_progress_info = False
 
     def pytest_report_header(self) -> list[str]:
         config = self.config
@@ -133,7 +136,7 @@ class GitbenchSession:
         status = lines.status_of(report)
         terminal = self._terminal
         if terminal is not None and terminal.verbosity == 0:
-            return status, "", ""  # pytest_runtest_logreport below writes the line
+            return status, "", status.upper()  # pytest_runtest_logreport below writes the line
         found = lines.properties(report)
         letters = {"passed": ".", "failed": "F", "skipped": "s", "xfailed": "x"}
         return status, letters[status], f"{status.upper()} {found.get('gitbench', '')} {lines.figures(found)}".rstrip()
@@ -184,7 +187,9 @@ class GitbenchSession:
         told.append(f"pictures: {self.config.results / 'pictures'}")
         worst = next((report for report in self._reports.values() if report.failed), None)
         if worst is not None:
-            told.append(f"next: pytest --gitbench --lf   or one cell: pytest --gitbench '{worst.nodeid}'")
+            options = [arg for arg in self._pytest_config.invocation_params.args if not str(arg).startswith(f"{RUN_ID}::")]
+            command = shlex.join(["pytest", *map(str, options)])
+            told.append(f"next: {command} --lf   or one cell: {command} {shlex.quote(worst.nodeid)}")
         else:
             told.append("next: test your own defense: pytest --gitbench --gitbench-defense path/to/file.py:Name")
         return told

@@ -1,0 +1,101 @@
+"""kill -9 at random moments loses nothing that was finished, and nothing is measured twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+KILLS = 20
+
+ATTACK = """
+import os, time
+from pathlib import Path
+import torch
+import gitbench
+
+class Logged(gitbench.Attack):
+    '''Says in a log that it measured; takes a moment, so that kills hit it.'''
+    requires = frozenset({"architecture"})
+
+    def __init__(self, *, which: int = 0):
+        self.which = which
+
+    def run(self, observation, state, *, generator, progress):
+        time.sleep(0.05)
+        with Path("measured.log").open("a") as log:
+            log.write(f"{os.getpid()} {self.which}\\n")
+        shape = (observation.update.victims, observation.batch_size, *observation.input_shape)
+        return torch.rand(shape, generator=generator)
+"""
+
+# The parent imports torch once and forks: a run then starts in milliseconds, so that twenty kills take seconds.
+SERVER = """
+import os, sys
+import pytest, torch
+torch.set_num_threads(1)
+import gitbench.evaluation, gitbench.metrics.perceptual, torchvision
+gitbench.metrics.perceptual._network(torch.device("cpu"))
+import pytest_gitbench.session
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        null = os.open(os.devnull, os.O_RDWR)
+        sys.stdout.flush()
+        os.dup2(null, 0); os.dup2(null, 1)
+        os._exit(pytest.main(["--gitbench", "-q", "-p", "no:cacheprovider"]))
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+def finished(folder: Path) -> dict[str, tuple[int, bytes]]:
+    found = {}
+    for path in (folder / ".gitbench" / "cases").glob("*.json"):
+        assert json.loads(path.read_text())["status"] == "done"  # never half a file
+        found[path.name] = (path.stat().st_mtime_ns, path.read_bytes())
+    return found
+
+
+def test_twenty_kills_lose_nothing_and_repeat_nothing(tmp_path: Path, tiny_npz: Path) -> None:
+    (tmp_path / "attacks.py").write_text(ATTACK)
+    (tmp_path / "server.py").write_text(SERVER)
+    attacks = [f"attacks.py:Logged(which={which})" for which in range(40)]
+    (tmp_path / "pyproject.toml").write_text(
+        f"[tool.gitbench]\ndataset = [\"npz(path='{tiny_npz}')\"]\nmodel = ['mlp']\ndefense = ['none']\nvictims = 2\nthreads = 1\nattack = {attacks!r}\n"
+    )
+    moments = random.Random(0)
+    server = subprocess.Popen([sys.executable, "server.py"], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert server.stdin is not None
+    assert server.stdout is not None
+    before: dict[str, tuple[int, bytes]] = {}
+    killed = 0
+    try:
+        for kill in range(KILLS + 1):
+            server.stdin.write("run\n")
+            server.stdin.flush()
+            child = int(server.stdout.readline())
+            if kill < KILLS:
+                time.sleep(moments.uniform(0.1, 1.2))
+                os.kill(child, signal.SIGKILL)  # still unreaped at worst: never somebody else's process
+            status = int(server.stdout.readline())
+            killed += status == -signal.SIGKILL
+            after = finished(tmp_path)
+            for name, content in before.items():
+                assert after.get(name) == content, f"{name} was finished before and has been lost or measured again"
+            before = after
+    finally:
+        server.stdin.close()
+        server.wait(timeout=30)
+        server.stdout.close()
+    assert killed >= 5, "the run ended before most kills: make the matrix longer"
+    assert len(before) == len(attacks)
+    log = (tmp_path / "measured.log").read_text().split("\n")[:-1]
+    # Only a case in flight at a kill may be measured again.
+    assert len(attacks) <= len(log) <= len(attacks) + killed
+    assert not list((tmp_path / ".gitbench" / "cases").glob("*.damaged"))
