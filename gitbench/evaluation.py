@@ -126,7 +126,7 @@ class Chain:
                 peak_memory_mb=peak_memory_mb(self.device),
             ),
             environment=self.environment(),
-            settings=settings(attack),
+            settings={**settings(attack), "model.mode": "train" if model.training else "eval"},
             finished_at=_now(),
         )
 

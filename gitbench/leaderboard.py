@@ -54,7 +54,7 @@ def render(table: Table) -> str:
     shown = ", ".join(f"{key} {value}" for key, value in table.setting.items())
     gate = ", ".join(f"{metric} {METRICS[metric].arrow} {value:g} {METRICS[metric].unit}".strip() for metric, value in table.gate.items())
     cells = json.dumps(sorted("/".join(key) for key in (*table.results, *table.not_applicable)))
-    mode = "train" if re.search(r"mode='train'", table.model) else "eval"
+    mode = first.settings.get("model.mode", "eval")
     lines = [
         f"# {_escaped(table.dataset)} · {_escaped(table.model)}",
         "",
@@ -217,7 +217,7 @@ def _attacks(table: Table) -> str:
 def _settings(table: Table) -> list[str]:
     lines: dict[str, str] = {}
     for (_, attack), results in table.results.items():
-        options = ", ".join(f"{key}={value}" for key, value in results[0].settings.items())
+        options = ", ".join(f"{key}={value}" for key, value in results[0].settings.items() if key != "model.mode")
         lines.setdefault(attack, f"- {_code(attack)}: {_escaped(options)}")
     return list(lines.values())
 
