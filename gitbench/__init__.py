@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from gitbench.attack import Reconstruction as Reconstruction
     from gitbench.attack import Refiner as Refiner
     from gitbench.attack import load_attack as load_attack
+    from gitbench.bench import evaluate as evaluate
     from gitbench.client import client_update as client_update
     from gitbench.data import Data as Data
     from gitbench.data import Dataset as Dataset
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from gitbench.defense import Defense as Defense
     from gitbench.defense import load_defense as load_defense
     from gitbench.errors import GitbenchError as GitbenchError
-    from gitbench.evaluation import evaluate as evaluate
     from gitbench.model import ModelFactory as ModelFactory
     from gitbench.model import load_model as load_model
     from gitbench.observation import Observation as Observation
@@ -46,7 +46,7 @@ _WHERE = {
     "Split": "data",
     "Update": "update",
     "client_update": "client",
-    "evaluate": "evaluation",
+    "evaluate": "bench",
     "load_attack": "attack",
     "load_dataset": "data",
     "load_defense": "defense",

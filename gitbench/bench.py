@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import sys
+import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gitbench.case import Case
+from gitbench import registry
+from gitbench.case import UNDEFENDED, Case, make_case
 from gitbench.progress import Progress, silent
 from gitbench.result import Baselines, Result
+from gitbench.spec import parse_spec
 from gitbench.store import Store
 from gitbench.verdict import DEFAULT_GATE, judge_results
 
@@ -103,3 +108,86 @@ class Bench:
             means = {name: measure.mean for name, measure in control.metrics.items()}
             changes["baselines"] = Baselines(blind=result.baselines.blind, control=means)
         return result.model_copy(update=changes)
+
+
+def evaluate(
+    *,
+    attack: str,
+    defense: str | Defense = UNDEFENDED,
+    model: str = "lenet",
+    dataset: str = "photos",
+    threat: str = "server",
+    profile: str = "standard",
+    victims: int = 16,
+    batch_size: int = 1,
+    seed: int = 0,
+    device: str = "auto",
+    gate: Mapping[str, float] = DEFAULT_GATE,
+    results: str | Path | None = None,
+    progress: Progress = silent,
+) -> Result:
+    """Measure one case and its control.
+
+    Args:
+        attack: SPEC.
+        defense: SPEC, or a defense.
+        model: SPEC.
+        dataset: SPEC.
+        threat: ``server``, ``eavesdropper`` or ``upper-bound``.
+        profile: budget of the attack: ``quick``, ``standard`` or ``paper``.
+        victims: private batches to attack.
+        batch_size: inputs per victim.
+        seed: of victims, model, defense and attack.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        gate: metric name to threshold.
+        results: folder to keep results in and take them from; None measures anew.
+        progress: told what is going on.
+
+    Raises:
+        SpecError: a SPEC cannot be read or names something unknown.
+        ConfigError: unknown threat model or device.
+    """
+    case = case_of(
+        attack=attack, defense=defense, model=model, dataset=dataset, threat=threat, profile=profile,
+        victims=victims, batch_size=batch_size, seed=seed,
+    )  # fmt: skip
+    store = Store(Path(results)) if results is not None else None
+    bench = Bench(store=store, device=device, gate=gate, progress=progress)
+    return bench.measure(case, defense=None if isinstance(defense, str) else defense)
+
+
+def case_of(
+    *,
+    attack: str,
+    defense: str | Defense,
+    model: str,
+    dataset: str,
+    threat: str,
+    profile: str,
+    victims: int,
+    batch_size: int,
+    seed: int,
+) -> Case:
+    """The case of :func:`evaluate`'s arguments, checked; a defense given as an object goes by its repr."""
+    if not isinstance(defense, str):
+        defense_spec, defense_code = parse_spec("defense", repr(defense)), _code_of(defense)
+    else:
+        defense_spec, defense_code = parse_spec("defense", defense), None
+        registry.check(defense_spec)
+    specs = {"attack": parse_spec("attack", attack), "model": parse_spec("model", model), "dataset": parse_spec("dataset", dataset)}
+    for spec in specs.values():
+        registry.check(spec)
+    return make_case(
+        **specs, defense=defense_spec, defense_code=defense_code, threat=threat, profile=profile,
+        victims=victims, batch_size=batch_size, seed=seed,
+    )  # fmt: skip
+
+
+def _code_of(defense: Defense) -> str:
+    """Digest of the source of a defense that was passed as an object."""
+    module = sys.modules.get(type(defense).__module__)
+    file = getattr(module, "__file__", None)
+    if not file:
+        warnings.warn(f"The source of {defense!r} cannot be found: an edit to it will go unnoticed.", stacklevel=2)
+        return "no-source"
+    return registry.source_digest(registry.Target(type(defense).__module__, type(defense).__name__, Path(file)))

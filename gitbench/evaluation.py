@@ -6,20 +6,14 @@ import contextlib
 import datetime
 import math
 import platform
-import sys
 import time
-import warnings
-from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from torch import nn
 
-from gitbench import registry
 from gitbench._version import __version__
 from gitbench.attack import Reconstruction, load_attack, settings
-from gitbench.bench import Bench
-from gitbench.case import UNDEFENDED, Case, make_case
+from gitbench.case import Case
 from gitbench.client import batchnorm_statistics, client_update
 from gitbench.data import Data, Split, load_dataset
 from gitbench.defense import Defense, load_defense
@@ -32,10 +26,8 @@ from gitbench.progress import Progress, silent
 from gitbench.random import make_generator
 from gitbench.result import Baselines, Cost, Environment, Measure, Result
 from gitbench.scoring import score
-from gitbench.spec import parse_spec
 from gitbench.statistics import interval
 from gitbench.store import Store
-from gitbench.verdict import DEFAULT_GATE
 
 FEW_VICTIMS = 8
 
@@ -159,79 +151,6 @@ class Chain:
         )
 
 
-def evaluate(
-    *,
-    attack: str,
-    defense: str | Defense = UNDEFENDED,
-    model: str = "lenet",
-    dataset: str = "photos",
-    threat: str = "server",
-    profile: str = "standard",
-    victims: int = 16,
-    batch_size: int = 1,
-    seed: int = 0,
-    device: str = "auto",
-    gate: Mapping[str, float] = DEFAULT_GATE,
-    results: str | Path | None = None,
-    progress: Progress = silent,
-) -> Result:
-    """Measure one case and its control.
-
-    Args:
-        attack: SPEC.
-        defense: SPEC, or a defense.
-        model: SPEC.
-        dataset: SPEC.
-        threat: ``server``, ``eavesdropper`` or ``upper-bound``.
-        profile: budget of the attack: ``quick``, ``standard`` or ``paper``.
-        victims: private batches to attack.
-        batch_size: inputs per victim.
-        seed: of victims, model, defense and attack.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        gate: metric name to threshold.
-        results: folder to keep results in and take them from; None measures anew.
-        progress: told what is going on.
-
-    Raises:
-        SpecError: a SPEC cannot be read or names something unknown.
-        ConfigError: unknown threat model or device.
-    """
-    case = case_of(
-        attack=attack, defense=defense, model=model, dataset=dataset, threat=threat, profile=profile,
-        victims=victims, batch_size=batch_size, seed=seed,
-    )  # fmt: skip
-    store = Store(Path(results)) if results is not None else None
-    bench = Bench(store=store, device=device, gate=gate, progress=progress)
-    return bench.measure(case, defense=defense if isinstance(defense, Defense) else None)
-
-
-def case_of(
-    *,
-    attack: str,
-    defense: str | Defense,
-    model: str,
-    dataset: str,
-    threat: str,
-    profile: str,
-    victims: int,
-    batch_size: int,
-    seed: int,
-) -> Case:
-    """The case of :func:`evaluate`'s arguments, checked; a defense given as an object goes by its repr."""
-    if isinstance(defense, Defense):
-        defense_spec, defense_code = parse_spec("defense", repr(defense)), _code_of(defense)
-    else:
-        defense_spec, defense_code = parse_spec("defense", defense), None
-        registry.check(defense_spec)
-    specs = {"attack": parse_spec("attack", attack), "model": parse_spec("model", model), "dataset": parse_spec("dataset", dataset)}
-    for spec in specs.values():
-        registry.check(spec)
-    return make_case(
-        **specs, defense=defense_spec, defense_code=defense_code, threat=threat, profile=profile,
-        victims=victims, batch_size=batch_size, seed=seed,
-    )  # fmt: skip
-
-
 def resolve_device(device: str) -> torch.device:
     """``auto`` takes the GPU where there is one.
 
@@ -276,16 +195,6 @@ def _measures(found: Reconstruction, inputs: torch.Tensor, data: Data) -> tuple[
         bounds = interval([per_victim])
         measures[name] = Measure(mean=bounds.mean, low=bounds.low, high=bounds.high, values=tuple(per_victim))
     return measures, Baselines(blind={name: float(values.mean()) for name, values in guess.items()}), flags
-
-
-def _code_of(defense: Defense) -> str:
-    """Digest of the source of a defense that was passed as an object."""
-    module = sys.modules.get(type(defense).__module__)
-    file = getattr(module, "__file__", None)
-    if not file:
-        warnings.warn(f"The source of {defense!r} cannot be found: an edit to it will go unnoticed.", stacklevel=2)
-        return "no-source"
-    return registry.source_digest(registry.Target(type(defense).__module__, type(defense).__name__, Path(file)))
 
 
 def _now() -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from gitbench.bench import Bench
+from gitbench.bench import Bench, case_of
 from gitbench.errors import ConfigError, nearest
 from gitbench.result import Result, Verdict
 from gitbench.store import Store
@@ -50,9 +50,6 @@ class Measurer:
         Raises:
             ConfigError: an unknown option.
         """
-        from gitbench.defense import Defense
-        from gitbench.evaluation import case_of
-
         marker = self._request.node.get_closest_marker("gitbench")
         given = {**(marker.kwargs if marker else {}), **options}
         config = read_config(self._request.config, defense=["none"], **_options(given))
@@ -64,7 +61,7 @@ class Measurer:
                     attack=attack, defense=defense, model=model, dataset=dataset, threat=config.threat, profile=config.profile,
                     victims=config.victims, batch_size=config.batch_size, seed=seed,
                 ),
-                defense=defense if isinstance(defense, Defense) else None,
+                defense=None if isinstance(defense, str) else defense,
             )
             for dataset in config.dataset for model in config.model for attack in config.attack for seed in range(config.seeds)
         ]  # fmt: skip
