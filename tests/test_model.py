@@ -44,7 +44,11 @@ def logits(model: nn.Module, data: Data) -> torch.Tensor:
 def test_lenet_is_that_of_dlg(data: Data) -> None:
     model = gitbench.load_model("lenet", data)
     convolutions = [module for module in model if isinstance(module, nn.Conv2d)]
-    assert [(layer.out_channels, layer.kernel_size, layer.stride) for layer in convolutions] == [(12, (5, 5), (2, 2)), (12, (5, 5), (2, 2)), (12, (5, 5), (1, 1))]
+    assert [(layer.out_channels, layer.kernel_size, layer.stride) for layer in convolutions] == [
+        (12, (5, 5), (2, 2)),
+        (12, (5, 5), (2, 2)),
+        (12, (5, 5), (1, 1)),
+    ]
     every = torch.cat([parameter.flatten() for parameter in model.parameters()])
     assert every.abs().max() <= 0.5
     assert every.std().item() == pytest.approx(1 / 12**0.5, rel=0.05)
@@ -90,7 +94,12 @@ def test_train_mode_uses_the_batch_and_leaves_no_trace(data: Data) -> None:
 
 @pytest.mark.parametrize(
     ("spec", "message"),
-    [("mlp(mode='test')", "mode"), ("mlp(trained_epochs=-1)", "trained_epochs"), ("torchvision(name='resnet19')", "Did you mean 'resnet18'"), ("lenet(activation='selu')", "sigmoid, tanh")],
+    [
+        ("mlp(mode='test')", "mode"),
+        ("mlp(trained_epochs=-1)", "trained_epochs"),
+        ("torchvision(name='resnet19')", "Did you mean 'resnet18'"),
+        ("lenet(activation='selu')", "sigmoid, tanh"),
+    ],
 )
 def test_bad_options_are_named(spec: str, message: str, data: Data) -> None:
     with pytest.raises(SpecError, match=message):
@@ -111,7 +120,11 @@ def test_the_users_own_factory_is_handed_what_it_takes(own: str, data: Data) -> 
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("wrong", r"Expected logits \(2, 4\)"), ("nothing", "to return a torch.nn.Module, got NoneType"), ("failing", "raised RuntimeError: no luck")],
+    [
+        ("wrong", r"Expected logits \(2, 4\)"),
+        ("nothing", "to return a torch.nn.Module, got NoneType"),
+        ("failing", "raised RuntimeError: no luck"),
+    ],
 )
 def test_a_bad_factory_is_named(own: str, name: str, message: str, data: Data) -> None:
     with pytest.raises(ModelError, match=message):

@@ -173,7 +173,7 @@ def test_a_leaking_defense_of_the_users_own_is_red(bench: pytest.Pytester) -> No
     result = run(bench, "--gitbench-defense", "defenses.py:Mine(scale=0.5)")
     result.assert_outcomes(failed=1)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    result.stdout.fnmatch_lines(["*psnr_gain * is past the threshold of 3 dB*", "next: pytest --gitbench --lf*"])
+    result.stdout.fnmatch_lines(["*psnr_gain * is past the threshold of 3 dB*", "next: pytest --gitbench *--lf *or one cell: *"])
 
 
 def test_lf_and_x(bench: pytest.Pytester) -> None:

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 import gitbench
 from gitbench import registry
+from gitbench.bench import case_of
 from gitbench.data import Dataset
 from gitbench.defense import Defense
 from gitbench.errors import SpecError
-from gitbench.evaluation import case_of
 from gitbench.spec import KINDS, Kind, Part, canonical_json, parse_spec
 
 DEFENSE = """
