@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,7 +96,7 @@ class Config(BaseModel):
     fresh: bool = False
     baseline: Path | None = None
     tolerance: FiniteFloat = 0.5
-    threads: PositiveInt = Field(default_factory=lambda: min(2, os.cpu_count() or 1))
+    threads: PositiveInt = 1
     known_leaks: tuple[str, ...] = ()
 
     @property

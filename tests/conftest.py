@@ -1,59 +1,43 @@
-"""Shared fixtures: tiny data and models, so that every test takes seconds at most."""
+"""Shared fixtures. Light: `pytest --gitbench` in this repository loads this file too, without the test libraries."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
-import torch
-from hypothesis import settings
 
-from gitbench.data import Data, Split
+if TYPE_CHECKING:
+    from gitbench.data import Data
 
 pytest_plugins = ["pytester"]
 
-SHARED = Path(__file__).parents[2] / "shared"
-CIFAR10 = SHARED / "data" / "cifar10.npz"
 
-settings.register_profile("gitbench", deadline=None, derandomize=True, max_examples=25)
-settings.load_profile("gitbench")
+def pytest_configure(config: pytest.Config) -> None:
+    if not config.option.gitbench:
+        from hypothesis import settings
+
+        settings.register_profile("gitbench", deadline=None, derandomize=True, max_examples=25)
+        settings.load_profile("gitbench")
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _two_threads() -> None:
-    torch.set_num_threads(min(2, torch.get_num_threads()))
+def _one_thread() -> None:
+    """On a busy machine the threads of tiny operations only wait for each other."""
+    import torch
 
-
-def make_data(*, size: int = 8, classes: int = 4, public: int = 96, private: int = 24, channels: int = 3, seed: int = 0) -> Data:
-    """Smooth random images: a random colour gradient each, so that they can be learned."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def split(count: int) -> Split:
-        corners = torch.rand(count, channels, 2, 2, generator=generator)
-        images = torch.nn.functional.interpolate(corners, size=(size, size), mode="bilinear", align_corners=True)
-        return Split(images.clamp(0, 1), torch.randint(0, classes, (count,), generator=generator))
-
-    return Data(split(public), split(private), classes=classes, name="tiny")
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def data() -> Data:
+    from helpers import make_data
+
     return make_data()
-
-
-def write_npz(path: Path, found: Data) -> Path:
-    """The data as an archive in the MedMNIST layout."""
-
-    def arrays(split: Split) -> tuple[np.ndarray, np.ndarray]:
-        return (split.inputs.permute(0, 2, 3, 1) * 255).round().byte().numpy(), split.labels.numpy()
-
-    train_images, train_labels = arrays(found.public)
-    test_images, test_labels = arrays(found.private)
-    np.savez(path, train_images=train_images, train_labels=train_labels, test_images=test_images, test_labels=test_labels)
-    return path
 
 
 @pytest.fixture(scope="session")
 def tiny_npz(tmp_path_factory: pytest.TempPathFactory, data: Data) -> Path:
+    from helpers import write_npz
+
     return write_npz(tmp_path_factory.mktemp("data") / "tiny.npz", data)

@@ -14,7 +14,7 @@ from gitbench.labels import infer_labels
 from gitbench.lbfgs import BatchedLbfgs
 from gitbench.matching import DISTANCES, Objective
 from gitbench.random import make_generator
-from tests.conftest import CIFAR10, make_data
+from helpers import CIFAR10, make_data
 
 
 def quadratic(victims: int, size: int, seed: int):
@@ -78,7 +78,7 @@ def test_ridge_regression_is_that_of_the_normal_equations() -> None:
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(200, 5, generator=generator, dtype=torch.float64)
     pixels = features @ torch.randn(5, 3, generator=generator, dtype=torch.float64) * 0.05 + 0.5
-    state = fit_ridge(features, pixels, holdout=0.1)
+    state = fit_ridge([features], pixels, holdout=0.1)
     design = torch.cat([features, torch.ones(200, 1, dtype=torch.float64)], 1)
     expected = design @ torch.linalg.lstsq(design, pixels).solution
     found = (features - state["feature_mean"]) @ state["weight"] + state["pixel_mean"]

@@ -12,7 +12,7 @@ from torch.nn import functional
 import gitbench
 from gitbench.client import batchnorm_statistics, gradients
 from gitbench.errors import DefenseError, ModelError
-from tests.conftest import make_data
+from helpers import make_data
 
 SPECS = ["mlp", "lenet", "lenet(activation='relu', init='default', bias=False)", "resnet(width=4)", "vit(width=16, heads=2, blocks=1)"]
 

@@ -14,7 +14,7 @@ from gitbench.errors import DataError
 from gitbench.random import make_generator
 from gitbench.registry import entry_points, load
 from gitbench.spec import Part, parse_spec
-from tests.conftest import make_data
+from helpers import make_data
 
 # Options for components that cannot be built without any; a component that can needs no line here.
 ARGUMENTS = {

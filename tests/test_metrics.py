@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -22,10 +22,19 @@ from gitbench.metrics.perceptual import lpips
 from gitbench.metrics.pixel import mse, psnr
 from gitbench.metrics.ssim import ssim
 from gitbench.scoring import assign, score
-from tests.conftest import SHARED
+from helpers import SHARED
 
 WEIGHTS = SHARED / "weights" / "lpips_alexnet_features.safetensors"
 SHAPES = [(3, 32, 32), (1, 28, 28), (3, 17, 40), (1, 11, 11), (3, 12, 64)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """On a busy machine the threads of such small convolutions only wait for one another: 0.5 s instead of 1 ms each."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def smooth(count: int, shape: tuple[int, int, int], seed: int = 0) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -57,17 +57,13 @@ class Ridge(Attack):
             progress("ridge: public updates", done + 1, len(chunks))
         pixels = public.inputs[order.flatten().to(public.inputs.device)].flatten(1)
         found = torch.cat(features).flatten(0, 1).double()
-        fitted = [fit_ridge(found, pixels, holdout=self.holdout)]
         inverse = _inverse(observation)
-        if inverse is not None:
-            fitted.append(fit_ridge(inverse(found), pixels, holdout=self.holdout))
-        chosen = min(range(len(fitted)), key=lambda index: float(fitted[index]["error"]))
-        return {**fitted[chosen], "inverted": torch.tensor(chosen)}
+        return fit_ridge([found] if inverse is None else [found, inverse(found)], pixels, holdout=self.holdout)
 
     def run(self, observation: Observation, state: State, *, generator: torch.Generator, progress: Progress) -> torch.Tensor:
         features = last_features(observation, observation.update, infer_labels(observation)).double()
         inverse = _inverse(observation)
-        if inverse is not None and bool(state["inverted"]):
+        if inverse is not None and bool(state["map"]):
             features = inverse(features)
         pixels = (features - state["feature_mean"]) @ state["weight"] + state["pixel_mean"]
         shape = (*features.shape[:2], *observation.input_shape)
@@ -107,33 +103,33 @@ def _without_bias(weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return torch.cat([row / length, length.log()], dim=2)
 
 
-def fit_ridge(features: torch.Tensor, pixels: torch.Tensor, *, holdout: float) -> dict[str, torch.Tensor]:
-    """Ridge regression in float64, the penalty chosen by squared error on the last ``holdout`` share.
+def fit_ridge(maps: Sequence[torch.Tensor], pixels: torch.Tensor, *, holdout: float) -> dict[str, torch.Tensor]:
+    """Ridge regression in float64; the features and the penalty are chosen on the last ``holdout`` share.
 
     Args:
-        features: ``(N, F)``.
+        maps: alternative features of the same images, each ``(N, F)``.
         pixels: ``(N, P)``.
 
     Returns:
-        ``feature_mean (F,)``, ``pixel_mean (P,)`` and ``weight (F, P)``, refitted on all pairs, and
-        the held-out ``error``, a scalar.
+        ``feature_mean (F,)``, ``pixel_mean (P,)`` and ``weight (F, P)``, refitted on all pairs, and the
+        index of the chosen features, ``map``.
     """
-    features, pixels = features.double(), pixels.double()
-    held = max(1, round(holdout * len(features)))
-    train, test = slice(0, len(features) - held), slice(len(features) - held, None)
-    solver = _Solver(features[train], pixels[train])
-    errors = []
-    penalties = [10.0**power for power in range(-10, 4)]
-    for penalty in penalties:
-        guess = (features[test] - solver.feature_mean) @ solver.weight(penalty) + solver.pixel_mean
-        errors.append(float((guess.clamp(0, 1) - pixels[test]).square().mean()))
-    best = penalties[errors.index(min(errors))]
-    final = _Solver(features, pixels)
+    pixels = pixels.double()
+    held = max(1, round(holdout * len(pixels)))
+    train, test = slice(0, len(pixels) - held), slice(len(pixels) - held, None)
+    errors: dict[tuple[int, float], float] = {}
+    for index, features in enumerate(maps):
+        solver = _Solver(features[train].double(), pixels[train])
+        for power in range(-10, 4):
+            guess = (features[test] - solver.feature_mean) @ solver.weight(10.0**power) + solver.pixel_mean
+            errors[index, 10.0**power] = float((guess.clamp(0, 1) - pixels[test]).square().mean())
+    chosen, penalty = min(errors, key=lambda key: errors[key])
+    final = _Solver(maps[chosen].double(), pixels)
     return {
         "feature_mean": final.feature_mean,
         "pixel_mean": final.pixel_mean,
-        "weight": final.weight(best),
-        "error": pixels.new_tensor(min(errors)),
+        "weight": final.weight(penalty),
+        "map": torch.tensor(chosen),
     }
 
 

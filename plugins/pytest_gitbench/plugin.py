@@ -17,7 +17,7 @@ _VALUES = (
     ("victims", "N", "Private batches attacked per cell and seed"),
     ("batch-size", "N", "Inputs per victim"),
     ("device", "auto|cpu|cuda", "Where to compute (default: auto)"),
-    ("threads", "N", "CPU threads per process (default: 2, or 1 on one core)"),
+    ("threads", "N", "CPU threads per process (default: 1; more processes, -n, pay better than more threads)"),
     ("threat", "NAME", "What the attacker is granted: server (default), eavesdropper or upper-bound"),
     ("results", "DIR", "Where results and trained attack models are kept (default: .gitbench)"),
     ("leaderboard", "DIR", "Where the Markdown goes (default: leaderboards); none writes nothing"),

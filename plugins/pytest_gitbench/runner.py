@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -46,9 +45,7 @@ class Runner:
         self._config = config
         self._selected = selected
         self._baseline = baseline
-        # Idle threads sleep, so that processes side by side do not fight. There are as many with xdist
-        # as without: sums are taken in the same order, and the results are the same.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        # As many threads with xdist as without: sums are taken in the same order, and results are the same.
         self._bench = Bench(
             store=store,
             device=config.device,
