@@ -36,7 +36,7 @@ def load_baseline(path: Path) -> Baseline:
     except (ValidationError, ValueError, StoreError, OSError, RecursionError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"The baseline {path} cannot be read as gitbench results: {reason}. Measure it again.") from None
-    for result in results:
+    for result in sorted(results, key=lambda result: result.finished_at):  # the latest counts
         if result.status == "done":
             found[_key(result.case)] = result
     if not found:

@@ -147,12 +147,12 @@ def make_config(settings: Mapping[str, Any], options: Mapping[str, Any]) -> Conf
     Raises:
         ConfigError: unknown key, profile, threat model or metric, or a value of the wrong kind.
     """
-    unknown = sorted(set(settings) - set(Config.model_fields))
+    unknown = sorted(str(key) for key in set(settings) - set(Config.model_fields))
     if unknown:
         raise ConfigError(f"[tool.gitbench] has no option {unknown[0]!r}.{nearest(unknown[0], Config.model_fields)}")
     given = {**settings, **{key: value for key, value in options.items() if value is not None}}
     name = given.get("profile", "quick")
-    if name not in PROFILES:
+    if not isinstance(name, str) or name not in PROFILES:
         raise ConfigError(f"Unknown profile {name!r}.{nearest(str(name), PROFILES)}")
     profile = PROFILES[name]
     merged: dict[str, Any] = {**vars(profile), "profile": name}
@@ -163,7 +163,7 @@ def make_config(settings: Mapping[str, Any], options: Mapping[str, Any]) -> Conf
     merged["threshold"] = parse_thresholds(merged["threshold"])
     if isinstance(merged.get("leaderboard"), str) and merged["leaderboard"].lower() == "none":
         merged["leaderboard"] = None
-    if merged.get("threat", "server") not in THREATS:
+    if str(merged.get("threat", "server")) not in THREATS:
         raise ConfigError(f"Unknown threat model {merged['threat']!r}.{nearest(str(merged['threat']), THREATS)}")
     try:
         return Config.model_validate(merged)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +69,8 @@ def load_dataset(dataset: str | Dataset) -> Data:
         if not isinstance(dataset, Dataset):
             raise SpecError(f"Expected a gitbench.Dataset, got {dataset!r}.")
     data = dataset.load()
+    if not isinstance(data, Data):
+        raise DataError(f"Expected load() of {dataset!r} to return a gitbench.Data, got {type(data).__name__}.")
     for which, split in (("public", data.public), ("private", data.private)):
         _check(f"{which} split of {dataset!r}", split, data.classes)
     if data.public.inputs.shape[1:] != data.private.inputs.shape[1:]:
@@ -89,8 +92,14 @@ def need_path(path: str, what: str) -> Path:
     Raises:
         DataError: it does not.
     """
-    found = Path(path).expanduser()
-    if not found.exists():
+    if not isinstance(path, str | os.PathLike):
+        raise DataError(f"Expected the path of {what}, got {path!r}.")
+    try:
+        found = Path(path).expanduser()
+        exists = found.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long, a home that is none
+        raise DataError(f"Expected {what} at {path}, but there can be none: {error}.") from error
+    if not exists:
         raise DataError(f"Expected {what} at {found}, found nothing there. Check the path; it is relative to {Path.cwd()}.")
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -44,7 +45,11 @@ def file_name(dataset: str, model: str, setting: Mapping[str, object]) -> str:
     profile = PROFILES["quick"]
     usual = {"threat": "server", "profile": "quick", "victims": profile.victims, "batch_size": profile.batch_size, "seeds": profile.seeds}
     parts = [dataset, model, *(f"{key}={value}" for key, value in setting.items() if value != usual[key])]
-    return "-".join(re.sub(r"[^\w.=]+", "_", part).strip("_") for part in parts) + ".md"
+    short = [re.sub(r"[^\w.=]+", "_", part).strip("_") for part in parts]
+    if any(re.search(r"[^\w.=]", part) and "(" in part for part in parts[:2]) or len("-".join(short)) > 200:
+        # Punctuation is what tells npz(path='a/b') from npz(path='a_b').
+        short.append(hashlib.sha256("\n".join(parts[:2]).encode()).hexdigest()[:6])
+    return "-".join(short)[-200:] + ".md"
 
 
 def render(table: Table) -> str:
@@ -54,11 +59,12 @@ def render(table: Table) -> str:
     shown = ", ".join(f"{key} {value}" for key, value in table.setting.items())
     gate = ", ".join(f"{metric} {METRICS[metric].arrow} {value:g} {METRICS[metric].unit}".strip() for metric, value in table.gate.items())
     cells = json.dumps(sorted("/".join(key) for key in (*table.results, *table.not_applicable)))
+    cells = cells.replace("--", r"\u002d\u002d")  # two dashes could end the comment; JSON reads these back
     mode = first.settings.get("model.mode", "eval")
     lines = [
         f"# {_escaped(table.dataset)} · {_escaped(table.model)}",
         "",
-        f"<!-- gitbench-cells: {cells.replace('--', '- -')} -->",
+        f"<!-- gitbench-cells: {cells} -->",
         f"- Setting: {_escaped(shown)}; BatchNorm and dropout in {mode} mode",
         f"- A cell leaks past {gate}; 95 % intervals over victims and seeds",
         (

@@ -10,6 +10,7 @@ import ast
 import functools
 import hashlib
 import importlib
+import importlib.machinery
 import importlib.util
 import sys
 from collections.abc import Iterator
@@ -78,7 +79,11 @@ def locate(kind: Kind, part: Part) -> Target:
     where, _, attribute = target.rpartition(":")
     if where.endswith(".py"):
         path = Path(where)
-        if not path.is_file():
+        try:
+            found_file = path.is_file()
+        except OSError:  # for example a name that is too long
+            found_file = False
+        if not found_file:
             raise SpecError(f"The {kind} {part.target!r} names the file {where}, which does not exist.")
         digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
         return Target(f"_gitbench_file_{digest}", attribute, path)
@@ -206,14 +211,19 @@ def _signature(kind: Kind, target: Target) -> Signature | None:
         if target.attribute in assigned | imported:
             return None
         raise SpecError(f"{target.path} has no {target.attribute!r}.{nearest(target.attribute, definitions)}")
+    seen: set[str] = set()
     while isinstance(node, ast.ClassDef):
         for item in node.body:
             if isinstance(item, ast.FunctionDef) and item.name == "__init__":
                 return _arguments(item, skip=1)
-        bases = [definitions[base.id] for base in node.bases if isinstance(base, ast.Name) and base.id in definitions]
+        if any(ast.unparse(item).partition("(")[0].rpartition(".")[2] == "dataclass" for item in node.decorator_list):
+            return None  # its fields are its keywords, inherited ones included: the constructor will tell
+        seen.add(node.name)  # a class may bear the name of the base that it imports
+        named = [base.id for base in node.bases if isinstance(base, ast.Name)]
+        bases = [definitions[name] for name in named if name in definitions and name not in seen]
         if not bases:
             # Our own bases take no options; a class inherited from elsewhere may take any.
-            ours = all(ast.unparse(base).rpartition(".")[2] in _BASES for base in node.bases)
+            ours = not seen.intersection(named) and all(ast.unparse(base).rpartition(".")[2] in _BASES for base in node.bases)
             return Signature((), (), open=not ours)
         node = bases[0]
     # A model's factory is handed input_shape and classes by the loader.
@@ -242,7 +252,7 @@ def _closure(target: Target) -> set[Path]:
         if path in seen:
             continue
         seen.add(path)
-        for name in _imports(path):
+        for name in _imports(path, path.stat().st_mtime_ns, target.module if path == target.path else _module_name(path, package)):
             # gitbench/__init__.py only re-exports: following it would tie every component to every other.
             found = _module_file(name) if name.partition(".")[0] in (package, "gitbench") and name != "gitbench" else None
             if found is not None:
@@ -250,13 +260,34 @@ def _closure(target: Target) -> set[Path]:
     return seen
 
 
-def _imports(path: Path) -> Iterator[str]:
-    for node in ast.walk(_parse(path)):
+def _module_name(path: Path, package: str) -> str:
+    """The dotted name of a file that was found under ``package`` or gitbench."""
+    for top in (package, "gitbench"):
+        root = _module_file(top)
+        if root is not None and root.parent in path.parents:
+            parts = path.relative_to(root.parent).with_suffix("").parts
+            return ".".join((top, *parts))
+    return ""
+
+
+@functools.cache
+def _imports(path: Path, modified: int, module: str) -> frozenset[str]:
+    """What a file imports, by dotted name. A large matrix asks for the same few files again and again."""
+    return frozenset(_each_import(path, modified, module))
+
+
+def _each_import(path: Path, modified: int, module: str) -> Iterator[str]:
+    for node in ast.walk(_tree(path, modified)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            # An __init__.py is the package itself: its first dot takes nothing away.
+            up = node.level - (path.name == "__init__.py" and not module.endswith("__init__"))
+            parts = module.split(".")[: len(module.split(".")) - up] if node.level else []
+            source = ".".join([*parts, *([node.module] if node.module else [])])
+            if source:
+                yield source
+                yield from (f"{source}.{alias.name}" for alias in node.names)
 
 
 @functools.cache
@@ -280,7 +311,19 @@ def _module_file(name: str) -> Path | None:
 
 
 def _importable(name: str) -> bool:
+    top, *rest = name.split(".")
     try:
-        return importlib.util.find_spec(name) is not None
+        found = importlib.util.find_spec(top)
+        if found is None:
+            return False
+        if not rest or not found.origin or not found.origin.endswith(".py"):
+            return True
+        # find_spec(name) would import the parents; a compiled submodule lies beside the sources.
+        stem = Path(*rest)
+        return any(
+            Path(folder, stem.parent, stem.name + suffix).is_file()
+            for folder in found.submodule_search_locations or ()
+            for suffix in importlib.machinery.EXTENSION_SUFFIXES
+        )
     except (ImportError, ValueError, AttributeError):
         return False

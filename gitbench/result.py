@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from gitbench.case import Case
 
 SCHEMA = 1
 
+# File names that are no UTF-8 reach messages as lone surrogates, which JSON cannot hold.
+Text = Annotated[str, AfterValidator(lambda text: text.encode("utf-8", "backslashreplace").decode())]
 Verdict = Literal["holds", "leaks", "inconclusive"]
 
 
@@ -67,9 +69,9 @@ class Result(_Model):
     case: Case
     case_id: str
     status: Literal["done", "error"]
-    error: str | None = None
+    error: Text | None = None
     verdict: Verdict | None
-    verdict_reason: str
+    verdict_reason: Text
     gate: dict[str, FiniteFloat] = Field(default_factory=dict)
     metrics: dict[str, Measure] = Field(default_factory=dict)
     baselines: Baselines = Field(default_factory=Baselines)
@@ -83,6 +85,9 @@ class Result(_Model):
     def _identity(self) -> Self:
         if self.case_id != self.case.case_id:
             raise ValueError(f"case_id {self.case_id} does not belong to its case ({self.case.case_id})")
+        for name, measure in self.metrics.items():
+            if len(measure.values) != self.case.victims:
+                raise ValueError(f"{name} has {len(measure.values)} values for {self.case.victims} victims")
         return self
 
     def to_json(self) -> str:

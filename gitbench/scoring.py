@@ -41,7 +41,7 @@ def score(
     shape = truth.shape[:2]
     finite = torch.isfinite(reconstruction).flatten(2).all(dim=2)
     clean = torch.where(finite[..., None, None, None], reconstruction, 0)
-    order = assign(clean, truth)
+    order = assign(torch.where(finite[..., None, None, None], reconstruction, torch.nan), truth)
     rows = torch.arange(shape[0], device=truth.device)[:, None]
     images, finite = clean[rows, order].flatten(0, 1), finite[rows, order]
     true = truth.flatten(0, 1)
@@ -58,5 +58,7 @@ def assign(reconstruction: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     if truth.shape[1] == 1:
         return torch.zeros(truth.shape[:2], dtype=torch.long, device=truth.device)
     costs = torch.cdist(truth.flatten(2).double(), reconstruction.flatten(2).double()).square().cpu()
+    # What is not finite costs the same everywhere: it gets the truth that the others leave.
+    costs = torch.where(torch.isfinite(costs), costs, 0)
     rows = [linear_sum_assignment(cost.numpy())[1] for cost in costs]
     return torch.stack([torch.from_numpy(row) for row in rows]).to(truth.device)

@@ -76,7 +76,14 @@ def parse_spec(kind: Kind, text: str) -> Spec:
         raise SpecError(f"Expected the SPEC of a {kind} of at most {_MAX_LENGTH} characters, got {len(text)}.")
     operator = OPERATORS.get(kind)
     pieces = _split(kind, text, operator) if operator else [text]
-    return Spec(kind, tuple(_parse_part(kind, piece.strip(), text) for piece in pieces))
+    spec = Spec(kind, tuple(_parse_part(kind, piece.strip(), text) for piece in pieces))
+    try:
+        length = len(str(spec))
+    except ValueError:  # Python writes no integers of more than 4300 digits
+        length = _MAX_LENGTH + 1
+    if length > _MAX_LENGTH:  # results are stored under the canonical text: it must be readable too
+        raise SpecError(f"Expected the SPEC of a {kind} of at most {_MAX_LENGTH} characters when written out, got more.")
+    return spec
 
 
 def _call(target: str, arguments: tuple[tuple[str, object], ...]) -> str:

@@ -45,14 +45,20 @@ class Store:
         """
         path = self.case_path(case_id)
         try:
-            return read_result(path)
+            found = read_result(path)
         except FileNotFoundError:
             return None
         except ValidationError:
-            aside = path.with_suffix(".damaged")
+            found = None
+        if found is not None and found.case_id == case_id:
+            return found
+        aside = path.with_suffix(".damaged")
+        try:
             os.replace(path, aside)
-            warnings.warn(f"{path} was damaged: it is kept as {aside.name} and the case is measured again.", stacklevel=2)
-            return None
+        except OSError as error:
+            raise StoreError(f"{path} is damaged and cannot be moved to {aside.name}: {error}. Delete it.") from error
+        warnings.warn(f"{path} was damaged: it is kept as {aside.name} and the case is measured again.", stacklevel=2)
+        return None
 
     def save(self, result: Result) -> None:
         """Write one result: temporary file in the same folder, fsync, rename."""
@@ -93,16 +99,13 @@ def read_result(path: Path) -> Result:
         raise
     except OSError as error:
         raise StoreError(f"Cannot read {path}: {error}.") from error
-    try:
-        return Result.model_validate_json(text)
-    except ValidationError as error:
-        schema = _schema_of(text)
-        if schema is not None and schema > SCHEMA:
-            raise StoreError(
-                f"{path} has schema {schema}; this gitbench reads up to {SCHEMA}. "
-                "Upgrade gitbench, or choose another folder with --gitbench-results."
-            ) from error
-        raise
+    schema = _schema_of(text)
+    if schema is not None and schema > SCHEMA:
+        raise StoreError(
+            f"{path} has schema {schema}; this gitbench reads up to {SCHEMA}. "
+            "Upgrade gitbench, or choose another folder with --gitbench-results."
+        )
+    return Result.model_validate_json(text)
 
 
 def write_atomic(path: Path, content: bytes) -> None:

@@ -55,7 +55,8 @@ def judge(
                 return judgement
     if not judged:
         return Judgement("inconclusive", "no threshold was set, so nothing was judged")
-    return Judgement("holds", "; ".join(judgement.reason for judgement in judged))
+    failed = any(judgement.control_failed for judgement in judged)
+    return Judgement("holds", "; ".join(judgement.reason for judgement in judged), control_failed=failed)
 
 
 def judge_results(results: Sequence[Result], controls: Sequence[Result] | None, *, gate: Mapping[str, float]) -> Judgement:

@@ -240,9 +240,6 @@ def test_non_finite_images_are_nan_and_leave_the_others(bad: float, batch: int) 
     assert torch.equal(spoilt.nan_to_num(7), kept.nan_to_num(7))  # the argument is not written to
 
 
-@pytest.mark.xfail(
-    strict=True, reason="library bug: a non-finite reconstruction is assigned as if it were black and may take another's truth"
-)
 def test_a_non_finite_image_does_not_take_anothers_truth() -> None:
     truth = torch.stack([torch.full((3, 8, 8), 1.0), torch.full((3, 8, 8), 0.5)])[None]
     found = truth.clone()

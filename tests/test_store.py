@@ -255,7 +255,6 @@ def test_a_damaged_file_hides_no_other(store: Store) -> None:
     assert store.case_path("0000").exists()  # looking does not move it
 
 
-@pytest.mark.xfail(strict=True, reason="library bug: a valid result under another case's name is taken for that case")
 def test_a_result_under_another_cases_name_is_not_taken(store: Store) -> None:
     other = result(seed=1)
     stored(store, result().to_json(), other.case_id)
@@ -268,10 +267,7 @@ def test_a_result_under_another_cases_name_is_not_taken(store: Store) -> None:
     [
         {"schema": SCHEMA + 1, "new_key": 1},
         {"schema": 99, "metrics": [], "status": "queued"},
-        pytest.param(
-            {"schema": SCHEMA + 1},
-            marks=pytest.mark.xfail(strict=True, reason="library bug: a newer schema is taken when its keys happen to fit"),
-        ),
+        {"schema": SCHEMA + 1},
     ],
 )
 def test_a_result_of_a_newer_gitbench_is_left_alone(store: Store, changes: dict[str, object]) -> None:
@@ -311,7 +307,6 @@ def test_a_folder_in_place_of_a_result_is_named(store: Store) -> None:
         store.save(result())
 
 
-@pytest.mark.xfail(strict=True, reason="library bug: setting a damaged file aside may raise a bare OSError")
 def test_a_damaged_file_that_cannot_be_moved_is_named(store: Store) -> None:
     path = stored(store, "rubbish")
     path.with_suffix(".damaged").mkdir()
@@ -319,7 +314,6 @@ def test_a_damaged_file_that_cannot_be_moved_is_named(store: Store) -> None:
         store.load(CASE.case_id)
 
 
-@pytest.mark.xfail(strict=True, reason="library bug: an error message with an undecodable file name cannot be written as JSON")
 def test_an_error_with_an_undecodable_file_name_is_saved(store: Store) -> None:
     found = result(error="cannot open \udcff.png")
     store.save(found)
@@ -436,9 +430,6 @@ def test_a_defense_beside_a_failed_control_is_not_shown_as_holding() -> None:
     assert [row[1] for row in rows(unknown) if row[0] == "`pruning(rate=0.9)`"] == ["unknown"]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="library bug: judge() drops control_failed when all metrics hold, so the table says that 'none' holds"
-)
 def test_an_undefended_cell_is_never_shown_as_holding() -> None:
     assert "holds" not in leaderboard.render(table({("none", "ig"): [result(SAFE)]}))
 
@@ -470,12 +461,9 @@ def test_names_cannot_break_the_table() -> None:
     [
         "plain",
         NASTY,
-        *(
-            pytest.param(
-                name, marks=pytest.mark.xfail(strict=True, reason="library bug: '--' is not read back, and '--->' closes the comment")
-            )
-            for name in ("a--b", "-->", "a--->b")
-        ),
+        "a--b",
+        "-->",
+        "a--->b",
     ],
 )
 def test_the_cells_of_a_leaderboard_are_read_back(tmp_path: Path, name: str) -> None:
@@ -536,9 +524,6 @@ def test_file_names_tell_settings_apart() -> None:
     assert "/" not in other
 
 
-@pytest.mark.xfail(
-    strict=True, reason="library bug: names that differ in punctuation alone share one file, and the later run overwrites it"
-)
 def test_file_names_tell_datasets_apart() -> None:
     names = {leaderboard.file_name(f"npz(path={path!r})", "lenet", SETTING) for path in ("a/b.npz", "a_b.npz")}
     assert len(names) == 2
@@ -685,9 +670,6 @@ def test_a_baseline_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
         load_baseline(tmp_path)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="library bug: of several measurements of a cell the baseline takes the one whose hash sorts last, not the latest"
-)
 def test_of_several_measurements_the_baseline_takes_the_latest(tmp_path: Path) -> None:
     for number in range(6):
         old = result(SAFE, at="2025-01-01T00:00:00+00:00", code={"core": f"old {number}"})
@@ -696,9 +678,6 @@ def test_of_several_measurements_the_baseline_takes_the_latest(tmp_path: Path) -
         assert list(baseline.values()) == [new]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="library bug: a result may hold more or fewer values than victims, and comparing it raises ValueError"
-)
 def test_a_baseline_with_a_value_too_few_is_named(tmp_path: Path) -> None:
     content = json.loads(result().to_json())
     content["metrics"]["psnr_gain"]["values"].pop()

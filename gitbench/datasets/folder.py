@@ -40,11 +40,15 @@ class Folder(Dataset):
             raise DataError(
                 f"{root / 'test'} holds the class {unknown[0]!r}, which {root / 'train'} lacks. Public data must cover all classes."
             )
+        bare = [name for name in classes if not any(file.suffix.lower() in SUFFIXES for file in (root / "train" / name).iterdir())]
+        if bare and len(bare) < len(classes):
+            raise DataError(f"{root / 'train' / bare[0]} holds no image. Public data must cover all classes.")
         index = {name: position for position, name in enumerate(classes)}
         return Data(self._split(root / "train", index), self._split(root / "test", index), classes=len(classes), name=repr(self))
 
     def _split(self, folder: Path, index: dict[str, int]) -> Split:
-        images, labels = [], []
+        images: list[np.ndarray] = []
+        labels: list[int] = []
         for name in _classes(folder):
             files = sorted(file for file in (folder / name).iterdir() if file.suffix.lower() in SUFFIXES)
             for file in files[: self.limit]:
@@ -57,9 +61,11 @@ class Folder(Dataset):
     def _read(self, file: Path) -> np.ndarray:
         try:
             with Image.open(file) as opened:
-                image = opened.convert("RGB")
+                mode, image = opened.mode, opened.convert("RGB")
         except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise DataError(f"{file}: expected a readable PNG or JPEG image, got: {error}. Replace or delete it.") from error
+        if mode.startswith(("I", "F")):  # Pillow clips these at 255
+            raise DataError(f"{file}: expected 8 bits per channel, got Pillow mode {mode}. Save it again with 8 bits.")
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         image = image.crop((left, top, left + side, top + side))

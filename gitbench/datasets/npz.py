@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -69,20 +68,36 @@ def _read(file: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _array(file: Path, key: str) -> np.ndarray:
     try:
-        with np.load(file, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise DataError(f"{file}: expected an npz archive, found a single array. Save it with numpy.savez.")
+        return _member(file, key)
+    except DataError:
+        raise
+    except OSError as error:
+        raise DataError(f"{file}: expected a readable npz archive, but {key!r} cannot be read: {error}. Is the file complete?") from error
+    except Exception as error:  # damaged bytes reach zipfile, zlib, tokenize and numpy, each with errors of its own
+        if "pickle" in str(error).lower():
+            raise DataError(f"{file}: {key!r} is, or holds, a pickled object, which gitbench never loads. Save plain arrays.") from None
+        raise DataError(f"{file}: {key!r} is damaged or cannot be read: {error}. Save it again with numpy.savez.") from error
+
+
+def _member(file: Path, key: str) -> np.ndarray:
+    # Opened here, because numpy leaves the file open where it is no archive.
+    with file.open("rb") as stream:
+        if not zipfile.is_zipfile(stream):
+            stream.seek(0)
+            raise DataError(f"{file}: expected an npz archive, found {_described(stream.read(6))}.")
+        stream.seek(0)
+        with np.load(stream, allow_pickle=False) as archive:
             if key not in archive.files:
                 raise DataError(f"{file}: expected the array {key!r} (MedMNIST layout), found {', '.join(archive.files) or 'none'}.")
             return np.asarray(archive[key])
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, MemoryError, OverflowError) as error:
-        raise DataError(f"{file}: expected a readable npz archive, but {key!r} cannot be read: {error}. Is the file complete?") from error
-    except AttributeError:
-        raise DataError(f"{file}: expected an npz archive, found a single array. Save it with numpy.savez.") from None
-    except ValueError as error:
-        if "allow_pickle" in str(error) or "pickle" in str(error).lower():
-            raise DataError(f"{file}: {key!r} is, or holds, a pickled object, which gitbench never loads. Save plain arrays.") from None
-        raise DataError(f"{file}: {key!r} is damaged: {error}. Save it again with numpy.savez.") from error
+
+
+def _described(start: bytes) -> str:
+    if start == b"\x93NUMPY":
+        return "a single array. Save it with numpy.savez"
+    if start[:1] == b"\x80":
+        return "a pickled object, which gitbench never loads. Save plain arrays with numpy.savez"
+    return "something else, or half of one. Is the file complete?"
 
 
 def _split(images: np.ndarray, labels: np.ndarray) -> Split:
