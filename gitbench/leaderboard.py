@@ -164,8 +164,6 @@ def table_of(
 
 
 def _defenses(table: Table) -> str:
-    import pandas as pd
-
     keys = (*table.results, *table.not_applicable)
     defenses = list(dict.fromkeys(defense for defense, _ in keys))
     attacks = list(dict.fromkeys(attack for _, attack in keys))
@@ -195,12 +193,10 @@ def _defenses(table: Table) -> str:
         rows.append((max(means.values(), default=float("inf")), defense != "none", row))
     # The best defense first, the undefended row at the end as the yardstick.
     ordered = [row for *_, row in sorted(rows, key=lambda item: (not item[1], item[0]))]
-    return pd.DataFrame(ordered).to_markdown(index=False, disable_numparse=True)
+    return _markdown(ordered)
 
 
 def _attacks(table: Table) -> str:
-    import pandas as pd
-
     rows = []
     for (defense, attack), results in table.results.items():
         if defense != "none" or any(result.status == "error" for result in results):
@@ -217,7 +213,14 @@ def _attacks(table: Table) -> str:
         rows.append((results[0].metrics.get("mse", unknown).mean or 0.0, row))
     if not rows:
         return ""
-    return pd.DataFrame([row for _, row in sorted(rows, key=lambda item: item[0])]).to_markdown(index=False, disable_numparse=True)
+    return _markdown([row for _, row in sorted(rows, key=lambda item: item[0])])
+
+
+def _markdown(rows: Sequence[Mapping[str, object]]) -> str:
+    import pandas as pd
+
+    text: str = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+    return text
 
 
 def _settings(table: Table) -> list[str]:

@@ -75,7 +75,10 @@ def parse_spec(kind: Kind, text: str) -> Spec:
     if len(text) > _MAX_LENGTH:
         raise SpecError(f"Expected the SPEC of a {kind} of at most {_MAX_LENGTH} characters, got {len(text)}.")
     operator = OPERATORS.get(kind)
-    pieces = _split(kind, text, operator) if operator else [text]
+    try:
+        pieces = split_outside(text, operator) if operator else [text]
+    except ValueError as error:
+        raise SpecError(f"Cannot read the {kind} {text!r}: {error}.") from None
     spec = Spec(kind, tuple(_parse_part(kind, piece.strip(), text) for piece in pieces))
     try:
         length = len(str(spec))
@@ -92,8 +95,12 @@ def _call(target: str, arguments: tuple[tuple[str, object], ...]) -> str:
     return f"{target}({', '.join(f'{key}={value!r}' for key, value in arguments)})"
 
 
-def _split(kind: Kind, text: str, operator: str) -> list[str]:
-    """Split at the operator, outside brackets and quotes."""
+def split_outside(text: str, separator: str) -> list[str]:
+    """Split at a character, but not inside brackets or quotes.
+
+    Raises:
+        ValueError: a bracket or quote is left open.
+    """
     pieces, depth, quote, start, escaped = [], 0, "", 0, False
     for position, char in enumerate(text):
         if quote:
@@ -109,11 +116,11 @@ def _split(kind: Kind, text: str, operator: str) -> list[str]:
             depth += 1
         elif char in ")]}":
             depth -= 1
-        elif char == operator and depth == 0:
+        elif char == separator and depth == 0:
             pieces.append(text[start:position])
             start = position + 1
     if depth or quote:
-        raise SpecError(f"Cannot read the {kind} {text!r}: a bracket or quote is left open.")
+        raise ValueError("a bracket or quote is left open")
     return [*pieces, text[start:]]
 
 

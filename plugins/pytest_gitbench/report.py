@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from gitbench.spec import split_outside
+
 SYMBOLS = {"passed": "ok", "failed": "F", "skipped": "s", "xfailed": "x", "error": "E"}
 
 
@@ -90,20 +92,7 @@ def matrix_lines(reports: Sequence[pytest.TestReport]) -> list[str]:
 
 def split_name(name: str) -> tuple[str, str, str, str]:
     """Cut a cell's name at its three slashes; those inside brackets or quotes belong to a SPEC."""
-    parts, depth, quote, start = [], 0, "", 0
-    for position, char in enumerate(name):
-        if quote:
-            quote = "" if char == quote else quote
-        elif char in "'\"":
-            quote = char
-        elif char in "([{":
-            depth += 1
-        elif char in ")]}":
-            depth -= 1
-        elif char == "/" and depth == 0:
-            parts.append(name[start:position])
-            start = position + 1
-    dataset, model, defense, attack = [*parts, name[start:]]
+    dataset, model, defense, attack = split_outside(name, "/")
     return dataset, model, defense, attack
 
 
