@@ -10,7 +10,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
 from gitbench.data import Split
-from gitbench.defense import Defense
+from gitbench.defense import Defense, load_defense
 from gitbench.errors import DefenseError, GitbenchError, ModelError
 from gitbench.random import make_generator, seeded
 from gitbench.update import Update
@@ -23,7 +23,7 @@ def client_update(
     inputs: torch.Tensor,
     labels: torch.Tensor,
     *,
-    defense: Defense | None = None,
+    defense: Defense | str | None = None,
     generator: torch.Generator | None = None,
     public: Split | None = None,
 ) -> Update:
@@ -33,7 +33,7 @@ def client_update(
         model: as the client received it.
         inputs: ``(V, B, C, H, W)`` in [0, 1].
         labels: ``(V, B)``.
-        defense: what the client does before sending; None sends the raw gradient.
+        defense: what the client does before sending, or its SPEC; None sends the raw gradient.
         generator: for the defense's randomness; a fixed one when None.
         public: the data a condition such as parameter drift trains on.
 
@@ -45,6 +45,7 @@ def client_update(
         raise ModelError(f"Expected inputs (V, B, C, H, W) and labels (V, B), got {tuple(inputs.shape)} and {tuple(labels.shape)}.")
     if defense is None:
         return gradients(model, inputs, labels)
+    defense = load_defense(defense)
     generator = generator or make_generator(0, "defense")
     try:
         local = defense.local_model(model, public=public, generator=generator)

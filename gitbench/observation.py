@@ -13,7 +13,7 @@ from torch import nn
 
 from gitbench.client import client_update
 from gitbench.data import Split
-from gitbench.defense import Defense
+from gitbench.defense import Defense, load_defense
 from gitbench.errors import NotGrantedError
 from gitbench.threat import Knowledge
 from gitbench.update import Update
@@ -45,7 +45,7 @@ class Observation:
         batch_size: inputs per victim; taken from ``labels`` when these are given.
         labels: ``(V, B)``, if granted.
         public: the attacker's own data, if granted.
-        defense: the defense's definition, if granted.
+        defense: the defense's definition or its SPEC, if granted.
         batchnorm_statistics: of the private batches, if granted.
         parameters: False keeps the parameters secret: only the architecture is known then.
     """
@@ -61,7 +61,7 @@ class Observation:
         batch_size: int | None = None,
         labels: torch.Tensor | None = None,
         public: Split | None = None,
-        defense: Defense | None = None,
+        defense: Defense | str | None = None,
         batchnorm_statistics: BatchNormStatistics | None = None,
         parameters: bool = True,
     ) -> None:
@@ -72,7 +72,7 @@ class Observation:
             batch_size=batch_size or (labels.shape[1] if labels is not None else 1),
             labels=labels,
             public=public,
-            defense=defense,
+            defense=None if defense is None else load_defense(defense),
             batchnorm_statistics=batchnorm_statistics,
             parameters=parameters,
         )

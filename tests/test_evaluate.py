@@ -95,3 +95,20 @@ def test_importing_gitbench_imports_no_torch() -> None:
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="evaluat"):
         gitbench.evaluat  # noqa: B018
+
+
+def test_the_python_example_of_the_documentation(tiny_npz: Path) -> None:
+    import torch
+
+    data = gitbench.load_dataset(f"npz(path={str(tiny_npz)!r})")
+    model = gitbench.load_model("lenet", data)
+    inputs, labels = data.private.inputs[:4].reshape(2, 2, *data.input_shape), data.private.labels[:4].reshape(2, 2)
+    generator = torch.Generator().manual_seed(0)
+    for defense in ("pruning(rate=0.5)", gitbench.load_defense("pruning(rate=0.5)")):
+        update = gitbench.client_update(model, inputs, labels, defense=defense, generator=generator)
+        observation = gitbench.Observation(
+            update=update, model=model, input_shape=data.input_shape, labels=labels, public=data.public, defense=defense
+        )
+        reconstruction = gitbench.load_attack("ig(iterations=3)")(observation, generator=generator)
+        scores = gitbench.score(reconstruction.inputs, inputs)
+        assert {name: values.shape for name, values in scores.items()} == dict.fromkeys(("mse", "psnr", "ssim", "lpips"), (2, 2))
