@@ -22,8 +22,8 @@ INITS: tuple[str, ...] = get_args(Init)
 def initial_images(shape: Sequence[int], *, init: Init, generator: torch.Generator) -> torch.Tensor:
     """Random starts: ``normal`` is N(0, 1) as DLG and IG were published, ``grey`` is N(0.5, 0.1²).
 
-    Grey starts inside the pixels' range and nearly flat, where the sigmoid networks of these papers
-    are not saturated: DLG then needs a quarter of the iterations (docs/attacks.md has the figures).
+    Grey starts inside the pixels' range and nearly flat, where a sigmoid network is not saturated
+    (docs/attacks.md has the figures).
     """
     drawn = torch.randn(tuple(shape), generator=generator)
     return 0.5 + 0.1 * drawn if init == "grey" else drawn
