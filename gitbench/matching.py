@@ -13,7 +13,7 @@ from gitbench.observation import Observation
 Distance = Literal["l2", "cosine", "layerwise"]
 DISTANCES: tuple[str, ...] = get_args(Distance)
 
-_SCALE_WEIGHT = 0.03  # chosen on held-out public photos: docs/attacks.md
+_SCALE_WEIGHT = 0.03  # chosen on held-out public photos (benchmarks/held_out.py)
 _TINY = 1e-24
 Init = Literal["normal", "grey"]
 INITS: tuple[str, ...] = get_args(Init)

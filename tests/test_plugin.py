@@ -27,6 +27,15 @@ class Zero(gitbench.Defense):
     def protect(self, update, *, generator):
         return update.map(lambda name, tensor: tensor * 0)
 
+class Half(gitbench.Defense):
+    # hides every other victim
+    def protect(self, update, *, generator):
+        def hide(name, tensor):
+            tensor = tensor.clone()
+            tensor[::2] = 0
+            return tensor
+        return update.map(hide)
+
 class Broken(gitbench.Defense):
     def protect(self, update, *, generator):
         raise RuntimeError("my bad")
@@ -250,13 +259,13 @@ def test_seeds_are_pooled_in_one_cell(bench: pytest.Pytester) -> None:
 
 
 def test_an_undecided_cell_fails_and_says_what_to_do(bench: pytest.Pytester) -> None:
-    run(bench, "--gitbench-defense", "none")
-    (control,) = cases(bench.path).values()
-    gain = control["metrics"]["psnr_gain"]
-    middle = (gain["low"] + gain["mean"]) / 2
-    run(bench, "--gitbench-defense", "none", "--gitbench-threshold", f"psnr_gain={gain['mean']}").assert_outcomes(skipped=1)
-    result = run(bench, "--gitbench-defense", "defenses.py:Mine(scale=1.0)", "--gitbench-threshold", f"psnr_gain={middle}")
+    options = ("--gitbench-attack", "ridge(adapt=False)", "--gitbench-defense", "defenses.py:Half")
+    run(bench, *options)
+    (half,) = (case for case in cases(bench.path).values() if case["case"]["defense"] != "none")
+    # A threshold at the cell's own mean: its interval straddles it, and the control is well past it.
+    result = run(bench, *options, "--gitbench-threshold", f"psnr_gain={half['metrics']['psnr_gain']['mean']}")
     result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*undecided at 12 victims: raise --gitbench-victims*straddles*"])
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,6 @@ class Outcome:
     word: str
     gain: tuple[float | None, float | None, float | None]
     metric: str
-    seconds: float
     case_ids: tuple[str, ...]
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from gitbench.spec import split_outside
 
-SYMBOLS = {"passed": "ok", "failed": "F", "skipped": "s", "xfailed": "x", "error": "E"}
+SYMBOLS = {"passed": "ok", "failed": "F", "skipped": "s", "xfailed": "x"}
 
 
 def properties(report: pytest.TestReport) -> dict[str, Any]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gitbench.baseline import Baseline, regression
 from gitbench.bench import Bench
 from gitbench.config import Cell, Config
-from gitbench.metric import METRICS
 from gitbench.result import Result
 from gitbench.store import Store
 from gitbench.threat import knowledge_of
@@ -74,13 +72,12 @@ class Runner:
 
     def run(self, cell: Cell) -> Outcome:
         """Measure a cell and its control (or take them from the store), and judge them."""
-        start = time.perf_counter()
         missing = self._not_granted(cell)
         if missing:
             reason = f"{cell.attack.label} needs {', '.join(missing)}, which the threat model {self._config.threat} does not grant"
             if not cell.is_control and not self._some_control_leaks(cell):
-                return self._outcome("failed", f"{reason}; and {_NO_CONTROL}", "n/a", [], start)
-            return self._outcome("skipped", reason, "n/a", [], start)
+                return self._outcome("failed", f"{reason}; and {_NO_CONTROL}", "n/a", [])
+            return self._outcome("skipped", reason, "n/a", [])
         results = self._results(cell)
         controls = None if cell.is_control else self._controls(cell)
         judgement = judge_results(results, controls, gate=self._config.threshold)
@@ -92,7 +89,7 @@ class Runner:
                 worse, reason = None, f"{reason}; not in the baseline"
             if worse:
                 status, reason, word = "failed", f"regression: {worse}", "worse"
-        return self._outcome(status, reason, word, results, start)
+        return self._outcome(status, reason, word, results)
 
     def _status(self, cell: Cell, results: Sequence[Result], judgement: Judgement) -> tuple[str, str, str]:
         errors = [result for result in results if result.status == "error"]
@@ -137,7 +134,7 @@ class Runner:
         attack = load_attack(str(cell.attack), profile=self._config.profile)
         return sorted(attack.requires - knowledge_of(self._config.threat))
 
-    def _outcome(self, status: str, reason: str, word: str, results: Sequence[Result], start: float) -> Outcome:
+    def _outcome(self, status: str, reason: str, word: str, results: Sequence[Result]) -> Outcome:
         metric = next(iter(self._config.threshold))
         gain: tuple[float | None, float | None, float | None] = (None, None, None)
         if results and all(result.status == "done" for result in results):
@@ -148,8 +145,7 @@ class Runner:
             reason=reason,
             word=word,
             gain=gain,
-            metric=metric if metric in METRICS else "",
-            seconds=time.perf_counter() - start,
+            metric=metric,
             case_ids=tuple(result.case_id for result in results),
         )
 
