@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, Protocol, final
 
 import torch
 
 from gitbench import registry
 from gitbench.component import Component
 from gitbench.errors import AttackError, GitbenchError, NotGrantedError, SpecError
+from gitbench.fitting import Checkpoint, NoCheckpoint
+from gitbench.memory import available_memory
 from gitbench.observation import Observation
 from gitbench.progress import Progress, silent
 from gitbench.spec import Part, parse_spec
 from gitbench.threat import Knowledge
 
 State = Mapping[str, torch.Tensor]
+Fit = Callable[[torch.Generator, Checkpoint], State]
+_GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,27 @@ class Reconstruction:
     attack_seconds: float
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """What an attack learned, and the seconds that learning it took (when it was done, if it is taken from a cache)."""
+
+    state: State
+    seconds: float
+
+
+class Fits(Protocol):
+    """Keeps what attacks learned, so that they learn it once."""
+
+    def get(self, attack: Attack, observation: Observation, fit: Fit) -> Fitted:
+        """The state of ``attack``, kept or learned now.
+
+        Args:
+            attack: no hybrid: a hybrid asks for its prior.
+            observation: what the attack is fitted on; it holds no update.
+            fit: learns it, with a generator and a checkpoint that are this call's to choose.
+        """
+
+
 class Attack(Component):
     """Base of all attacks: subclasses define :meth:`run` and say what they read.
 
@@ -49,36 +74,91 @@ class Attack(Component):
     """Profile name to constructor arguments that replace the defaults."""
 
     @final
-    def __call__(self, observation: Observation, *, generator: torch.Generator, progress: Progress = silent) -> Reconstruction:
+    def __call__(
+        self, observation: Observation, *, generator: torch.Generator, progress: Progress = silent, fits: Fits | None = None
+    ) -> Reconstruction:
         """Attack all victims of an observation.
+
+        Args:
+            observation: the update and what is known.
+            generator: for the attack's randomness. With ``fits`` it is not used for fitting: a state
+                that is taken from there leaves the rest as it would have been.
+            progress: told what is going on.
+            fits: where to take what the attack learns from, and to keep it; None learns it anew.
 
         Raises:
             NotGrantedError: the observation lacks what the attack requires.
-            AttackError: the attack raised, or returned something malformed; the message names it.
+            AttackError: the attack raised, needs more memory than there is, or returned something
+                malformed; the message names it.
         """
         missing = self.requires - observation.granted
         if missing:
             raise NotGrantedError(f"The attack {self!r} needs {', '.join(sorted(missing))}, which the threat model does not grant.")
         seen = observation.restricted(self.requires | self.uses)
-        start = time.perf_counter()
         try:
-            state = self.fit(seen.without_update(), generator=generator, progress=progress)
-            fitted = time.perf_counter()
-            inputs = self.run(seen, state, generator=generator, progress=progress)
+            self._check_memory(seen)
+            fitted = self._fitted(seen.without_update(), generator=generator, progress=progress, fits=fits)
+            start = time.perf_counter()
+            inputs = self.run(seen, fitted.state, generator=generator, progress=progress)
         except GitbenchError:
             raise
         except Exception as error:
             raise AttackError(f"The attack {self!r} raised {type(error).__name__}: {error}") from error
         self._check(inputs, observation)
-        return Reconstruction(inputs.detach(), fitted - start, time.perf_counter() - fitted)
+        return Reconstruction(inputs.detach(), fitted.seconds, time.perf_counter() - start)
 
-    def fit(self, observation: Observation, *, generator: torch.Generator, progress: Progress) -> State:
-        """Train on the public data alone. The observation holds no update. Returns what :meth:`run` needs."""
+    def memory(self, observation: Observation) -> int:
+        """Bytes that :meth:`fit` and :meth:`run` take at their peak, beyond data and model; 0 if little.
+
+        An attack that would not fit is refused before it starts: the system would kill the whole run.
+        """
+        return 0
+
+    def fit(self, observation: Observation, *, generator: torch.Generator, progress: Progress, checkpoint: Checkpoint) -> State:
+        """Train on the public data alone. The observation holds no update.
+
+        Args:
+            observation: what is known.
+            generator: for everything random, so that the same seed gives the same state.
+            progress: told what is going on.
+            checkpoint: for :func:`gitbench.fitting.train_network`.
+
+        Returns:
+            What :meth:`run` needs, and leaves as it is: tensors by name. They are kept and shared.
+        """
         return {}
 
     def run(self, observation: Observation, state: State, *, generator: torch.Generator, progress: Progress) -> torch.Tensor:
         """Reconstruct: ``(V, B, C, H, W)`` in [0, 1]."""
         raise TypeError(f"The attack {self!r} must define run(self, observation, state, *, generator, progress).")
+
+    def _fitted(self, observation: Observation, *, generator: torch.Generator, progress: Progress, fits: Fits | None) -> Fitted:
+        def fit(generator: torch.Generator, checkpoint: Checkpoint) -> State:
+            state = self.fit(observation, generator=generator, progress=progress, checkpoint=checkpoint)
+            self._check_state(state)
+            return state
+
+        if fits is not None and type(self).fit is not Attack.fit:
+            return fits.get(self, observation, fit)
+        start = time.perf_counter()
+        return Fitted(fit(generator, NoCheckpoint()), time.perf_counter() - start)
+
+    def _check_memory(self, observation: Observation) -> None:
+        needed, available = self.memory(observation), available_memory(observation.device)
+        if available is not None and needed > available:
+            raise AttackError(
+                f"The attack {self!r} needs about {needed / _GIB:.1f} GiB, {available / _GIB:.1f} GiB are available: "
+                "lower limit= (its public examples), the batch size or the number of victims."
+            )
+
+    def _check_state(self, state: object) -> None:
+        if not isinstance(state, Mapping):
+            found = type(state).__name__
+        else:
+            wrong = {name: tensor for name, tensor in state.items() if not isinstance(tensor, torch.Tensor)}
+            found = ", ".join(f"{name}: {type(value).__name__}" for name, value in wrong.items())
+        if found:
+            raise AttackError(f"The fit() of the attack {self!r} returned something else: expected tensors by name, got {found}.")
 
     def _check(self, inputs: object, observation: Observation) -> None:
         shape = (observation.update.victims, observation.batch_size, *observation.input_shape)
@@ -118,8 +198,15 @@ class Hybrid(Attack):
     def __repr__(self) -> str:
         return f"{self.prior!r}+{self.refiner!r}"
 
-    def fit(self, observation: Observation, *, generator: torch.Generator, progress: Progress) -> State:
-        return self.prior.fit(self._share(observation, self.prior), generator=generator, progress=progress)
+    def memory(self, observation: Observation) -> int:
+        return max(part.memory(self._share(observation, part)) for part in (self.prior, self.refiner))
+
+    def fit(self, observation: Observation, *, generator: torch.Generator, progress: Progress, checkpoint: Checkpoint) -> State:
+        return self.prior.fit(self._share(observation, self.prior), generator=generator, progress=progress, checkpoint=checkpoint)
+
+    def _fitted(self, observation: Observation, *, generator: torch.Generator, progress: Progress, fits: Fits | None) -> Fitted:
+        # The prior's own state, under its own name: the prior alone and all its hybrids share it.
+        return self.prior._fitted(self._share(observation, self.prior), generator=generator, progress=progress, fits=fits)
 
     def run(self, observation: Observation, state: State, *, generator: torch.Generator, progress: Progress) -> torch.Tensor:
         start = self.prior.run(self._share(observation, self.prior), state, generator=generator, progress=progress)

@@ -30,7 +30,7 @@ class Bench:
         store: where results are kept; None keeps them in memory only.
         device: ``auto``, ``cpu`` or ``cuda``.
         gate: metric name to threshold.
-        fresh_since: take no stored result older than this time (seconds since 1970).
+        fresh_since: take no stored result, and nothing an attack learned, older than this time (seconds since 1970).
         threads: CPU threads to compute with; None leaves torch's setting alone.
         progress: told what is going on.
     """
@@ -95,7 +95,7 @@ class Bench:
                 import torch
 
                 torch.set_num_threads(self._threads)
-            self._chain = Chain(store=self._store, device=self._device, progress=self._progress)
+            self._chain = Chain(store=self._store, device=self._device, progress=self._progress, fresh_since=self._fresh_since)
         return self._chain.run(case, defense)
 
     def _judged(self, result: Result, control: Result | None) -> Result:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import nn
@@ -41,23 +42,52 @@ def client_update(
         DefenseError: the defense raised, or returned something malformed; the message names it.
         ModelError: shapes do not fit.
     """
+    defense = None if defense is None else load_defense(defense)
+    generator = generator or make_generator(0, "defense")
+    raw = local_gradients(model, inputs, labels, defense=defense, generator=generator, public=public)
+    return raw if defense is None else protect(raw, defense=defense, generator=generator)
+
+
+def local_gradients(
+    model: nn.Module,
+    inputs: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    defense: Defense | None,
+    generator: torch.Generator,
+    public: Split | None,
+) -> Update:
+    """What the clients compute, before :func:`protect`: with the defense's batch and local model, unprotected."""
     if inputs.ndim != 5 or labels.shape[:2] != inputs.shape[:2]:
         raise ModelError(f"Expected inputs (V, B, C, H, W) and labels (V, B), got {tuple(inputs.shape)} and {tuple(labels.shape)}.")
     if defense is None:
         return gradients(model, inputs, labels)
-    defense = load_defense(defense)
-    generator = generator or make_generator(0, "defense")
-    try:
+    with _blaming(defense):
         local = defense.local_model(model, public=public, generator=generator)
         inputs, labels = defense.prepare(inputs, labels, generator=generator)
-        raw = gradients(local, inputs, labels, per_example=defense.needs_per_example)
+        return gradients(local, inputs, labels, per_example=defense.needs_per_example)
+
+
+def protect(raw: Update, *, defense: Defense, generator: torch.Generator) -> Update:
+    """Pass gradients through a defense, and check what it returns.
+
+    Raises:
+        DefenseError: the defense raised, or returned something malformed; the message names it.
+    """
+    with _blaming(defense):
         protected = defense.protect(raw, generator=generator)
+    check_update(protected, raw, defense)
+    return protected
+
+
+@contextlib.contextmanager
+def _blaming(defense: Defense) -> Iterator[None]:
+    try:
+        yield
     except GitbenchError:
         raise
     except Exception as error:
         raise DefenseError(f"The defense {defense!r} raised {type(error).__name__}: {error}") from error
-    check_update(protected, raw, defense)
-    return protected
 
 
 def gradients(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, *, per_example: bool = False) -> Update:

@@ -18,6 +18,7 @@ from gitbench.client import batchnorm_statistics, client_update
 from gitbench.data import Data, Split, load_dataset
 from gitbench.defense import Defense, load_defense
 from gitbench.errors import ConfigError, DataError, GitbenchError
+from gitbench.fits import FitCache
 from gitbench.memory import peak_memory_mb, reset_peak
 from gitbench.model import load_model
 from gitbench.observation import Observation
@@ -39,14 +40,18 @@ class Chain:
         store: where trained models and pictures are kept; None keeps none.
         device: ``auto``, ``cpu`` or ``cuda``.
         progress: told what is going on.
+        fresh_since: take no attack's training that began before this time (seconds since 1970).
     """
 
-    def __init__(self, *, store: Store | None = None, device: str = "auto", progress: Progress = silent) -> None:
+    def __init__(
+        self, *, store: Store | None = None, device: str = "auto", progress: Progress = silent, fresh_since: float | None = None
+    ) -> None:
         self.store = store
         self.device = resolve_device(device)
         self.progress = progress
         self._data: dict[str, Data] = {}
         self._models: dict[tuple[str, str, int], nn.Module] = {}
+        self._fits = FitCache(store, fresh_since=fresh_since)
 
     def run(self, case: Case, defense: Defense | None = None) -> Result:
         """Measure one case, not judged yet. What a defense or attack raises ends up in the result.
@@ -96,7 +101,12 @@ class Chain:
             batchnorm_statistics=batchnorm_statistics(model, inputs) if "batchnorm_statistics" in knowledge else None,
             parameters="parameters" in knowledge,
         )
-        found = attack(observation, generator=make_generator(case.seed, "attack", case.attack), progress=self.progress)
+        found = attack(
+            observation,
+            generator=make_generator(case.seed, "attack", case.attack),
+            progress=self.progress,
+            fits=self._fits.of(case),
+        )
         self.progress("score", 0, 1)
         measures, baselines, flags = _measures(found, inputs, data)
         if self.store:

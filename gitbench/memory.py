@@ -1,4 +1,4 @@
-"""The peak of the process's memory during one case."""
+"""Memory: the process's peak during one case, and what is left to take."""
 
 from __future__ import annotations
 
@@ -29,3 +29,57 @@ def peak_memory_mb(device: torch.device) -> float:
                 return round(int(line.split()[1]) / 1024, 1)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 1024), 1)
+
+
+def available_memory(device: torch.device, *, root: Path = Path("/")) -> int | None:
+    """Bytes that can still be taken: of the GPU on CUDA, else of the machine and of the container around us.
+
+    Args:
+        device: where the tensors will be.
+        root: of the file system that tells, ``/`` outside of tests.
+
+    Returns:
+        None where the system does not say.
+    """
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+        # What torch keeps for later is free to us.
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    found = [_machine_memory(root), *_group_memory(root)]
+    return min((value for value in found if value is not None), default=None)
+
+
+def _machine_memory(root: Path) -> int | None:
+    with contextlib.suppress(OSError):
+        for line in (root / "proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def _group_memory(root: Path) -> list[int]:
+    """What is left in our control group (version 2) and in those around it, where they have a limit."""
+    top = root / "sys/fs/cgroup"
+    own = ""
+    with contextlib.suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            if line.startswith("0::/"):
+                own = line.removeprefix("0::/")
+    folder = top / own
+    found = []
+    for group in (folder, *folder.parents):
+        with contextlib.suppress(OSError, ValueError):  # no such file, or "max": no limit
+            limit = int((group / "memory.max").read_text())
+            found.append(max(0, limit - int((group / "memory.current").read_text()) + _file_cache(group)))
+        if group == top:
+            break
+    return found
+
+
+def _file_cache(group: Path) -> int:
+    """Cached files count as used, but the system gives them up when memory is asked for."""
+    names = ("inactive_file", "active_file")
+    with contextlib.suppress(OSError, ValueError):
+        pairs = (line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return sum(int(pair[1]) for pair in pairs if pair[0] in names)
+    return 0

@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from gitbench.client import client_update
+from gitbench.client import local_gradients, protect
 from gitbench.data import Split
 from gitbench.defense import Defense, load_defense
 from gitbench.errors import NotGrantedError
@@ -159,12 +159,23 @@ class Observation:
             adapt: rehearse the defense, where its definition is granted. A drift of the parameters
                 is rehearsed too, on samples of the attacker's own: where the client went stays unknown.
         """
+        raw = self.public_gradients(indices, generator=generator, adapt=adapt)
+        return self.protected(raw, generator=generator) if adapt else raw
+
+    def public_gradients(self, indices: torch.Tensor, *, generator: torch.Generator, adapt: bool = True) -> Update:
+        """The same before the defense protects them, so that one gradient can be protected many times."""
         public = self.public
         index = indices.to(public.inputs.device)
-        defense = self._contents.defense if adapt else None
-        return client_update(
-            self._contents.model, public.inputs[index], public.labels[index], defense=defense, generator=generator, public=public
+        contents = self._contents
+        defense = contents.defense if adapt else None
+        return local_gradients(
+            contents.model, public.inputs[index], public.labels[index], defense=defense, generator=generator, public=public
         )
+
+    def protected(self, raw: Update, *, generator: torch.Generator) -> Update:
+        """Gradients as the defense would send them; as they are where its definition is not granted."""
+        defense = self._contents.defense
+        return raw if defense is None else protect(raw, defense=defense, generator=generator)
 
     def restricted(self, knowledge: frozenset[Knowledge]) -> Observation:
         """The same observation with nothing granted beyond ``knowledge``."""

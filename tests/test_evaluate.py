@@ -41,7 +41,7 @@ def test_evaluate_takes_a_defense_as_an_object(options, tmp_path: Path) -> None:
     assert result.case.defense == "Scaled(scale=0.5)"
     assert result.verdict == "leaks"
     assert result.baselines.control["psnr_gain"] > 3
-    assert {path.name for path in tmp_path.iterdir()} == {"cases", "pictures", "locks"}
+    assert {path.name for path in tmp_path.iterdir()} == {"cases", "pictures", "locks", "models"}
 
 
 def test_batches_are_scored_in_any_order(options) -> None:

@@ -60,7 +60,7 @@ def test_an_attack_is_shown_only_what_its_manifest_names(data: Data) -> None:
 
 def test_fitting_sees_no_update(data: Data) -> None:
     class Cheating(gitbench.Attack):
-        def fit(self, observation, *, generator, progress):
+        def fit(self, observation, *, generator, progress, checkpoint):
             return {"update": observation.update.flatten()}
 
     with pytest.raises(NotGrantedError, match="before it sees any update"):

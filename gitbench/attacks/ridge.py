@@ -8,6 +8,7 @@ import torch
 
 from gitbench.activation import inverse_before
 from gitbench.attack import Attack, State
+from gitbench.fitting import Checkpoint
 from gitbench.labels import infer_labels
 from gitbench.model import last_linear
 from gitbench.observation import Observation
@@ -43,7 +44,7 @@ class Ridge(Attack):
         self.limit = limit
         self.adapt = adapt
 
-    def fit(self, observation: Observation, *, generator: torch.Generator, progress: Progress) -> State:
+    def fit(self, observation: Observation, *, generator: torch.Generator, progress: Progress, checkpoint: Checkpoint) -> State:
         public, batch = observation.public, observation.batch_size
         count = min(self.limit, len(public)) // batch * batch
         order = torch.randperm(len(public), generator=generator)[:count].reshape(-1, batch)

@@ -1,4 +1,4 @@
-"""What people read: lines of progress and the summary. Pure functions of the reports' properties."""
+"""What people read: lines of progress and the summary. Functions of what they are given: they print nothing."""
 
 from __future__ import annotations
 
@@ -56,6 +56,32 @@ def remaining(durations: Mapping[str, Sequence[float]], waiting: Sequence[str], 
     mean = sum(every) / len(every)
     costs = [sum(durations[name]) / len(durations[name]) if durations.get(name) else mean for name in waiting]
     return sum(costs) / workers
+
+
+class Pace:
+    """How long the work under way will take, from how fast it has gone since it was first told of."""
+
+    def __init__(self) -> None:
+        self._work = ("", 0)
+        self._start = 0.0
+        self._first = self._last = 0
+
+    def left(self, what: str, done: int, total: int, *, now: float) -> float | None:
+        """Seconds left at the time ``now``; None in the first two seconds, and for work whose name keeps changing."""
+        if (what, total) != self._work or done < self._last:
+            self._work, self._start, self._first = (what, total), now, done
+        self._last = done
+        if now - self._start < 2 or done <= self._first:
+            return None
+        return (now - self._start) / (done - self._first) * (total - done)
+
+
+def running_line(what: str, done: int, total: int, left: float | None) -> str:
+    """What is under way. A training says itself how much time is left, and is not contradicted."""
+    if what.endswith(" left"):
+        return f"      running {what} ({done}/{total})"
+    tail = "" if left is None else f", about {duration(left)} left"
+    return f"      running {what} {done}/{total}{tail}"
 
 
 def progress_line(report: pytest.TestReport, done: int, total: int, left: float | None) -> str:

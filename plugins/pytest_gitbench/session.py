@@ -53,6 +53,7 @@ class GitbenchSession:
         self._reports: dict[str, pytest.TestReport] = {}
         self._durations: dict[str, list[float]] = {}
         self._last_written = 0.0
+        self._pace = lines.Pace()
 
     # ---------------------------------------------------------------- collection
 
@@ -108,10 +109,11 @@ class GitbenchSession:
     def _tell(self, what: str, done: int, total: int) -> None:
         """Show on a terminal what is running; at most ten times a second."""
         terminal, now = self._terminal, time.monotonic()
+        left = self._pace.left(what, done, total, now=now)  # of every step, not only of those that are shown
         if terminal is None or not terminal.isatty or terminal.verbosity < 0 or now - self._last_written < 0.1:
             return
         self._last_written = now
-        terminal.rewrite(f"      running {what} {done}/{total}"[: max(20, terminal._tw.fullwidth - 1)], erase=True)
+        terminal.rewrite(lines.running_line(what, done, total, left)[: max(20, terminal._tw.fullwidth - 1)], erase=True)
 
     def pytest_sessionstart(self) -> None:
         terminal = self._terminal

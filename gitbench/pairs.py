@@ -1,0 +1,100 @@
+"""Public pairs to train on: updates of the attacker's own images, protected afresh each time they are asked for."""
+
+from __future__ import annotations
+
+import torch
+
+from gitbench.observation import Observation
+from gitbench.progress import Progress
+from gitbench.update import Update
+
+_BUDGET = 3 * 2**30
+
+
+class PublicPairs:
+    """Updates of public batches, and the images behind them.
+
+    The gradients are computed once and kept while they take up no more than ``budget`` bytes; beyond it
+    they are computed again at each request. Protection is drawn afresh at each request either way. What a
+    defense does before the gradient is taken (its batches, a drift of the parameters) is drawn once.
+
+    Args:
+        observation: needs ``public``.
+        order: ``(N, B)`` indices into the public split.
+        generator: for what the defense draws before the gradient is taken.
+        progress: told of the gradients.
+        what: who is asking, for ``progress``.
+        adapt: rehearse the defense, where its definition is granted.
+        budget: bytes of gradients to keep.
+    """
+
+    def __init__(
+        self,
+        observation: Observation,
+        order: torch.Tensor,
+        *,
+        generator: torch.Generator,
+        progress: Progress,
+        what: str,
+        adapt: bool = True,
+        budget: int = _BUDGET,
+    ) -> None:
+        self._observation = observation
+        self._adapt = adapt
+        self._seed = int(torch.randint(2**62, (), generator=generator))
+        public = observation.public
+        self.order = order.to(public.inputs.device)
+        self._kept: Update | None = None
+        if pairs_memory(observation, len(order)) <= budget:
+            chunks = torch.arange(len(order)).split(observation.chunk)
+            pieces = []
+            for done, rows in enumerate(chunks):
+                pieces.append(self._computed(rows))
+                progress(f"{what}: public gradients", done + 1, len(chunks))
+            self._kept = _joined(pieces)
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    @property
+    def inputs(self) -> torch.Tensor:
+        """``(N, B, C, H, W)``."""
+        return self._observation.public.inputs[self.order]
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """``(N, B)``."""
+        return self._observation.public.labels[self.order]
+
+    def gradients(self, rows: torch.Tensor) -> Update:
+        """Unprotected gradients of some rows, in chunks where they were not kept."""
+        if self._kept is None:
+            return _joined([self._computed(chunk) for chunk in rows.split(self._observation.chunk)])
+        index = rows.to(self.order.device)
+        each = None if self._kept.per_example is None else {name: tensor[index] for name, tensor in self._kept.per_example.items()}
+        return Update({name: tensor[index] for name, tensor in self._kept.tensors.items()}, each)
+
+    def updates(self, rows: torch.Tensor, *, generator: torch.Generator) -> Update:
+        """The updates of some rows ``(n,)``, protected with fresh randomness."""
+        raw = self.gradients(rows)
+        return self._observation.protected(raw, generator=generator) if self._adapt else raw
+
+    def _computed(self, rows: torch.Tensor) -> Update:
+        # Seeded by the rows, so that gradients computed again are the same.
+        generator = torch.Generator().manual_seed((self._seed + int(rows[0])) % 2**62)
+        return self._observation.public_gradients(self.order[rows.to(self.order.device)], generator=generator, adapt=self._adapt)
+
+
+def pairs_memory(observation: Observation, count: int) -> int:
+    """Bytes that the gradients of ``count`` public batches take up."""
+    size = sum(parameter.numel() for parameter in observation.architecture.parameters())
+    return 4 * size * count
+
+
+def _joined(pieces: list[Update]) -> Update:
+    if len(pieces) == 1:
+        return pieces[0]
+    tensors = {name: torch.cat([piece.tensors[name] for piece in pieces]) for name in pieces[0].tensors}
+    if pieces[0].per_example is None:
+        return Update(tensors)
+    return Update(tensors, {name: torch.cat([p.per_example[name] for p in pieces if p.per_example is not None]) for name in tensors})
