@@ -70,6 +70,8 @@ class Attack(Component):
     """Knowledge without which the attack cannot run."""
     uses: frozenset[Knowledge] = frozenset()
     """Knowledge that it reads when it is granted."""
+    fit_uses: frozenset[Knowledge] | None = None
+    """What of it :meth:`fit` reads, where that is less: states are shared between cells that differ in the rest only."""
     profiles: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Profile name to constructor arguments that replace the defaults."""
 
@@ -133,6 +135,9 @@ class Attack(Component):
         raise TypeError(f"The attack {self!r} must define run(self, observation, state, *, generator, progress).")
 
     def _fitted(self, observation: Observation, *, generator: torch.Generator, progress: Progress, fits: Fits | None) -> Fitted:
+        if self.fit_uses is not None:
+            observation = observation.restricted(self.fit_uses)
+
         def fit(generator: torch.Generator, checkpoint: Checkpoint) -> State:
             state = self.fit(observation, generator=generator, progress=progress, checkpoint=checkpoint)
             self._check_state(state)

@@ -91,12 +91,15 @@ def identity(case: Case, attack: Attack, observation: Observation) -> str:
     granted = observation.granted
     # An option that prints its address is the same option in the next process.
     options = {name: re.sub(r" at 0x[0-9a-f]+", "", value) for name, value in settings(attack).items()}
+    # A fit that is not granted the defense sees of it only what it made of the model.
+    defense = case.defense if "defense" in granted else f"model {observation.model_digest}"
+    code = {kind: digest for kind, digest in case.code.items() if kind != "defense" or "defense" in granted}
     return canonical_json(
         {
             "dataset": case.dataset,
             "public": len(observation.public) if "public" in granted else 0,
             "model": case.model,
-            "defense": case.defense,
+            "defense": defense,
             "attack": repr(attack),
             "settings": options,
             "batch_size": case.batch_size,
@@ -104,7 +107,7 @@ def identity(case: Case, attack: Attack, observation: Observation) -> str:
             "knowledge": sorted(granted),
             "device": observation.device.type,
             # A hybrid's own digest names its refiner too, which has no part in this.
-            "code": {**case.code, "attack": registry.source_digest(registry.locate("attack", attack._part))},
+            "code": {**code, "attack": registry.source_digest(registry.locate("attack", attack._part))},
         }
     )
 

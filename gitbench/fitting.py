@@ -151,7 +151,7 @@ class _Training:
         self._generator = generator
         self._trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
         kind = torch.optim.AdamW if weight_decay else torch.optim.Adam
-        self._optimizer: torch.optim.Optimizer = kind(self._trained, lr=lr, betas=betas, weight_decay=weight_decay)
+        self._optimizer: torch.optim.Optimizer = kind(self._trained, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
         self.device = self._trained[0].device
         self.best: Tensors = {}
         self.best_loss = math.inf

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from gitbench.observation import Observation
 from gitbench.progress import Progress
 from gitbench.update import Update
 
-_BUDGET = 3 * 2**30
+KEPT = 3 * 2**30
+"""Bytes of public gradients that are kept rather than computed again."""
 
 
 class PublicPairs:
@@ -37,7 +40,7 @@ class PublicPairs:
         progress: Progress,
         what: str,
         adapt: bool = True,
-        budget: int = _BUDGET,
+        budget: int = KEPT,
     ) -> None:
         self._observation = observation
         self._adapt = adapt
@@ -47,11 +50,9 @@ class PublicPairs:
         self._kept: Update | None = None
         if pairs_memory(observation, len(order)) <= budget:
             chunks = torch.arange(len(order)).split(observation.chunk)
-            pieces = []
             for done, rows in enumerate(chunks):
-                pieces.append(self._computed(rows))
+                self._keep(rows, self._computed(rows))
                 progress(f"{what}: public gradients", done + 1, len(chunks))
-            self._kept = _joined(pieces)
 
     def __len__(self) -> int:
         return len(self.order)
@@ -78,6 +79,18 @@ class PublicPairs:
         """The updates of some rows ``(n,)``, protected with fresh randomness."""
         raw = self.gradients(rows)
         return self._observation.protected(raw, generator=generator) if self._adapt else raw
+
+    def _keep(self, rows: torch.Tensor, piece: Update) -> None:
+        """Write a piece into its place: joining all pieces at the end would take their memory twice."""
+
+        def room(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return {name: tensor.new_empty(len(self.order), *tensor.shape[1:]) for name, tensor in tensors.items()}
+
+        if self._kept is None:
+            self._kept = Update(room(piece.tensors), None if piece.per_example is None else room(piece.per_example))
+        for whole, part in ((self._kept.tensors, piece.tensors), (self._kept.per_example or {}, piece.per_example or {})):
+            for name, tensor in part.items():
+                whole[name][rows[0] : rows[-1] + 1] = tensor
 
     def _computed(self, rows: torch.Tensor) -> Update:
         # Seeded by the rows, so that gradients computed again are the same.

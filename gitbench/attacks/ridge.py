@@ -8,12 +8,12 @@ import torch
 
 from gitbench.activation import inverse_before
 from gitbench.attack import Attack, State
+from gitbench.features import last_features
 from gitbench.fitting import Checkpoint
 from gitbench.labels import infer_labels
 from gitbench.model import last_linear
 from gitbench.observation import Observation
 from gitbench.progress import Progress
-from gitbench.update import Update
 
 
 class Ridge(Attack):
@@ -75,33 +75,6 @@ def _inverse(observation: Observation) -> Callable[[torch.Tensor], torch.Tensor]
     model = observation.architecture
     _, linear = last_linear(model)
     return inverse_before(model, linear) if linear.bias is not None else None
-
-
-def last_features(observation: Observation, update: Update, labels: torch.Tensor) -> torch.Tensor:
-    """Estimates of the last linear layer's inputs: ``(V, B, features)``, one for each label ``(V, B)``."""
-    name, _ = last_linear(observation.architecture)
-    weight = update.tensors[f"{name}.weight"]
-    if f"{name}.bias" not in update.tensors:
-        return _without_bias(weight, labels)
-    bias = update.tensors[f"{name}.bias"]
-    if labels.shape[1] == 1:
-        squares = bias.square().sum(dim=1, keepdim=True)
-        feature = torch.einsum("vk,vkf->vf", bias, weight) / squares.clamp_min(1e-20)
-        return torch.where(squares > 0, feature, 0)[:, None]
-    rows = torch.arange(len(labels), device=weight.device)[:, None]
-    scale = bias[rows, labels][..., None]
-    return torch.where(scale.abs() > 1e-20, weight[rows, labels] / scale, 0)
-
-
-def _without_bias(weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Direction of the features: the true class's row is ``(p_y - 1) a``, so its negative points along ``a``.
-
-    The length is lost with the bias; that of the row stands in for it, through its logarithm.
-    """
-    rows = torch.arange(len(labels), device=weight.device)[:, None]
-    row = -weight[rows, labels]
-    length = row.norm(dim=2, keepdim=True).clamp_min(1e-20)
-    return torch.cat([row / length, length.log()], dim=2)
 
 
 def fit_ridge(maps: Sequence[torch.Tensor], pixels: torch.Tensor, *, holdout: float) -> dict[str, torch.Tensor]:

@@ -1,0 +1,1 @@
+"""GIT: back-propagation read backwards, layer by layer (arXiv 2505.20026)."""

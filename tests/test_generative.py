@@ -1,0 +1,250 @@
+"""What the trained attacks promise: LTI's loss and hashing, GIAS's private generators."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import gitbench
+from gitbench.attack import load_attack
+from gitbench.attacks.gias import GIAS, Generator
+from gitbench.attacks.lti import LTI, Hashing, Reader, matched_error
+from gitbench.client import client_update
+from gitbench.data import Data
+from gitbench.errors import AttackError
+from gitbench.fitting import NoCheckpoint
+from gitbench.labels import infer_labels
+from gitbench.matching import Objective
+from gitbench.observation import Observation
+from gitbench.progress import silent
+from gitbench.random import make_generator
+from gitbench.update import Update
+from helpers import make_data
+
+FAST_LTI = {"width": 16, "epochs": 2}
+FAST_GIAS = {"latent_iterations": 4, "iterations": 4, "restarts": 2, "channels": 4, "latent": 16, "epochs": 1}
+
+
+def observe(data: Data, *, victims: int = 3, batch: int = 1, defense: str | None = None, first: int = 0) -> Observation:
+    model = gitbench.load_model("mlp", data)
+    chosen = slice(first * batch, (first + victims) * batch)
+    inputs = data.private.inputs[chosen].reshape(victims, batch, *data.input_shape)
+    labels = data.private.labels[chosen].reshape(victims, batch)
+    update = client_update(model, inputs, labels, defense=defense, generator=make_generator(3))
+    return Observation(update=update, model=model, input_shape=data.input_shape, batch_size=batch, public=data.public, defense=defense)
+
+
+def fit(attack: gitbench.Attack, observation: Observation, seed: int = 0):
+    return attack.fit(observation.without_update(), generator=make_generator(seed), progress=silent, checkpoint=NoCheckpoint())
+
+
+# ------------------------------------------------------------------ LTI
+
+
+def slow_matched_error(found: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    orders = list(itertools.permutations(range(images.shape[1])))
+    return torch.stack(
+        [torch.stack([(mine - theirs[list(o)]).square().mean() for o in orders]).min() for mine, theirs in zip(found, images, strict=True)]
+    ).mean()
+
+
+@given(batch=st.integers(1, 4), seed=st.integers(0, 10_000))
+def test_loss_is_that_of_the_best_order(batch: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    found, images = torch.rand(2, 3, batch, 5, generator=generator).double()
+    shuffled = torch.stack([row[torch.randperm(batch, generator=generator)] for row in images])
+    expected = slow_matched_error(found, images)
+    assert torch.allclose(matched_error(found, images), expected)
+    assert torch.allclose(matched_error(found, shuffled), expected)
+    assert matched_error(images, shuffled) == 0
+
+
+def test_loss_gradient_goes_to_the_matched_image() -> None:
+    images = torch.tensor([[[0.0], [1.0]]])
+    found = torch.tensor([[[0.9], [0.2]]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(matched_error(found, images), found)
+    assert torch.allclose(gradient, torch.tensor([[[-0.1], [0.2]]]))
+
+
+@given(entries=st.integers(2, 60), seed=st.integers(0, 10_000), data=st.data())
+def test_hashing_is_linear_and_the_same_for_the_same_seed(entries: int, seed: int, data: st.DataObject) -> None:
+    bins = data.draw(st.integers(1, entries - 1))
+    first, second = torch.randn(2, 4, entries, generator=torch.Generator().manual_seed(seed)).double()
+    hashing = Hashing(entries, bins, seed=seed)
+    assert hashing(first).shape == (4, bins)
+    assert torch.allclose(hashing(2 * first - second), 2 * hashing(first) - hashing(second))
+    assert torch.equal(hashing(first), Hashing(entries, bins, seed=seed)(first))
+
+
+def test_every_coordinate_goes_to_one_bin_with_a_sign() -> None:
+    matrix = Hashing(20, 6, seed=0)(torch.eye(20))
+    assert torch.equal(matrix.abs().sum(1), torch.ones(20))
+    assert set(matrix.abs().sum(0).tolist()) == {3.0, 4.0}
+
+
+def test_hashing_keeps_squared_norms_in_expectation() -> None:
+    vector = torch.rand(1, 40, generator=torch.Generator().manual_seed(0)) + 1
+    found = torch.stack([Hashing(40, 10, seed=seed)(vector).square().sum() for seed in range(2000)]).mean()
+    assert found == pytest.approx(float(vector.square().sum()), rel=0.03)
+
+
+def test_reader_drops_constant_coordinates_and_cuts_outliers() -> None:
+    mean, deviation = torch.tensor([1.0, 5.0, 0.0]), torch.tensor([2.0, 0.0, 1e-3])
+    update = Update({"a": torch.tensor([[3.0, 6.0], [1.0, 5.0]]), "b": torch.tensor([[100.0], [-1e-3]])})
+    assert torch.allclose(Reader(mean, deviation, bins=None, seed=0)(update), torch.tensor([[1.0, 0.0, 10.0], [0.0, 0.0, -1.0]]))
+
+
+def test_reader_standardises_public_updates(data: Data) -> None:
+    observation = observe(data)
+    state = fit(LTI(**FAST_LTI, bins=None, limit=96), observation)
+    public = observation.public_updates(torch.arange(96)[:, None], generator=make_generator(0)).flatten()
+    order = torch.randperm(96, generator=make_generator(0))[:86]
+    assert torch.allclose(state["mean"], public[order].mean(0), atol=1e-6)
+    assert torch.allclose(state["deviation"], public[order].std(0, correction=0), rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("defense", [None, "gaussian_noise(std=0.01)"])
+@pytest.mark.parametrize("bins", [None, 64, 0.5])
+def test_lti_is_deterministic_and_its_state_is_all_it_needs(data: Data, defense: str | None, bins: float | None) -> None:
+    observation = observe(data, batch=2, defense=defense)
+    states = [fit(LTI(**FAST_LTI, bins=bins), observation) for _ in range(2)]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    found = [LTI(**FAST_LTI, bins=bins).run(observation, state, generator=make_generator(0), progress=silent) for state in states]
+    assert torch.equal(*found)
+    assert found[0].shape == (3, 2, *data.input_shape)
+
+
+def test_lti_trains_on_fresh_noise() -> None:
+    data = make_data(public=40)
+    plain, noisy = (fit(LTI(**FAST_LTI, bins=None), observe(data, defense=defense)) for defense in (None, "gaussian_noise(std=1.0)"))
+    assert noisy["deviation"].mean() > 0.5 > plain["deviation"].mean()
+
+
+def test_lti_says_when_there_is_too_little_public_data(data: Data) -> None:
+    with pytest.raises(AttackError, match="at least 2 public batches"):
+        fit(LTI(limit=20), observe(data, victims=1, batch=20))
+
+
+@pytest.mark.parametrize("bins", [0, -1, 1.5, 0.0, "none", True])
+def test_lti_refuses_bins_that_are_none(bins: object) -> None:
+    with pytest.raises(ValueError, match="bins"):
+        LTI(bins=bins)
+
+
+# ------------------------------------------------------------------ GIAS
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (1, 28, 28), (3, 33, 20)])
+def test_generator_makes_images_of_any_size(shape: tuple[int, int, int]) -> None:
+    made = Generator(shape, latent=8, channels=2)(torch.zeros(2, 8))
+    assert made.shape == (2, *shape)
+    assert made.min() >= 0
+    assert made.max() <= 1
+
+
+def test_gias_is_deterministic(data: Data) -> None:
+    observation = observe(data, batch=2)
+    attack = GIAS(**FAST_GIAS)
+    states = [fit(attack, observation) for _ in range(2)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    found = [attack.run(observation, state, generator=make_generator(0), progress=silent) for state in states]
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_victim_does_not_depend_on_the_others(data: Data, batch: int) -> None:
+    attack = GIAS(**FAST_GIAS)
+    state = fit(attack, observe(data, batch=batch))
+    alone, among = (
+        attack.run(observe(data, victims=victims, batch=batch), state, generator=make_generator(0), progress=silent) for victims in (1, 4)
+    )
+    assert torch.allclose(alone[0], among[0], atol=1e-5)
+    assert not torch.allclose(among[0], among[1], atol=1e-3)
+
+
+def test_copies_of_a_batch_are_private(data: Data) -> None:
+    """Two images with one code and one generator part ways: each has its own parameters."""
+    attack = GIAS(**FAST_GIAS)
+    observation = observe(data, victims=2)
+    network = Generator(data.input_shape, latent=16, channels=4)
+    objective = Objective(observation, distance="layerwise")
+    labels = infer_labels(observation)
+    codes = torch.zeros(2, 1, 16)
+    images = network(codes.flatten(0, 1)).detach()[:, None]
+    worst = torch.full((2,), torch.inf)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    found = attack._search_parameters(network, codes, images, worst, lambda inputs: objective(inputs, labels), silent)
+    assert torch.equal(images[0], images[1])
+    assert not torch.equal(found[0], found[1])
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+
+
+@pytest.mark.parametrize("lr", [1e-3, 10.0])
+def test_parameters_never_match_worse_than_the_code(data: Data, lr: float) -> None:
+    attack = GIAS(**FAST_GIAS, lr=lr)
+    observation = observe(data, victims=4)
+    network = attack._generator(observation)
+    network.load_state_dict(dict(fit(attack, observation)))
+    objective = Objective(observation, distance="layerwise")
+    labels = infer_labels(observation)
+
+    def matching(inputs: torch.Tensor) -> torch.Tensor:
+        return objective(inputs, labels)
+
+    codes, images, losses = attack._search_codes(network, observation, matching, make_generator(0), silent)
+    assert torch.allclose(matching(images), losses, atol=1e-5)
+    made = network(codes.flatten(0, 1)).detach()
+    assert torch.allclose(made, images.flatten(0, 1), atol=1e-5)
+    found = attack._search_parameters(network, codes, images, losses, matching, silent)
+    assert (matching(found) <= losses + 1e-6).all()
+    if lr < 1:
+        assert (matching(found) < losses - 1e-6).all()
+
+
+def test_restarts_are_chosen_by_matching_loss(data: Data) -> None:
+    observation = observe(data, victims=4)
+    state = fit(GIAS(**FAST_GIAS), observation)
+    objective = Objective(observation, distance="layerwise")
+    labels = infer_labels(observation)
+
+    def losses(restarts: int) -> torch.Tensor:
+        attack = GIAS(**{**FAST_GIAS, "restarts": restarts})
+        network = attack._generator(observation)
+        network.load_state_dict(dict(state))
+        return attack._search_codes(network, observation, lambda inputs: objective(inputs, labels), make_generator(0), silent)[2]
+
+    assert losses(6).mean() < losses(1).mean()
+
+
+def test_adversarial_training_runs_and_keeps_each_network_to_its_own_loss(data: Data) -> None:
+    from gitbench.attacks.gias import _Autoencoder
+
+    observation = observe(data)
+    plain, adversarial = (fit(GIAS(**FAST_GIAS, adversarial=weight), observation) for weight in (0.0, 0.1))
+    assert any(not torch.equal(plain[name], adversarial[name]) for name in plain)
+
+    network = _Autoencoder(Generator(data.input_shape, latent=4, channels=2), data.input_shape, 4, 2)
+    images, codes = data.public.inputs[:8], torch.randn(8, 4, generator=make_generator(0))
+    network.adversarial_loss(images, codes).backward()
+    judge = torch.nn.functional.softplus(-network.discriminator(images)).mean()
+    judge = judge + torch.nn.functional.softplus(network.discriminator(network.generator(codes).detach())).mean()
+    expected = torch.autograd.grad(judge, list(network.discriminator.parameters()))
+    for parameter, gradient in zip(network.discriminator.parameters(), expected, strict=True):
+        assert torch.allclose(parameter.grad, gradient, atol=1e-7)
+    fool = torch.nn.functional.softplus(-network.discriminator(network.generator(codes))).mean()
+    expected = torch.autograd.grad(fool, list(network.generator.parameters()))
+    for parameter, gradient in zip(network.generator.parameters(), expected, strict=True):
+        assert torch.allclose(parameter.grad, gradient, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["lti", "gias"])
+@pytest.mark.parametrize("profile", ["quick", "standard", "paper"])
+def test_memory_is_known_before_the_attack_starts(name: str, profile: str, data: Data) -> None:
+    attack = load_attack(name, profile=profile)
+    small, large = (attack.memory(observe(data, victims=victims)) for victims in (1, 8))
+    assert 0 < small <= large
