@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -45,32 +46,37 @@ class LinearMap:
         return cls(mean, out, weight, float(error))
 
 
-def fit_linear(inputs: torch.Tensor, targets: torch.Tensor, *, held: torch.Tensor) -> LinearMap:
+def fit_linear(
+    inputs: torch.Tensor, targets: torch.Tensor, *, held: torch.Tensor, bounds: tuple[float, float] = (-math.inf, math.inf)
+) -> LinearMap:
     """Fit on the rows that are not held out; the normal equations are solved in float64.
 
     Args:
         inputs: ``(N, F)``.
         targets: ``(N, P)``.
         held: ``(N,)`` bool: rows that choose the penalty, which is in units of the inputs' mean variance.
+        bounds: of the targets. Guesses are cut to them before they are compared, as they will be when
+            they are used: a few wild inputs must not choose the penalty.
     """
     train, train_targets = inputs[~held], targets[~held]
     input_mean, output_mean = train.mean(0), train_targets.mean(0)
     centred = train - input_mean
     gram = (centred.T @ centred).double() / len(centred)
     cross = (centred.T @ (train_targets - output_mean)).double() / len(centred)
-    test, test_targets = inputs[held] - input_mean, targets[held] - output_mean
+    test, test_targets = inputs[held] - input_mean, targets[held]
     some = torch.linspace(0, targets.shape[1] - 1, min(_COLUMNS, targets.shape[1]), device=targets.device).long()
     scale = gram.diagonal().mean().clamp_min(1e-30)
     errors = {}
     for power in _POWERS:
         weight = _solved(gram, cross[:, some], 10.0**power * scale)
-        errors[power] = float((test @ weight.float() - test_targets[:, some]).square().mean()) if weight is not None else float("inf")
-        if errors[power] > 1.5 * min(errors.values()) and min(errors.values()) < float("inf"):
-            break  # past the best: errors have one valley
+        errors[power] = math.inf
+        if weight is not None:
+            guess = (test @ weight.float() + output_mean[some]).clamp(*bounds)
+            errors[power] = float((guess - test_targets[:, some]).square().mean())
     best = min(errors, key=lambda power: errors[power])
     weight = _solved(gram, cross, 10.0**best * scale)
     assert weight is not None
-    error = float((test @ weight.float() - test_targets).square().mean())
+    error = float(((test @ weight.float() + output_mean).clamp(*bounds) - test_targets).square().mean())
     return LinearMap(input_mean, output_mean, weight.float(), error)
 
 

@@ -580,7 +580,7 @@ class _Start:
             # Not to unit variance: what hardly varies is mostly noise.
             columns = torch.stack([train.mean(0), deviation + deviation.mean() + _TINY])
         found = _variants(seen, columns, reader.inverse)
-        fitted = [fit_linear(inputs, pixels, held=out) for inputs in found]
+        fitted = [fit_linear(inputs, pixels, held=out, bounds=(0, 1)) for inputs in found]
         # Judged as they are used: a few wild pixels, which are cut, must not decide.
         errors = [float((fit(inputs[out]).clamp(0, 1) - pixels[out]).square().mean()) for fit, inputs in zip(fitted, found, strict=True)]
         variant = errors.index(min(errors))

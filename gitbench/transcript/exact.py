@@ -93,7 +93,7 @@ def fit_exact(
         features.append(torch.cat(parts))
     pixels = pairs.inputs.flatten(1)
     del pairs
-    head = _fit_head(features, pixels, held, options, generator, progress, checkpoint)
+    head = _fit_head(features, pixels, held, walk.reaches_input and view == 0, options, generator, progress, checkpoint)
     return {**{f"walk.{name}": tensor for name, tensor in walk.tensors.items()}, **head}
 
 
@@ -201,6 +201,7 @@ def _fit_head(
     features: list[torch.Tensor],
     pixels: torch.Tensor,
     held: torch.Tensor,
+    reached: bool,
     options: ExactOptions,
     generator: torch.Generator,
     progress: Progress,
@@ -210,7 +211,9 @@ def _fit_head(
     draws = len(features)
     held = held.to(pixels.device)
     progress("git: fitting the linear path", 0, 1)
-    final = fit_linear(torch.cat(features), pixels.repeat(draws, 1), held=held.repeat(draws))
+    final = fit_linear(torch.cat(features), pixels.repeat(draws, 1), held=held.repeat(draws), bounds=(0, 1))
+    if reached:  # the features begin with the image: few examples cannot teach a regression the identity
+        final = min(final, _first(features[0], pixels, held), key=lambda found: found.error)
     mean, deviation = features[0].mean(0), features[0].std(0).clamp_min(1e-4)
     rests = [pixels - final(part) for part in features]
     with seeded(generator):
@@ -246,6 +249,15 @@ def _fit_head(
         "head.width": torch.tensor(options.width),
         "head.trust": scale * float(after < before),
     }
+
+
+def _first(features: torch.Tensor, pixels: torch.Tensor, held: torch.Tensor) -> LinearMap:
+    """The map that takes the first features for the pixels."""
+    weight = torch.eye(features.shape[1], pixels.shape[1], device=pixels.device)
+    zeros = pixels.new_zeros(features.shape[1])
+    found = LinearMap(zeros, pixels.new_zeros(pixels.shape[1]), weight, 0.0)
+    error = float((found(features[held]).clamp(0, 1) - pixels[held]).square().mean())
+    return LinearMap(zeros, found.output_mean, weight, error)
 
 
 def _network(inputs: int, width: int, outputs: int) -> nn.Sequential:

@@ -15,8 +15,8 @@ from gitbench.transcript.chain import Chain
 from gitbench.transcript.weights import Weights, exact_top
 from gitbench.update import Update
 
-_STEPS = 1000
-_BATCH = 256
+_STEPS = 400
+_BATCH = 64
 _LR = 0.02
 
 
@@ -45,18 +45,26 @@ class Recursion(nn.Module):
 
     def forward(self, update: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """``(N, F)``, the input of the first layer, from undefended gradients ``(N, *shape)``."""
+        return _inverted(self.first_delta(update), update[f"{self._chain.layers[0].name}.weight"])
+
+    def first_delta(self, update: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """``δ_1 (N, units)``: the walk down to the first layer."""
         layers = self._chain.layers
         delta, outputs = exact_top(layers[-1], update)
         for index in range(len(layers) - 2, -1, -1):
-            layer = layers[index]
-            delta = (delta @ self.weights[index]) * operators.derivative(layer.activation, outputs)
-            squared = delta.square().sum(1, keepdim=True).clamp_min(1e-20)
-            outputs = torch.einsum("no,noi->ni", delta, update[f"{layer.name}.weight"]) / squared
-        return outputs
+            delta = (delta @ self.weights[index]) * operators.derivative(layers[index].activation, outputs)
+            if index:
+                outputs = _inverted(delta, update[f"{layers[index].name}.weight"])
+        return delta
 
     def named_weights(self) -> Weights:
         """``{name.weight}`` of every layer but the first."""
         return {f"{layer.name}.weight": weight.detach().clone() for layer, weight in zip(self._chain.layers[1:], self.weights, strict=True)}
+
+
+def _inverted(delta: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """``δ⁺ G`` of one example each: the average of every unit's ``G_h / δ_h``, weighted by ``δ_h²``."""
+    return torch.einsum("no,noi->ni", delta, gradient) / delta.square().sum(1, keepdim=True).clamp_min(1e-20)
 
 
 def train_weights(
@@ -71,6 +79,11 @@ def train_weights(
 ) -> Weights:
     """Train the recursion's weights from small random ones, with Adam on the squared error of the input.
 
+    ``δ⁺ G`` averages what every unit of the first layer says of the input, ``G_h / δ_h``, with weights
+    ``δ_h²``. The error of the average alone is one number per example: it vanishes long before the weights
+    are right (docs/attacks.md has the curve). So the error of every unit's own estimate is trained, with the
+    same weights: ``|G_h - δ_h x|²``.
+
     The last layer's rows are found up to a common row, which ``Wᵀ δ`` does not see, because ``δ`` sums to zero.
 
     Args:
@@ -80,7 +93,7 @@ def train_weights(
         generator: for the start and the batches.
         progress: told of the steps.
         steps: how many.
-        watch: called now and then with the step, the loss and the weights: the curve in docs/attacks.md.
+        watch: called now and then with the step, the input's mean squared error and the weights: the curve in docs/attacks.md.
     """
     start = {}
     for layer in chain.layers[1:]:
@@ -92,14 +105,15 @@ def train_weights(
     targets = inputs.flatten(1)
     for step in range(steps):
         rows = torch.randint(len(targets), (_BATCH,), generator=generator).to(targets.device)
-        found = recursion({name: tensor[rows] for name, tensor in raw.tensors.items()})
-        # Bounded, because δ⁺ has a pole where the random weights give a δ near zero.
-        loss = torch.nn.functional.smooth_l1_loss(found, targets[rows], beta=1.0)
+        part = {name: tensor[rows] for name, tensor in raw.tensors.items()}
+        gradient = part[f"{chain.layers[0].name}.weight"]
+        delta = recursion.first_delta(part)
+        loss = (gradient - delta[:, :, None] * targets[rows][:, None]).square().sum() / gradient.square().sum()
         if watch is not None and (step % 20 == 0 or step == steps - 1):
-            watch(step, float((found - targets[rows]).square().mean()), recursion.named_weights())
+            wrong = (_inverted(delta.detach(), gradient) - targets[rows]).square().mean()
+            watch(step, float(wrong), recursion.named_weights())
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(recursion.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         progress("git: training the recursion", step + 1, steps)

@@ -52,6 +52,11 @@ class Walk:
         self.tensors = tensors
         self.sparse = bool(tensors["sparse"])
 
+    @property
+    def reaches_input(self) -> bool:
+        """Whether the last step estimates the input itself: the features then begin with it."""
+        return f"step{len(self.chain.layers) - 2}.variance" in self.tensors
+
     def features(self, update: Mapping[str, torch.Tensor], *, depth: int | None = None) -> torch.Tensor:
         """``(N, F)``. ``depth`` stops after so many layers, for fitting."""
         delta, found, extra = self._top(update)

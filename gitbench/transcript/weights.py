@@ -192,8 +192,8 @@ def _regress(
     if int(everywhere.sum()) >= 10 * unknown:
         solved = _lstsq(design[everywhere], aims[everywhere]).T
     else:
-        columns = zip(aims.T, good.T, strict=True)
-        solved = torch.stack([_lstsq(design[rows], aim[rows][:, None])[:, 0] for aim, rows in columns])
+        channels = zip(aims.T, good.T, strict=True)
+        solved = torch.stack([_lstsq(design[rows], aim[rows][:, None])[:, 0] for aim, rows in channels])
     return solved[:, :-1].reshape(len(solved), layer.input_shape[0], *layer.kernel), solved[:, -1]
 
 
