@@ -184,7 +184,7 @@ def test_another_case_is_another_state(options, data: Data, change: str) -> None
         found: dict[str, object] = {**options, "attack": "ridge", **changes}
         case = case_of(**found)  # type: ignore[arg-type]
         attack = load_attack(case.attack, profile=case.profile)
-        return identity(case, attack, observation_of(data, batch_size=case.batch_size))
+        return identity(case, attack, observation_of(data, batch_size=case.batch_size, defense=case.defense))
 
     assert key() == key()
     assert key(victims=5) == key()
@@ -199,6 +199,19 @@ def test_the_code_and_the_knowledge_are_part_of_a_states_identity(options, data:
     with (tmp_path / "attacks.py").open("a") as file:
         file.write("# edited\n")
     assert identity(case, attack, observation_of(data)) != plain
+
+
+def test_a_fit_that_reads_no_defense_is_shared_between_defenses(options, data: Data) -> None:
+    attack = load_attack("gias", profile="quick")
+    observed = observation_of(data).restricted(frozenset({"public"}))
+    first, second = (case_of(**{**options, "attack": "gias", "defense": defense}) for defense in ("none", "pruning(rate=0.5)"))
+    assert identity(first, attack, observed) == identity(second, attack, observed)
+    # What a defense makes of the model is seen all the same.
+    other = gitbench.load_model("mlp", data, seed=5)
+    changed = Observation(
+        update=observation_of(data).update, model=other, input_shape=data.input_shape, public=data.public, parameters=False
+    )
+    assert identity(second, attack, changed) != identity(second, attack, observed)
 
 
 def test_a_hybrids_state_goes_by_the_code_of_its_prior(options, data: Data) -> None:

@@ -48,7 +48,7 @@ class IG(Refiner):
     requires = frozenset({"architecture", "parameters"})
     uses = frozenset({"defense"})
     profiles = {
-        "quick": {"iterations": 300},
+        "quick": {"iterations": 200},
         "paper": {"iterations": 4800, "restarts": 32, "schedule": "step", "distance": "cosine", "signed": True, "tv": 0.1},
     }
 
