@@ -51,7 +51,7 @@ PROFILES: dict[str, Profile] = {
     "quick": Profile(
         dataset=("photos",),
         model=("lenet", "mlp"),
-        defense=("none", "dp_sgd(noise_multiplier=0.1)", *_WEAK),
+        defense=("none", "dp_sgd(noise_multiplier=1.0)", *_WEAK),
         attack=_ATTACKS,
         known_leaks=_KNOWN,
         victims=16,
@@ -59,7 +59,7 @@ PROFILES: dict[str, Profile] = {
     "standard": Profile(
         dataset=("photos",),
         model=("lenet", "mlp", "resnet"),
-        defense=("none", "dp_sgd(noise_multiplier=0.1)", *_WEAK, *_STRONGER),
+        defense=("none", "dp_sgd(noise_multiplier=1.0)", *_WEAK, *_STRONGER),
         attack=(*_ATTACKS, "git+ig"),
         known_leaks=(*_KNOWN, *(f"*/{defense}/*" for defense in _STRONGER)),
         victims=32,
@@ -67,7 +67,7 @@ PROFILES: dict[str, Profile] = {
     "paper": Profile(
         dataset=("photos",),
         model=("lenet", "mlp", "resnet", "vit"),
-        defense=("none", "dp_sgd(noise_multiplier=0.1)", *_WEAK, *_STRONGER),
+        defense=("none", "dp_sgd(noise_multiplier=1.0)", *_WEAK, *_STRONGER),
         attack=(*_ATTACKS, *_HYBRIDS),
         known_leaks=(*_KNOWN, *(f"*/{defense}/*" for defense in _STRONGER)),
         victims=100,

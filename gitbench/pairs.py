@@ -71,6 +71,8 @@ class PublicPairs:
         """Unprotected gradients of some rows, in chunks where they were not kept."""
         if self._kept is None:
             return _joined([self._computed(chunk) for chunk in rows.split(self._observation.chunk)])
+        if len(rows) == len(self) and torch.equal(rows.cpu(), torch.arange(len(self))):
+            return self._kept  # all of them: no copy
         index = rows.to(self.order.device)
         each = None if self._kept.per_example is None else {name: tensor[index] for name, tensor in self._kept.per_example.items()}
         return Update({name: tensor[index] for name, tensor in self._kept.tensors.items()}, each)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-_POWERS = (-9, -8, -7, -6, -5, -4, -3, -2, -1, 0, 1)
+_START, _LOWEST, _HIGHEST = -4, -10, 2  # powers of ten of the penalty
 _COLUMNS = 96  # outputs that choose the penalty
 
 
@@ -60,27 +60,45 @@ def fit_linear(
     """
     train, train_targets = inputs[~held], targets[~held]
     input_mean, output_mean = train.mean(0), train_targets.mean(0)
-    centred = train - input_mean
-    gram = (centred.T @ centred).double() / len(centred)
-    cross = (centred.T @ (train_targets - output_mean)).double() / len(centred)
+    system = _System(train - input_mean, train_targets - output_mean)
     test, test_targets = inputs[held] - input_mean, targets[held]
     some = torch.linspace(0, targets.shape[1] - 1, min(_COLUMNS, targets.shape[1]), device=targets.device).long()
-    scale = gram.diagonal().mean().clamp_min(1e-30)
-    errors = {}
-    for power in _POWERS:
-        weight = _solved(gram, cross[:, some], 10.0**power * scale)
-        errors[power] = math.inf
-        if weight is not None:
-            guess = (test @ weight.float() + output_mean[some]).clamp(*bounds)
-            errors[power] = float((guess - test_targets[:, some]).square().mean())
-    best = min(errors, key=lambda power: errors[power])
-    weight = _solved(gram, cross, 10.0**best * scale)
-    assert weight is not None
-    error = float(((test @ weight.float() + output_mean).clamp(*bounds) - test_targets).square().mean())
-    return LinearMap(input_mean, output_mean, weight.float(), error)
+    errors: dict[int, float] = {}
+
+    def error(power: int) -> float:
+        if power not in errors:
+            weight = system.weight(10.0**power, some)
+            guess = None if weight is None else (test @ weight + output_mean[some]).clamp(*bounds)
+            errors[power] = math.inf if guess is None else float((guess - test_targets[:, some]).square().mean())
+        return errors[power]
+
+    best = _START
+    for direction in (-1, 1):  # errors have one valley
+        while _LOWEST < best < _HIGHEST and error(best + direction) < error(best):
+            best += direction
+    weight = system.weight(10.0**best, slice(None))
+    if weight is None:  # nothing but rounding in the inputs
+        weight = train.new_zeros(train.shape[1], targets.shape[1])
+    left = float(((test @ weight + output_mean).clamp(*bounds) - test_targets).square().mean())
+    return LinearMap(input_mean, output_mean, weight, left)
 
 
-def _solved(gram: torch.Tensor, cross: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor | None:
-    ridge = gram + penalty * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    factor, failed = torch.linalg.cholesky_ex(ridge)
-    return None if int(failed) else torch.cholesky_solve(cross, factor)
+class _System:
+    """The normal equations of centred rows, in whichever of their two forms is the smaller."""
+
+    def __init__(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
+        self._inputs = inputs
+        self._few = len(inputs) < inputs.shape[1]
+        product = inputs @ inputs.T if self._few else inputs.T @ inputs
+        self._gram = product.double() / len(inputs)
+        self._cross = (targets if self._few else inputs.T @ targets).double() / len(inputs)
+        self._scale = inputs.square().mean().double().clamp_min(1e-30)
+
+    def weight(self, penalty: float, columns: torch.Tensor | slice) -> torch.Tensor | None:
+        """``(F, P)`` for a penalty in units of the inputs' mean variance; None where it is too small to solve for."""
+        ridge = self._gram + penalty * self._scale * torch.eye(len(self._gram), dtype=torch.float64, device=self._gram.device)
+        factor, failed = torch.linalg.cholesky_ex(ridge)
+        if int(failed):
+            return None
+        solved = torch.cholesky_solve(self._cross[:, columns], factor).float()
+        return self._inputs.T @ solved if self._few else solved

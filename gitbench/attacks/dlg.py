@@ -40,7 +40,7 @@ class DLG(Refiner):
     requires = frozenset({"architecture", "parameters"})
     uses = frozenset({"defense"})
     profiles = {
-        "quick": {"iterations": 300, "labels": "idlg"},
+        "quick": {"iterations": 200, "labels": "idlg"},
         "paper": {"iterations": 6000, "init": "normal"},
     }
 

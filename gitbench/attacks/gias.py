@@ -67,7 +67,7 @@ class GIAS(Attack):
     uses = frozenset({"defense"})
     fit_uses = frozenset({"public"})
     profiles = {
-        "quick": {"latent_iterations": 60, "restarts": 1, "iterations": 120, "channels": 16, "epochs": 10, "limit": 2048},
+        "quick": {"latent_iterations": 40, "restarts": 1, "iterations": 80, "channels": 16, "epochs": 10, "limit": 2048},
         "paper": {
             "latent_iterations": 1000,
             "latent_lr": 0.1,

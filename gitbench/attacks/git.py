@@ -51,7 +51,7 @@ class Git(Attack):
     requires = frozenset({"architecture", "public"})
     uses = frozenset({"defense"})
     profiles = {
-        "quick": {"limit": 2048, "epochs": 3, "width": 256, "draws": 1},
+        "quick": {"limit": 1536, "epochs": 3, "width": 256, "draws": 1},
         "paper": {"limit": 50_000, "epochs": 60, "width": 2048, "draws": 4},
     }
 

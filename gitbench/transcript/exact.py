@@ -24,8 +24,10 @@ from gitbench.update import Update
 Tensors = dict[str, torch.Tensor]
 
 _SOLVED_FROM = 2048  # examples that the weights are solved from, and a quarter more to check them
+_SOLVED_BYTES = 2**29  # of gradients, where so few examples are enough
 _IDENTIFIED = 0.05  # relative error of the gradients that the weights give
 _CHUNK = 256
+_EXACT = 1e-4  # root mean square of a pixel's error
 _DRAWN = 256  # examples that a defense protects twice to show its noise
 
 
@@ -128,7 +130,9 @@ def _weights(
     chain: Chain, observation: Observation, order: torch.Tensor, options: ExactOptions, generator: torch.Generator, progress: Progress
 ) -> tuple[Weights, int] | None:
     """Solved or trained on undefended pairs, checked on others where the whole gradient can be rebuilt; and which view fits."""
-    count = min(len(order), _SOLVED_FROM)
+    parameters = {name: parameter.numel() for name, parameter in observation.architecture.named_parameters()}
+    unknown = 2 * (chain.layers[-1].input_shape[0] + 1)
+    count = min(len(order), _SOLVED_FROM, max(unknown, _SOLVED_BYTES // (4 * sum(parameters.values()))))
     rows = order[: count + count // 4]
     pairs = PublicPairs(observation, rows, generator=generator, progress=progress, what="git: recursion", adapt=False)
     everyone = torch.arange(len(rows))
@@ -211,9 +215,11 @@ def _fit_head(
     draws = len(features)
     held = held.to(pixels.device)
     progress("git: fitting the linear path", 0, 1)
-    final = fit_linear(torch.cat(features), pixels.repeat(draws, 1), held=held.repeat(draws), bounds=(0, 1))
-    if reached:  # the features begin with the image: few examples cannot teach a regression the identity
-        final = min(final, _first(features[0], pixels, held), key=lambda found: found.error)
+    final = _first(features[0], pixels, held) if reached else None
+    if final is None or final.error > _EXACT**2:
+        fitted = fit_linear(torch.cat(features), pixels.repeat(draws, 1), held=held.repeat(draws), bounds=(0, 1))
+        # Few examples cannot teach a regression the identity.
+        final = fitted if final is None or fitted.error < final.error else final
     mean, deviation = features[0].mean(0), features[0].std(0).clamp_min(1e-4)
     rests = [pixels - final(part) for part in features]
     with seeded(generator):
@@ -235,7 +241,7 @@ def _fit_head(
 
     before = float((rests[0][test] / scale).square().mean())
     after = before
-    if float(scale) > 1e-4:  # a linear path that is exact leaves nothing to learn but rounding
+    if float(scale) > _EXACT:  # a linear path that is exact leaves nothing to learn but rounding
         after = train_network(
             network, loss=loss, rows=len(train), validate=validate, epochs=options.epochs, batch_size=128, lr=options.lr,
             generator=generator, progress=progress, what="git", checkpoint=checkpoint, weight_decay=0.05, patience=3,

@@ -13,6 +13,7 @@ from torch.nn.grad import conv2d_input
 from gitbench.transcript.chain import Layer
 
 _SATURATED = 1e-4  # closer to an activation's bounds than this, an estimate carries no more than noise
+_ROWS = 256
 _CHUNK = 16  # systems at once: more of them leave the cache
 
 
@@ -105,12 +106,8 @@ def solve(
         ``(N, *input_shape)``.
     """
     if not layer.is_conv:
-        missing = weight_gradient - delta[:, :, None] * prior[:, None]
-        seen = delta.square().sum(1, keepdim=True)
-        if sparse:
-            there = weight_gradient != 0
-            missing, seen = missing * there, torch.einsum("no,noi->ni", delta.square(), there.to(delta.dtype))
-        return prior + torch.einsum("no,noi->ni", delta, missing) / (seen + variance * precision)
+        parts = zip(delta.split(_ROWS), weight_gradient.split(_ROWS), prior.split(_ROWS), strict=True)
+        return torch.cat([_solve_linear(*part, precision=precision, variance=variance, sparse=sparse) for part in parts])
     found = []
     for rows in torch.arange(len(delta), device=delta.device).split(_CHUNK):
         mean = prior[rows].flatten(2)
@@ -120,6 +117,19 @@ def solve(
         # A system beyond float32 tells nothing: the prior stays.
         found.append(mean + torch.where((failed == 0)[:, None, None] & told.isfinite(), told, 0))
     return torch.cat(found).reshape(prior.shape)
+
+
+def _solve_linear(
+    delta: torch.Tensor, gradient: torch.Tensor, prior: torch.Tensor, *, precision: torch.Tensor, variance: float, sparse: bool
+) -> torch.Tensor:
+    if sparse:
+        there = (gradient != 0).to(delta.dtype)
+        seen = torch.einsum("no,noi->ni", delta.square(), there)
+        back = torch.einsum("no,noi->ni", delta, gradient) - seen * prior
+    else:
+        seen = delta.square().sum(1, keepdim=True)
+        back = torch.einsum("no,noi->ni", delta, gradient) - seen * prior
+    return prior + back / (seen + variance * precision)
 
 
 def normal_equations(

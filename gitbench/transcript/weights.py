@@ -14,7 +14,7 @@ from gitbench.update import Update
 Weights = dict[str, torch.Tensor]
 
 _CONFIDENT = 0.05  # examples whose δ is smaller than this were classified too well to tell anything
-_ENOUGH = 640
+_ENOUGH = 320
 _DETERMINED = 0.999  # share of an input position that the gradient alone tells
 
 
