@@ -84,17 +84,22 @@ def fit_exact(
     rows = torch.arange(len(pairs))
     held = rows >= len(pairs) - max(1, round(options.holdout * len(pairs)))
     noise = _noise(pairs, generator)
-    walk = _walk(chain, weights, noise, pairs, images, held, generator, progress)
+    updates = pairs.updates(rows, generator=generator).tensors
+    walk = _walk(chain, weights, noise, pairs, updates, images, held, progress)
     draws = options.draws if max(noise.variance.values()) > 0 else 1
     features = []
     for draw in range(draws):
         parts = []
         for chunk in rows.split(_CHUNK):
-            parts.append(walk.features(pairs.updates(chunk, generator=generator).tensors))
+            if draws == 1:
+                seen = {name: tensor[chunk] for name, tensor in updates.items()}
+            else:
+                seen = dict(pairs.updates(chunk, generator=generator).tensors)
+            parts.append(walk.features(seen))
             progress("git: walking back", draw * len(rows) + int(chunk[-1]) + 1, draws * len(rows))
         features.append(torch.cat(parts))
     pixels = pairs.inputs.flatten(1)
-    del pairs
+    del pairs, updates
     head = _fit_head(features, pixels, held, walk.reaches_input and view == 0, options, generator, progress, checkpoint)
     return {**{f"walk.{name}": tensor for name, tensor in walk.tensors.items()}, **head}
 
@@ -184,13 +189,12 @@ def _walk(
     weights: Weights,
     noise: Noise,
     pairs: PublicPairs,
+    updates: Mapping[str, torch.Tensor],
     images: torch.Tensor,
     held: torch.Tensor,
-    generator: torch.Generator,
     progress: Progress,
 ) -> Walk:
-    rows = torch.arange(len(pairs))
-    raw, updates = pairs.gradients(rows).tensors, pairs.updates(rows, generator=generator).tensors
+    raw = pairs.gradients(torch.arange(len(pairs))).tensors
     done = 0
 
     def tell(what: str) -> None:

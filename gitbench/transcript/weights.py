@@ -38,20 +38,19 @@ def solve_weights(chain: Chain, raw: Update, inputs: torch.Tensor, labels: torch
         not need), in float32. The last layer's rows are known up to a common row, which ``Wᵀδ`` does not see.
     """
     layers = chain.layers
-    grads = {name: tensor.double() for name, tensor in raw.tensors.items()}
     inputs = inputs.double()
     last = layers[-1]
-    delta, feature = exact_top(last, grads)
+    delta, feature = exact_top(last, {name: raw.tensors[name].double() for name in raw.tensors if name.startswith(f"{last.name}.")})
     strong = delta.norm(dim=1) > _CONFIDENT
     if int(strong.sum()) < 1.2 * (feature.shape[1] + 1):
         return None
-    delta, feature, labels, inputs = delta[strong], feature[strong], labels[strong], inputs[strong]
-    grads = {name: tensor[strong] for name, tensor in grads.items()}
+    chosen = strong.nonzero().flatten()
+    delta, feature, labels = delta[chosen], feature[chosen], labels[chosen]
     weights: Weights = {}
     weights[f"{last.name}.weight"], weights[f"{last.name}.bias"] = _last_layer(delta, feature, labels)
     if layers[-2].is_conv:  # each example has as many equations as the output has positions
-        delta, feature, inputs = delta[:_ENOUGH], feature[:_ENOUGH], inputs[:_ENOUGH]
-        grads = {name: tensor[:_ENOUGH] for name, tensor in grads.items()}
+        delta, feature, chosen = delta[:_ENOUGH], feature[:_ENOUGH], chosen[:_ENOUGH]
+    inputs = inputs[chosen]
     outputs = feature
     delta = operators.backward(last, weights[f"{last.name}.weight"], delta)
     for index in range(len(layers) - 2, -1, -1):
@@ -62,6 +61,7 @@ def solve_weights(chain: Chain, raw: Update, inputs: torch.Tensor, labels: torch
             if layer.is_conv:
                 _keep(weights, layer, _regress(layer, inputs, outputs))
             break
+        grads = {name: raw.tensors[name][chosen].double() for name in raw.tensors if name.startswith(f"{layer.name}.")}
         found, determined = _input_of(layer, delta, grads)
         if not bool(determined.all()):
             if index != 1 or not layers[0].is_conv:
