@@ -318,6 +318,14 @@ def test_auto_takes_coarse_where_the_weights_do_not_follow(rough: Data) -> None:
         Git(variant="exact")(observation, generator=make_generator(0))
 
 
+def test_memory_of_what_is_no_chain_is_bounded(rough: Data) -> None:
+    model = gitbench.load_model("resnet", rough)
+    observation = observe(model, rough, client_update(model, *victims_of(rough, 1)))
+    entries = sum(parameter.numel() for parameter in model.parameters())
+    assert Git().memory(observation) <= 2 * 4 * entries * len(rough.public)
+    assert Git().memory(observation) <= 6 * 2**30
+
+
 def test_trained_weights_serve_the_attack(rough: Data) -> None:
     model = gitbench.load_model("mlp", rough)
     inputs, labels = victims_of(rough)

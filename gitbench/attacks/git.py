@@ -11,6 +11,7 @@ from gitbench.matching import check_choice
 from gitbench.observation import Observation
 from gitbench.pairs import KEPT, pairs_memory
 from gitbench.progress import Progress
+from gitbench.transcript.chain import read_chain
 from gitbench.transcript.coarse import CoarseOptions, fit_coarse, run_coarse
 from gitbench.transcript.exact import ExactOptions, exact_memory, fit_exact, run_exact
 
@@ -112,8 +113,10 @@ class Git(Attack):
 
     def memory(self, observation: Observation) -> int:
         """Bytes: three copies of ``limit`` public gradients (exact), or up to twice 3 GiB of them (coarse)."""
-        if self.variant in ("auto", "exact"):
-            return exact_memory(observation, self._exact)
+        if self.variant in ("auto", "exact") and observation.batch_size == 1:
+            chain = read_chain(observation.architecture, observation.input_shape)
+            if chain is not None:
+                return exact_memory(observation, self._exact)
         return 2 * min(KEPT, pairs_memory(observation, min(self.limit, len(observation.public))))
 
     @property

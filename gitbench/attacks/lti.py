@@ -52,6 +52,7 @@ class LTI(Attack):
         batch_size: updates per step.
         lr: first step size.
         schedule: ``cosine``, or ``step``: a tenth after 75 %.
+        draws: of a random defense for each public batch; None draws afresh at every step.
         holdout: share of the public batches that chooses the epoch.
         limit: at most so many public examples.
         adapt: pass the public updates through the defense.
@@ -61,7 +62,7 @@ class LTI(Attack):
     requires = frozenset({"architecture", "public"})
     uses = frozenset({"defense"})
     profiles = {
-        "quick": {"bins": 2048, "epochs": 12, "limit": 1024, "width": 256},
+        "quick": {"bins": 2048, "epochs": 12, "limit": 1024, "width": 256, "draws": 2},
         "paper": {
             "hidden": 2,
             "width": 3000,
@@ -84,10 +85,13 @@ class LTI(Attack):
         batch_size: int = 64,
         lr: float = 1e-3,
         schedule: str = "cosine",
+        draws: int | None = None,
         holdout: float = 0.1,
         limit: int = 20_000,
         adapt: bool = True,
     ) -> None:
+        if draws is not None and draws < 1:
+            raise ValueError(f"expected draws >= 1 or None, got {draws}")
         if hidden < 0 or min(width, epochs, batch_size) < 1 or not lr > 0:
             raise ValueError("expected hidden >= 0, width, epochs, batch_size >= 1 and lr > 0")
         if not 0 < holdout < 1 or limit < 20:
@@ -103,6 +107,7 @@ class LTI(Attack):
         self.batch_size = batch_size
         self.lr = lr
         self.schedule = schedule
+        self.draws = draws
         self.holdout = holdout
         self.limit = limit
         self.adapt = adapt
@@ -116,7 +121,7 @@ class LTI(Attack):
         parameters = sum(before * after + after for before, after in itertools.pairwise(sizes))
         kept = min(pairs_memory(observation, rows), _KEPT)
         steps = 4 * self.batch_size * (4 * entries + 4 * sum(sizes))
-        return 2 * kept + 4 * (rows * features + 8 * parameters + 8 * entries) + steps
+        return 2 * kept + 4 * ((self.draws or 1) * rows * features + 8 * parameters + 8 * entries) + steps
 
     def fit(self, observation: Observation, *, generator: torch.Generator, progress: Progress, checkpoint: Checkpoint) -> State:
         public, device = observation.public, observation.device
@@ -133,7 +138,7 @@ class LTI(Attack):
         train, test = torch.arange(rows - held), torch.arange(rows - held, rows)
         moments = self._moments(pairs, train, make_generator(seed, "moments"), progress)
         reader = Reader(*moments, bins=self._bins(len(moments[0])), seed=seed)
-        source = _Features(pairs, reader, seed, progress)
+        source = _Features(pairs, reader, seed, progress, draws=self.draws)
         held_features = source(test, make_generator(seed, "held out"))
         held_images = public.inputs[pairs.order[test.to(pairs.order.device)]].flatten(2)
         with seeded(generator):
@@ -293,25 +298,30 @@ class Hashing:
 
 
 class _Features:
-    """Features of public rows: read once where the defense draws nothing, else afresh at each request."""
+    """Features of public rows: read once for each draw of the defense, or afresh at each request where ``draws`` is None."""
 
-    def __init__(self, pairs: PublicPairs, reader: Reader, seed: int, progress: Progress) -> None:
+    def __init__(self, pairs: PublicPairs, reader: Reader, seed: int, progress: Progress, *, draws: int | None) -> None:
         self._pairs = pairs
         self._reader = reader
-        self._known: torch.Tensor | None = None
+        self._known: list[torch.Tensor] = []
         if self._is_constant(seed):
+            draws = 1
+        for draw in range(draws or 0):
             chunks = torch.arange(len(pairs)).split(64)
+            generator = make_generator(seed, "draw", str(draw))
             pieces = []
             for done, rows in enumerate(chunks):
-                pieces.append(self._fresh(rows, make_generator(seed, "constant")))
+                pieces.append(self._fresh(rows, generator))
                 progress("lti: features", done + 1, len(chunks))
-            self._known = torch.cat(pieces)
+            self._known.append(torch.cat(pieces))
+        if self._known:
             del self._pairs
 
     def __call__(self, rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        if self._known is None:
+        if not self._known:
             return torch.cat([self._fresh(chunk, generator) for chunk in rows.split(64)])
-        return self._known[rows.to(self._known.device)]
+        draw = int(torch.randint(len(self._known), (), generator=generator))
+        return self._known[draw][rows.to(self._known[draw].device)]
 
     def _fresh(self, rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         return self._reader(self._pairs.updates(rows, generator=generator))
