@@ -277,7 +277,8 @@ for line in sys.stdin:
 @pytest.fixture
 def server(tmp_path: Path, options) -> Iterator[Callable[[str], list[int]]]:
     """Sends a line, returns the numbers that come back."""
-    command = [sys.executable, "-c", SERVER, str(options["dataset"]), str(tmp_path / "results")]
+    # -P: what is installed, not what lies in the working directory.
+    command = [sys.executable, "-P", "-c", SERVER, str(options["dataset"]), str(tmp_path / "results")]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin is not None
     assert process.stdout is not None
