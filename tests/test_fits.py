@@ -233,10 +233,11 @@ def test_two_threads_learn_it_once(tmp_path: Path, options, data: Data) -> None:
     case = case_of(**{**options, "attack": f"{options['attack']}(pause=0.2)"})
     attack = load_attack(case.attack)
     found: list[torch.Tensor] = []
+    observed = observation_of(data)  # once: models are initialised from torch's global state, which threads share
 
     def attack_them() -> None:
         fits = FitCache(Store(tmp_path / "results")).of(case)
-        found.append(attack(observation_of(data), generator=make_generator(0), fits=fits).inputs)
+        found.append(attack(observed, generator=make_generator(0), fits=fits).inputs)
 
     threads = [threading.Thread(target=attack_them) for _ in range(3)]
     for thread in threads:
