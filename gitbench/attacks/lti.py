@@ -13,12 +13,10 @@ from gitbench.attack import Attack, State
 from gitbench.errors import AttackError
 from gitbench.fitting import Checkpoint, train_network
 from gitbench.observation import Observation
-from gitbench.pairs import PublicPairs, pairs_memory
+from gitbench.pairs import KEPT, PublicPairs, pairs_memory
 from gitbench.progress import Progress
 from gitbench.random import make_generator, seeded
 from gitbench.update import Update
-
-_KEPT = 3 * 2**30  # bytes of public gradients that are kept
 
 _CLIP = 10.0  # standard deviations
 _PIECE = 2**20  # entries read at once: temporaries that stay in the cache
@@ -119,7 +117,7 @@ class LTI(Attack):
         features = self._features(entries)
         sizes = self._sizes(features, self._outputs(observation))
         parameters = sum(before * after + after for before, after in itertools.pairwise(sizes))
-        kept = min(pairs_memory(observation, rows), _KEPT)
+        kept = min(pairs_memory(observation, rows), KEPT)
         steps = 4 * self.batch_size * (4 * entries + 4 * sum(sizes))
         return 2 * kept + 4 * ((self.draws or 1) * rows * features + 8 * parameters + 8 * entries) + steps
 
@@ -134,7 +132,7 @@ class LTI(Attack):
             )
         order = torch.randperm(len(public), generator=generator)[: rows * observation.batch_size].reshape(rows, -1)
         seed = int(torch.randint(2**62, (), generator=generator))
-        pairs = PublicPairs(observation, order, generator=generator, progress=progress, what="lti", adapt=self.adapt, budget=_KEPT)
+        pairs = PublicPairs(observation, order, generator=generator, progress=progress, what="lti", adapt=self.adapt)
         train, test = torch.arange(rows - held), torch.arange(rows - held, rows)
         moments = self._moments(pairs, train, make_generator(seed, "moments"), progress)
         reader = Reader(*moments, bins=self._bins(len(moments[0])), seed=seed)
