@@ -14,6 +14,10 @@ KEPT = 3 * 2**30
 """Bytes of public gradients that are kept rather than computed again."""
 
 
+_PIECE = 2**22
+"""Entries that are protected at once: small temporaries are used again, large ones come fresh from the system."""
+
+
 class PublicPairs:
     """Updates of public batches, and the images behind them.
 
@@ -48,6 +52,7 @@ class PublicPairs:
         public = observation.public
         self.order = order.to(public.inputs.device)
         self._kept: Update | None = None
+        self._piece = max(1, _PIECE // sum(parameter.numel() for parameter in observation.architecture.parameters()))
         if pairs_memory(observation, len(order)) <= budget:
             chunks = torch.arange(len(order)).split(observation.chunk)
             for done, rows in enumerate(chunks):
@@ -71,16 +76,31 @@ class PublicPairs:
         """Unprotected gradients of some rows, in chunks where they were not kept."""
         if self._kept is None:
             return _joined([self._computed(chunk) for chunk in rows.split(self._observation.chunk)])
-        if len(rows) == len(self) and torch.equal(rows.cpu(), torch.arange(len(self))):
-            return self._kept  # all of them: no copy
-        index = rows.to(self.order.device)
-        each = None if self._kept.per_example is None else {name: tensor[index] for name, tensor in self._kept.per_example.items()}
-        return Update({name: tensor[index] for name, tensor in self._kept.tensors.items()}, each)
+        first, count = int(rows[0]), len(rows)
+        consecutive = torch.equal(rows.cpu(), torch.arange(first, first + count))
+        index = slice(first, first + count) if consecutive else rows.to(self.order.device)  # a slice is no copy
+        kept = self._kept
+        if kept.per_example is None:
+            return Update({name: tensor[index] for name, tensor in kept.tensors.items()})
+        each = {name: tensor[index] for name, tensor in kept.per_example.items()}
+        if self.order.shape[1] == 1:
+            return Update({name: tensor[:, 0] for name, tensor in each.items()}, each)
+        return Update({name: tensor[index] for name, tensor in kept.tensors.items()}, each)
 
     def updates(self, rows: torch.Tensor, *, generator: torch.Generator) -> Update:
         """The updates of some rows ``(n,)``, protected with fresh randomness."""
-        raw = self.gradients(rows)
-        return self._observation.protected(raw, generator=generator) if self._adapt else raw
+        if not self._adapt:
+            return self.gradients(rows)
+        whole: dict[str, torch.Tensor] = {}
+        done = 0
+        for chunk in rows.split(self._piece):
+            piece = self._observation.protected(self.gradients(chunk), generator=generator).tensors
+            for name, tensor in piece.items():
+                if name not in whole:
+                    whole[name] = tensor.new_empty(len(rows), *tensor.shape[1:])
+                whole[name][done : done + len(chunk)] = tensor
+            done += len(chunk)
+        return Update(whole)
 
     def _keep(self, rows: torch.Tensor, piece: Update) -> None:
         """Write a piece into its place: joining all pieces at the end would take their memory twice."""
@@ -89,7 +109,9 @@ class PublicPairs:
             return {name: tensor.new_empty(len(self.order), *tensor.shape[1:]) for name, tensor in tensors.items()}
 
         if self._kept is None:
-            self._kept = Update(room(piece.tensors), None if piece.per_example is None else room(piece.per_example))
+            each = None if piece.per_example is None else room(piece.per_example)
+            one = each is not None and self.order.shape[1] == 1  # their average is a view of them
+            self._kept = Update({name: tensor[:, 0] for name, tensor in each.items()} if one and each else room(piece.tensors), each)
         for whole, part in ((self._kept.tensors, piece.tensors), (self._kept.per_example or {}, piece.per_example or {})):
             for name, tensor in part.items():
                 whole[name][rows[0] : rows[-1] + 1] = tensor

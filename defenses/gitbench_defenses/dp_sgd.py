@@ -46,12 +46,8 @@ class DpSgd(Defense):
             )
         norms = torch.stack([tensor.flatten(2).norm(dim=2) for tensor in update.per_example.values()]).norm(dim=0)
         scale = (self.max_grad_norm / (norms + 1e-6)).clamp_max(1.0)
-        return Update(
-            {
-                name: (tensor * scale.reshape(*scale.shape, *[1] * (tensor.ndim - 2))).mean(dim=1)
-                for name, tensor in update.per_example.items()
-            }
-        )
+        share = scale[:, None] / scale.shape[1]
+        return Update({name: (share @ each.flatten(2)).reshape(len(each), *each.shape[2:]) for name, each in update.per_example.items()})
 
     def epsilon(self, *, sample_rate: float, steps: int, delta: float, accountant: str = "rdp") -> float:
         """Privacy spent by a training run with these settings, from Opacus's accountant.

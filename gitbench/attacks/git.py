@@ -41,6 +41,7 @@ class Git(Attack):
         epochs: passes over the public pairs.
         lr: first step of the exact variant's network.
         draws: of a random defense for each public pair.
+        polish: iterations that match all layers' gradients at once, against a defense that adds noise (exact variant).
         coarse_width: hidden width of each step of the other variants.
         sketch: entries to which each layer's gradient is hashed in the other variants.
         holdout: share of the public pairs that chooses penalties and the epoch.
@@ -52,8 +53,8 @@ class Git(Attack):
     requires = frozenset({"architecture", "public"})
     uses = frozenset({"defense"})
     profiles = {
-        "quick": {"limit": 1536, "epochs": 3, "width": 256, "draws": 1},
-        "paper": {"limit": 50_000, "epochs": 60, "width": 2048, "draws": 4},
+        "quick": {"limit": 1536, "epochs": 3, "width": 256, "draws": 1, "polish": 0},
+        "paper": {"limit": 50_000, "epochs": 60, "width": 2048, "draws": 4, "polish": 20},
     }
 
     def __init__(
@@ -65,6 +66,7 @@ class Git(Attack):
         epochs: int = 8,
         lr: float = 3e-4,
         draws: int = 3,
+        polish: int = 6,
         coarse_width: int = 64,
         sketch: int = 256,
         holdout: float = 0.1,
@@ -75,6 +77,8 @@ class Git(Attack):
         check_choice("weights", weights, ("solved", "trained"))
         if min(width, epochs, draws, coarse_width, sketch) < 1 or not lr > 0:
             raise ValueError("expected width, epochs, draws, coarse_width, sketch >= 1 and lr > 0")
+        if polish < 0:
+            raise ValueError(f"expected polish >= 0, got {polish}")
         if not 0 < holdout < 1 or limit < 20:
             raise ValueError(f"expected holdout in (0, 1) and limit >= 20, got {holdout} and {limit}")
         self.variant = variant
@@ -83,6 +87,7 @@ class Git(Attack):
         self.epochs = epochs
         self.lr = lr
         self.draws = draws
+        self.polish = polish
         self.coarse_width = coarse_width
         self.sketch = sketch
         self.holdout = holdout
@@ -108,7 +113,7 @@ class Git(Attack):
 
     def run(self, observation: Observation, state: State, *, generator: torch.Generator, progress: Progress) -> torch.Tensor:
         if bool(state["exact"]):
-            return run_exact(observation, state, progress=progress)
+            return run_exact(observation, state, polish=self.polish, progress=progress)
         return run_coarse(observation, dict(state), module=self.variant == "module", options=self._coarse, progress=progress)
 
     def memory(self, observation: Observation) -> int:
@@ -123,7 +128,7 @@ class Git(Attack):
     def _exact(self) -> ExactOptions:
         return ExactOptions(
             width=self.width, epochs=self.epochs, lr=self.lr, draws=self.draws,
-            holdout=self.holdout, limit=self.limit, adapt=self.adapt, weights=self.weights,
+            holdout=self.holdout, limit=self.limit, adapt=self.adapt, weights=self.weights, polish=self.polish,
         )  # fmt: skip
 
     @property

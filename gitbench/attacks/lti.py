@@ -60,7 +60,7 @@ class LTI(Attack):
     requires = frozenset({"architecture", "public"})
     uses = frozenset({"defense"})
     profiles = {
-        "quick": {"bins": 2048, "epochs": 12, "limit": 1024, "width": 256, "draws": 2},
+        "quick": {"bins": 2048, "epochs": 12, "limit": 768, "width": 256, "draws": 2},
         "paper": {
             "hidden": 2,
             "width": 3000,

@@ -16,6 +16,7 @@ from gitbench.progress import Progress
 from gitbench.random import seeded
 from gitbench.regression import LinearMap, fit_linear
 from gitbench.transcript.chain import Chain, read_chain
+from gitbench.transcript.polish import Polish, fit_polish
 from gitbench.transcript.recursion import train_weights
 from gitbench.transcript.walk import Noise, Walk, fit_walk
 from gitbench.transcript.weights import Weights, exact_top, gradients_of, solve_weights
@@ -44,6 +45,7 @@ class ExactOptions:
         limit: at most so many public examples.
         adapt: pass the public updates through the defense.
         weights: ``solved`` in closed form, or ``trained`` on the input's squared error.
+        polish: iterations of :class:`gitbench.transcript.polish.Polish` against a noisy defense.
     """
 
     width: int = 768
@@ -54,6 +56,7 @@ class ExactOptions:
     limit: int = 20_000
     adapt: bool = True
     weights: str = "solved"
+    polish: int = 6
 
 
 def fit_exact(
@@ -86,45 +89,57 @@ def fit_exact(
     noise = _noise(pairs, generator)
     updates = pairs.updates(rows, generator=generator).tensors
     walk = _walk(chain, weights, noise, pairs, updates, images, held, progress)
-    draws = options.draws if max(noise.variance.values()) > 0 else 1
+    noisy = max(noise.variance.values()) > 0
+    polish = _polish(chain, weights, noise, observation, pairs, images, progress) if noisy and options.polish else None
+    draws = options.draws if noisy and polish is None else 1  # a polished image varies little between draws
     features = []
     for draw in range(draws):
         parts = []
-        for chunk in rows.split(_CHUNK):
+        for begin in range(0, len(rows), _CHUNK):
             if draws == 1:
-                seen = {name: tensor[chunk] for name, tensor in updates.items()}
+                seen = {name: tensor[begin : begin + _CHUNK] for name, tensor in updates.items()}
             else:
-                seen = dict(pairs.updates(chunk, generator=generator).tensors)
+                seen = dict(pairs.updates(rows[begin : begin + _CHUNK], generator=generator).tensors)
             parts.append(walk.features(seen))
-            progress("git: walking back", draw * len(rows) + int(chunk[-1]) + 1, draws * len(rows))
+            progress("git: walking back", draw * len(rows) + min(begin + _CHUNK, len(rows)), draws * len(rows))
         features.append(torch.cat(parts))
     pixels = pairs.inputs.flatten(1)
+    learned = {f"walk.{name}": tensor for name, tensor in walk.tensors.items()}
+    if polish is not None:
+        start, features = _polished(polish, walk, updates, features[0], images.flatten(1), pixels, held, options.polish, progress)
+        learned |= {**{f"polish.{name}": tensor for name, tensor in polish.tensors.items()}, **start}
     del pairs, updates
-    head = _fit_head(features, pixels, held, walk.reaches_input and view == 0, options, generator, progress, checkpoint)
-    return {**{f"walk.{name}": tensor for name, tensor in walk.tensors.items()}, **head}
+    reached = walk.reaches_input and view == 0 and polish is None
+    return {**learned, **_fit_head(features, pixels, held, reached, options, generator, progress, checkpoint)}
 
 
-def run_exact(observation: Observation, state: Mapping[str, torch.Tensor], *, progress: Progress) -> torch.Tensor:
+def run_exact(observation: Observation, state: Mapping[str, torch.Tensor], *, polish: int, progress: Progress) -> torch.Tensor:
     """Reconstruct ``(V, 1, C, H, W)`` in [0, 1].
 
     Args:
         observation: holds the update.
         state: of :func:`fit_exact`.
+        polish: as in :class:`ExactOptions`.
         progress: told what is going on.
     """
     chain = read_chain(observation.architecture, observation.input_shape)
     assert chain is not None
-    walk = Walk(chain, {name.removeprefix("walk."): tensor for name, tensor in state.items() if name.startswith("walk.")})
+    walk = Walk(chain, _part(state, "walk."))
+    polisher = Polish(chain, _part(state, "polish."), observation.defense) if "start.weight" in state else None
     tensors = dict(state)
     final = LinearMap.stored(tensors, "final")
     network = _network(len(final.input_mean), int(state["head.width"]), len(final.output_mean)).to(observation.device)
-    network.load_state_dict({name.removeprefix("head.net."): tensor for name, tensor in state.items() if name.startswith("head.net.")})
+    network.load_state_dict(_part(state, "head.net."))
     network.eval()
     update, found = observation.update, []
     with torch.no_grad():
         for start in range(0, update.victims, _CHUNK):
             part = {name: tensor[start : start + _CHUNK] for name, tensor in update.tensors.items()}
             features = walk.features(part)
+            if polisher is not None:
+                begin = LinearMap.stored(tensors, "start")(features)
+                better = polisher(part, begin, walk.labels(part), iterations=polish)
+                features = torch.cat([better, features], dim=1) if bool(state["start.kept"]) else better
             rest = network((features - state["head.mean"]) / state["head.deviation"])
             found.append(final(features) + state["head.trust"] * rest)
             progress("git: victims", min(start + _CHUNK, update.victims), update.victims)
@@ -203,6 +218,50 @@ def _walk(
         done += 1
 
     return fit_walk(chain, weights, noise, raw=raw, updates=updates, inputs=images, held=held.to(images.device), tell=tell)
+
+
+def _polish(
+    chain: Chain, weights: Weights, noise: Noise, observation: Observation, pairs: PublicPairs, images: torch.Tensor, progress: Progress
+) -> Polish | None:
+    if noise.sparse:
+        return None
+    some = dict(pairs.gradients(torch.arange(min(_DRAWN, len(pairs)))).tensors)
+    defense = observation.defense
+    found = fit_polish(
+        chain, weights, noise.variance, defense, raw=some, inputs=images, labels=pairs.labels[:, 0], progress=progress
+    )  # fmt: skip
+    return None if found is None else Polish(chain, found, defense)
+
+
+def _polished(
+    polish: Polish,
+    walk: Walk,
+    updates: Mapping[str, torch.Tensor],
+    features: torch.Tensor,
+    images: torch.Tensor,
+    pixels: torch.Tensor,
+    held: torch.Tensor,
+    iterations: int,
+    progress: Progress,
+) -> tuple[Tensors, list[torch.Tensor]]:
+    """The map from the walk's features to where the polish starts, and the features behind the polish."""
+    held = held.to(images.device)
+    start = fit_linear(features, images, held=held, bounds=(float(images.min()), float(images.max())))
+    parts = []
+    for begin in range(0, len(features), _CHUNK):
+        seen = {name: tensor[begin : begin + _CHUNK] for name, tensor in updates.items()}
+        parts.append(polish(seen, start(features[begin : begin + _CHUNK]), walk.labels(seen), iterations=iterations))
+        progress("git: all layers at once", min(begin + _CHUNK, len(features)), len(features))
+    better = torch.cat(parts)
+    both = torch.cat([better, features], dim=1)
+    # Fine detail may lie outside of the polish's components; features that add nothing add their noise.
+    alone, together = (fit_linear(part, pixels, held=held, bounds=(0, 1)).error for part in (better, both))
+    kept = together < alone
+    return {**start.tensors("start"), "start.kept": torch.tensor(kept)}, [both if kept else better]
+
+
+def _part(state: Mapping[str, torch.Tensor], prefix: str) -> Tensors:
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def _fit_head(

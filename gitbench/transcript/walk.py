@@ -111,6 +111,10 @@ class Walk:
         told = share * (bias != 0) if self.sparse else share
         return found + told * (bias - found)
 
+    def labels(self, update: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """``(N,)``: the one class whose logit the gradient raises."""
+        return self._top(update)[0].argmin(1)
+
     def _top(self, update: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The last layer: its ``δ``, its input behind the inverse activation, and what else is told of the victim."""
         last, below = self.chain.layers[-1], self.chain.layers[-2]

@@ -106,16 +106,39 @@ def activated(layer: Layer, weights: Mapping[str, torch.Tensor], inputs: torch.T
 
 def gradients_of(chain: Chain, weights: Mapping[str, torch.Tensor], inputs: torch.Tensor, delta: torch.Tensor) -> dict[str, torch.Tensor]:
     """The update that inputs ``(N, C, H, W)`` and the last layer's ``δ`` would give. Needs every layer's weights."""
-    outputs = [inputs]
+    return _backpropagated(chain, weights, _layer_inputs(chain, weights, inputs), delta)
+
+
+def simulate(chain: Chain, weights: Mapping[str, torch.Tensor], inputs: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The update that inputs ``(N, C, H, W)`` and labels ``(N,)`` would give under cross-entropy; differentiable."""
+    found = _layer_inputs(chain, weights, inputs)
+    last = chain.layers[-1]
+    logits = operators.forward(last, weights[f"{last.name}.weight"], weights[f"{last.name}.bias"], found[-1])
+    delta = logits.softmax(1) - nn.functional.one_hot(labels, logits.shape[1]).to(logits.dtype)
+    return _backpropagated(chain, weights, found, delta)
+
+
+def _layer_inputs(chain: Chain, weights: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> list[torch.Tensor]:
+    found = [inputs]
     for layer in chain.layers[:-1]:
-        outputs.append(activated(layer, weights, outputs[-1]))
+        found.append(activated(layer, weights, found[-1]))
+    return found
+
+
+def _backpropagated(
+    chain: Chain, weights: Mapping[str, torch.Tensor], layer_inputs: list[torch.Tensor], delta: torch.Tensor
+) -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = {}
     for index in range(len(chain.layers) - 1, -1, -1):
         layer = chain.layers[index]
         if index < len(chain.layers) - 1:
-            delta = delta.reshape(-1, *layer.output_shape) * operators.derivative(layer.activation, outputs[index + 1])
-        found[f"{layer.name}.weight"], found[f"{layer.name}.bias"] = operators.gradient(layer, outputs[index], delta)
-        delta = operators.backward(layer, weights[f"{layer.name}.weight"].to(inputs.dtype), delta)
+            delta = delta.reshape(-1, *layer.output_shape) * operators.derivative(layer.activation, layer_inputs[index + 1])
+        weight, bias = operators.gradient(layer, layer_inputs[index], delta)
+        found[f"{layer.name}.weight"] = weight
+        if layer.bias:
+            found[f"{layer.name}.bias"] = bias
+        if index > 0:
+            delta = operators.backward(layer, weights[f"{layer.name}.weight"].to(delta.dtype), delta)
     return found
 
 
