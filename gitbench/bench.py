@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from gitbench import registry
 from gitbench.case import UNDEFENDED, Case, make_case
+from gitbench.flags import compared_flags
 from gitbench.progress import Progress, silent
 from gitbench.result import Baselines, Result
 from gitbench.spec import parse_spec
@@ -21,6 +22,9 @@ from gitbench.verdict import DEFAULT_GATE, judge_results
 if TYPE_CHECKING:
     from gitbench.defense import Defense
     from gitbench.evaluation import Chain
+
+
+_JUDGED = {"control-failed", "leaks-more-than-undefended", "adaptive-weaker"}  # follow from other cases, anew each time
 
 
 class Bench:
@@ -98,11 +102,17 @@ class Bench:
             self._chain = Chain(store=self._store, device=self._device, progress=self._progress, fresh_since=self._fresh_since)
         return self._chain.run(case, defense)
 
+    def _oblivious(self, case: Case) -> Result | None:
+        """The same case with the attacker that does not know the defense, if this bench or its store has it."""
+        return next((found for found in map(self.stored, case.oblivious()) if found is not None), None)
+
     def _judged(self, result: Result, control: Result | None) -> Result:
         changes: dict[str, object] = {"gate": self._gate}
         if result.status == "done":
             judgement = judge_results([result], [control] if control else None, gate=self._gate)
-            flags = set(result.flags) - {"control-failed"} | ({"control-failed"} if judgement.control_failed else set())
+            flags = set(result.flags) - _JUDGED | ({"control-failed"} if judgement.control_failed else set())
+            if control is not None and control.status == "done":
+                flags |= compared_flags(result, control=control, oblivious=self._oblivious(result.case))
             changes |= {"verdict": judgement.verdict, "verdict_reason": judgement.reason, "flags": tuple(sorted(flags))}
         if control is not None:
             means = {name: measure.mean for name, measure in control.metrics.items()}

@@ -62,7 +62,7 @@ def local_gradients(
         raise ModelError(f"Expected inputs (V, B, C, H, W) and labels (V, B), got {tuple(inputs.shape)} and {tuple(labels.shape)}.")
     if defense is None:
         return gradients(model, inputs, labels)
-    with _blaming(defense):
+    with blaming(defense):
         local = defense.local_model(model, public=public, generator=generator)
         inputs, labels = defense.prepare(inputs, labels, generator=generator)
         return gradients(local, inputs, labels, per_example=defense.needs_per_example)
@@ -74,14 +74,15 @@ def protect(raw: Update, *, defense: Defense, generator: torch.Generator) -> Upd
     Raises:
         DefenseError: the defense raised, or returned something malformed; the message names it.
     """
-    with _blaming(defense):
+    with blaming(defense):
         protected = defense.protect(raw, generator=generator)
     check_update(protected, raw, defense)
     return protected
 
 
 @contextlib.contextmanager
-def _blaming(defense: Defense) -> Iterator[None]:
+def blaming(defense: Defense) -> Iterator[None]:
+    """Whatever a defense raises becomes a :class:`DefenseError` that names it."""
     try:
         yield
     except GitbenchError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -13,6 +14,23 @@ from gitbench.data import Split
 from gitbench.random import make_generator
 from gitbench.spec import parse_spec
 from gitbench.update import Update
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What a defense promises of every update that it sends. :mod:`gitbench.conformance` checks it.
+
+    Args:
+        max_norm: no victim's update is longer (L2, over all tensors).
+        zeroed: at least this share of each victim's entries is zero.
+        noise_std: standard deviation of the noise on each entry.
+        hides: the raw gradient is never sent.
+    """
+
+    max_norm: float | None = None
+    zeroed: float | None = None
+    noise_std: float | None = None
+    hides: bool = False
 
 
 class Defense(Component):
@@ -65,6 +83,10 @@ class Defense(Component):
         lost = _differentiable(update) and not _differentiable(protected)
         return update if lost else protected
 
+    def declared(self, *, batch_size: int) -> Declared:
+        """What this defense promises; checked before any attack runs. Nothing by default."""
+        return Declared()
+
     def _deterministic(self, update: Update) -> bool:
         found = vars(self).get("_is_deterministic")
         if found is None:
@@ -112,6 +134,9 @@ class Composition(Defense):
         for defense in self.defenses:
             update = defense.expected(update, observed=observed)
         return update
+
+    def declared(self, *, batch_size: int) -> Declared:
+        return self.defenses[-1].declared(batch_size=batch_size)  # what came before it may be undone
 
 
 def load_defense(defense: str | Defense) -> Defense:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gitbench.config import PROFILES, Config
+from gitbench.flags import FLAGS
 from gitbench.metric import METRICS
 from gitbench.result import Measure, Result
 from gitbench.store import write_atomic
@@ -83,6 +84,16 @@ def render(table: Table) -> str:
         ),
         "",
     ]
+    flags = _flags(table)
+    if flags:
+        lines += [
+            "## Flags",
+            "",
+            flags,
+            "",
+            "docs/flags.md explains them. A cell flagged `control-failed` or as no success acquits nobody.",
+            "",
+        ]
     attacks = _attacks(table)
     if attacks:
         lines += ["## Attacks on undefended gradients", "", attacks, ""]
@@ -194,6 +205,18 @@ def _defenses(table: Table) -> str:
     # The best defense first, the undefended row at the end as the yardstick.
     ordered = [row for *_, row in sorted(rows, key=lambda item: (not item[1], item[0]))]
     return _markdown(ordered)
+
+
+def _flags(table: Table) -> str:
+    cells: dict[str, list[str]] = {}
+    for (defense, attack), results in table.results.items():
+        for name in sorted({flag for result in results for flag in result.flags}):
+            cells.setdefault(name, []).append(f"{_code(defense)} / {_code(attack)}")
+    rows = [
+        {"flag": _code(name), "cells": ", ".join(named), "raised when": _escaped(FLAGS[name].raised) if name in FLAGS else ""}
+        for name, named in sorted(cells.items())
+    ]
+    return _markdown(rows) if rows else ""
 
 
 def _attacks(table: Table) -> str:

@@ -50,6 +50,28 @@ class Cost(_Model):
     peak_memory_mb: FiniteFloat | None = None
 
 
+class Utility(_Model):
+    """What the defended update is still good for, measured by the evaluator on the victims' own batches.
+
+    Args:
+        alignment: of each victim ``<defended, raw> / |raw|²``: 1 for the raw gradient, about 1 on average for
+            unbiased noise, 0 where nothing is left to learn from.
+        cosine: of the defended and the raw update, both averaged over the victims first.
+        descent: how far one step along the averaged defended update lowers the victims' loss, as a share of
+            what the same step lengths along the raw one do. Not positive: training would not progress.
+        norm_ratio: median of ``|defended| / |raw|``.
+        equal: share of victims whose update was sent as it was.
+        random: whether the defense draws random numbers.
+    """
+
+    alignment: Measure
+    cosine: FiniteFloat | None
+    descent: FiniteFloat | None
+    norm_ratio: FiniteFloat | None
+    equal: FiniteFloat
+    random: bool
+
+
 class Environment(_Model):
     """Versions and machine that produced the numbers."""
 
@@ -76,6 +98,7 @@ class Result(_Model):
     metrics: dict[str, Measure] = Field(default_factory=dict)
     baselines: Baselines = Field(default_factory=Baselines)
     flags: tuple[str, ...] = ()
+    utility: Utility | None = None
     cost: Cost = Field(default_factory=Cost)
     environment: Environment
     settings: dict[str, str] = Field(default_factory=dict)

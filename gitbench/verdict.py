@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from gitbench.flags import blocking, explained
 from gitbench.metric import METRICS
 from gitbench.result import Measure, Result, Verdict
 from gitbench.statistics import Interval, interval
@@ -14,11 +15,12 @@ DEFAULT_GATE: dict[str, float] = {"psnr_gain": 3.0}
 
 @dataclass(frozen=True)
 class Judgement:
-    """A verdict, why, and whether the control is what left it open."""
+    """A verdict, why, and what left it open: the control, or a flag that no defense may hold with."""
 
     verdict: Verdict
     reason: str
     control_failed: bool = False
+    blocked: bool = False
 
 
 def side(metric: str, interval: Interval, threshold: float) -> Verdict:
@@ -65,12 +67,16 @@ def judge_results(results: Sequence[Result], controls: Sequence[Result] | None, 
         if result.status == "error":
             whose = "the control" if result not in results else "this cell"
             return Judgement("inconclusive", f"{whose} ended in an error: {result.error}", control_failed=result not in results)
-    return judge(
+    found = judge(
         pooled(results, gate),
         gate=gate,
         control=pooled(controls, gate) if controls is not None else None,
         victims=sum(result.case.victims for result in results),
     )
+    doubts = blocking(results)
+    if doubts and found.verdict == "holds":
+        return Judgement("inconclusive", f"{found.reason}, but that is no success: {explained(doubts)}", blocked=True)
+    return found
 
 
 def pooled(results: Sequence[Result], metrics: Mapping[str, object]) -> dict[str, Interval]:

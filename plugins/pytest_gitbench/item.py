@@ -23,6 +23,7 @@ class Outcome:
     gain: tuple[float | None, float | None, float | None]
     metric: str
     case_ids: tuple[str, ...]
+    flags: tuple[str, ...] = ()
 
 
 class CellItem(pytest.Item):
@@ -42,6 +43,7 @@ class CellItem(pytest.Item):
             ("high", high),
             ("case_ids", " ".join(outcome.case_ids)),
             ("reason", outcome.reason),
+            ("flags", " ".join(outcome.flags)),
         ]
         if outcome.status == "failed":
             pytest.fail(outcome.reason, pytrace=False)

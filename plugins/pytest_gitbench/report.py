@@ -9,6 +9,7 @@ import pytest
 
 from gitbench.spec import split_outside
 
+_NAMED = 3  # cells per flag
 SYMBOLS = {"passed": "ok", "failed": "F", "skipped": "s", "xfailed": "x"}
 
 
@@ -114,6 +115,22 @@ def matrix_lines(reports: Sequence[pytest.TestReport]) -> list[str]:
         lines += ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in table]
         lines.append("")
     return lines
+
+
+def flag_lines(reports: Sequence[pytest.TestReport]) -> list[str]:
+    """One line for each kind of doubt: which cells raised it, and what to do."""
+    from gitbench.flags import FLAGS
+
+    cells: dict[str, list[str]] = {}
+    for report in reports:
+        for name in str(properties(report).get("flags") or "").split():
+            cells.setdefault(name, []).append(report.nodeid.partition("::")[2])
+    lines = []
+    for name, named in sorted(cells.items()):
+        shown = ", ".join(named[:_NAMED]) + (f" and {len(named) - _NAMED} more" if len(named) > _NAMED else "")
+        advice = f": {FLAGS[name].what_to_do}" if name in FLAGS else ""
+        lines += [f"flag {name}{advice}", f"      {shown}"]
+    return [*lines, "docs/flags.md explains the flags", ""] if lines else []
 
 
 def split_name(name: str) -> tuple[str, str, str, str]:

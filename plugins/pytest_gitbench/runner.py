@@ -103,6 +103,8 @@ class Runner:
             return ("xfailed" if cell.known_leak else "failed"), judgement.reason, "leaks"
         if judgement.verdict == "holds":
             return "passed", judgement.reason, "holds"
+        if judgement.blocked:
+            return ("xfailed" if cell.known_leak else "failed"), judgement.reason, "no success"
         if judgement.control_failed:
             if self._some_control_leaks(cell):
                 return "skipped", judgement.reason, "no control"
@@ -147,6 +149,7 @@ class Runner:
             gain=gain,
             metric=metric,
             case_ids=tuple(result.case_id for result in results),
+            flags=tuple(sorted({flag for result in results for flag in result.flags})),
         )
 
 

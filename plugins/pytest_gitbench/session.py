@@ -176,7 +176,7 @@ class GitbenchSession:
         if self._reports:
             ordered = [self._reports[key] for key in (f"{RUN_ID}::{cell.name}" for cell in self.cells) if key in self._reports]
             terminalreporter.section("gitbench")
-            for line in (*lines.matrix_lines(ordered), *lines.LEGEND, "", *self._publish()):
+            for line in (*lines.matrix_lines(ordered), *lines.LEGEND, "", *lines.flag_lines(ordered), *self._publish()):
                 terminalreporter.write_line(line)
         return (yield)
 
