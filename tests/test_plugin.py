@@ -23,9 +23,10 @@ class Mine(gitbench.Defense):
     def protect(self, update, *, generator):
         return update.map(lambda name, tensor: tensor * self.scale)
 
-class Zero(gitbench.Defense):
+class Noise(gitbench.Defense):
+    # strong, and yet unbiased: the updates still point the right way on average
     def protect(self, update, *, generator):
-        return update.map(lambda name, tensor: tensor * 0)
+        return update.map(lambda name, tensor: tensor + gitbench.randn_like(tensor, generator))
 
 class Half(gitbench.Defense):
     # hides every other victim
@@ -65,7 +66,7 @@ def bench(pytester: pytest.Pytester, tiny_npz: Path):
         dataset = "npz(path={str(tiny_npz)!r})"
         model = ["mlp(hidden=(24,))"]
         attack = ["ridge"]
-        defense = ["none", "clipping(max_norm=100.0)", "gaussian_noise(std=5.0)"]
+        defense = ["none", "clipping(max_norm=100.0)", "gaussian_noise(std=1.0)"]
         known_leaks = ["*/clipping(max_norm=100.0)/*", "*/defenses.py:Known/*"]
         victims = 12
         threads = 1
@@ -190,7 +191,7 @@ def test_lf_and_x(bench: pytest.Pytester) -> None:
         "--gitbench-defense",
         "defenses.py:Mine",
         "--gitbench-defense",
-        "defenses.py:Zero",
+        "defenses.py:Noise",
         "--gitbench-defense",
         "defenses.py:Mine(scale=2.0)",
     )
@@ -200,7 +201,7 @@ def test_lf_and_x(bench: pytest.Pytester) -> None:
 
 
 def test_a_defense_that_fails_is_named_and_the_run_goes_on(bench: pytest.Pytester) -> None:
-    result = run(bench, *(f"--gitbench-defense=defenses.py:{name}" for name in ("Broken", "Nan", "Zero")))
+    result = run(bench, *(f"--gitbench-defense=defenses.py:{name}" for name in ("Broken", "Nan", "Noise")))
     result.assert_outcomes(failed=2, passed=1)
     result.stdout.fnmatch_lines(
         ["*The defense defenses.py:Broken raised RuntimeError: my bad*", "*The defense defenses.py:Nan returned * NaN*"]
@@ -208,21 +209,21 @@ def test_a_defense_that_fails_is_named_and_the_run_goes_on(bench: pytest.Pyteste
     by_defense = {case["case"]["defense"]: case for case in cases(bench.path).values()}
     assert by_defense["defenses.py:Broken"]["status"] == "error"
     assert "my bad" in by_defense["defenses.py:Broken"]["error"]
-    assert by_defense["defenses.py:Zero"]["verdict"] == "holds"
+    assert by_defense["defenses.py:Noise"]["verdict"] == "holds"
 
 
 def test_an_edited_defense_is_measured_again(bench: pytest.Pytester) -> None:
     run(bench, "--gitbench-defense", "defenses.py:Mine")
     first = set(cases(bench.path))
     source = bench.path / "defenses.py"
-    source.write_text(source.read_text().replace("tensor * self.scale", "tensor * self.scale * 0"))
+    source.write_text(source.read_text().replace("tensor * self.scale", "tensor + gitbench.randn_like(tensor, generator)"))
     run(bench, "--gitbench-defense", "defenses.py:Mine").assert_outcomes(passed=1)
     assert len(set(cases(bench.path)) - first) == 1
 
 
 def test_fails_closed_when_no_attack_passes_its_control(bench: pytest.Pytester) -> None:
     result = run(
-        bench, "--gitbench-attack", "ig(iterations=1)", "--gitbench-defense", "none", "--gitbench-defense", "gaussian_noise(std=5.0)"
+        bench, "--gitbench-attack", "ig(iterations=1)", "--gitbench-defense", "none", "--gitbench-defense", "gaussian_noise(std=1.0)"
     )
     result.assert_outcomes(skipped=1, failed=1)
     result.stdout.fnmatch_lines(["*control does not leak*no other attack of this run passed its control*"])
@@ -230,7 +231,7 @@ def test_fails_closed_when_no_attack_passes_its_control(bench: pytest.Pytester) 
 
 def test_an_attack_without_control_is_skipped_where_another_has_one(bench: pytest.Pytester) -> None:
     result = run(
-        bench, "--gitbench-attack", "ridge", "--gitbench-attack", "ig(iterations=1)", "--gitbench-defense", "gaussian_noise(std=5.0)", "-rs"
+        bench, "--gitbench-attack", "ridge", "--gitbench-attack", "ig(iterations=1)", "--gitbench-defense", "gaussian_noise(std=1.0)", "-rs"
     )
     result.assert_outcomes(passed=1, skipped=1)
     result.stdout.fnmatch_lines(["*this attack proves nothing here*"])
@@ -308,11 +309,13 @@ def test_unknown_keys_in_pyproject_are_usage_errors(pytester: pytest.Pytester) -
 def test_a_regression_against_a_baseline_fails(bench: pytest.Pytester) -> None:
     source = bench.path / "defenses.py"
     plain = source.read_text()
-    weak = "\nclass Known(gitbench.Defense):\n    def protect(self, update, *, generator):\n        return update.map(lambda n, t: t * {factor})\n"
-    source.write_text(plain + weak.format(factor=0))
+    weak = (
+        "\nclass Known(gitbench.Defense):\n    def protect(self, update, *, generator):\n        return update.map(lambda n, t: t{noise})\n"
+    )
+    source.write_text(plain + weak.format(noise=" + gitbench.randn_like(t, generator)"))
     options = ("--gitbench-defense", "defenses.py:Known", "-rx")
     run(bench, *options, "--gitbench-results", "before").assert_outcomes(passed=1)
-    source.write_text(plain + weak.format(factor=1))
+    source.write_text(plain + weak.format(noise=" * 1"))
     result = run(bench, *options, "--gitbench-baseline", "before")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*regression: psnr_gain leaks * more than the baseline*"])
@@ -332,11 +335,11 @@ def test_the_fixture_reports_on_a_defense(bench: pytest.Pytester, enabled: bool)
     bench.makepyfile(
         test_mine="""
         import pytest
-        from defenses import Mine, Zero
+        from defenses import Mine, Noise
 
         @pytest.mark.gitbench(attacks=["ridge"])
-        def test_zero_holds(gitbench_evaluate):
-            report = gitbench_evaluate(Zero())
+        def test_noise_holds(gitbench_evaluate):
+            report = gitbench_evaluate(Noise())
             assert report.verdict == "holds", report
 
         @pytest.mark.gitbench(attacks=["ridge"])
