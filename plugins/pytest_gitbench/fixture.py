@@ -78,7 +78,7 @@ class CellReport:
             return None
         under, past = self.threshold - high, low - self.threshold
         if not METRICS[self.metric].higher_leaks:
-            under, past = -past, -under
+            under, past = past, under
         return under if under > 0 else min(0.0, -past)
 
     @property
@@ -151,7 +151,8 @@ class Measurer:
             if marker.args:
                 raise ConfigError(f"The gitbench marker takes keywords only, got {marker.args[0]!r}. Write attacks=[...], for example.")
             given |= _options(marker.kwargs)
-        config = read_config(self._request.config, defense=["none"], **given, **_options(options))
+        given |= _options(options)
+        config = read_config(self._request.config, defense=["none"], **given)
         bench = Bench(store=Store(config.results), device=config.device, gate=config.threshold, threads=config.threads)
         with _threads_restored():
             cells = [

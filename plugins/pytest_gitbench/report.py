@@ -27,9 +27,10 @@ def figures(found: Mapping[str, Any]) -> str:
     mean, low, high = found.get("mean"), found.get("low"), found.get("high")
     if mean is None:
         return ""
-    unit = " dB" if str(found.get("metric", "")).startswith("psnr") else ""
-    bounds = f" [{low:.1f}, {high:.1f}]" if low is not None and high is not None else ""
-    return f"{mean:+.1f}{unit}{bounds}"
+    decibel = str(found.get("metric", "")).startswith("psnr")
+    digits = ".1f" if decibel else ".3f"
+    bounds = f" [{low:{digits}}, {high:{digits}}]" if low is not None and high is not None else ""
+    return f"{mean:+{digits}}{' dB' if decibel else ''}{bounds}"
 
 
 def duration(seconds: float) -> str:
