@@ -195,6 +195,13 @@ def case_of(
 
 def _code_of(defense: Defense) -> str:
     """Digest of the source of a defense that was passed as an object."""
+    from gitbench.defense import Composition
+
+    parts = defense.defenses if isinstance(defense, Composition) else (defense,)
+    return "+".join(_code_of_part(part) for part in parts)
+
+
+def _code_of_part(defense: Defense) -> str:
     module = sys.modules.get(type(defense).__module__)
     file = getattr(module, "__file__", None)
     if not file:

@@ -9,13 +9,18 @@ from pathlib import Path
 
 from gitbench._version import __version__
 from gitbench.errors import GitbenchError
+from gitbench.scaffold import scaffold
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit status: 0, or 2 for a usage error."""
-    parser = argparse.ArgumentParser(prog="gitbench", description="Leaderboards and lists. To measure, run: pytest --gitbench")
+    parser = argparse.ArgumentParser(
+        prog="gitbench", description="A first defense, leaderboards, lists. To measure, run: pytest --gitbench"
+    )
     parser.add_argument("--version", action="version", version=f"gitbench {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
+    start = commands.add_parser("init", help="write a first defense, its test and [tool.gitbench]; overwrites nothing")
+    start.add_argument("folder", metavar="DIR", type=Path, nargs="?", default=Path(), help="where to (default: this folder)")
     listing = commands.add_parser("list", help="show the attacks, defenses, models and datasets that are installed")
     listing.add_argument("kind", nargs="?", choices=("attack", "defense", "model", "dataset"))
     board = commands.add_parser("leaderboard", help="rebuild leaderboards from stored results")
@@ -23,7 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     board.add_argument("--out", type=Path, default=Path("leaderboards"), help="where the Markdown goes (default: %(default)s)")
     given = parser.parse_args(arguments)
     try:
-        lines = _list(given.kind) if given.command == "list" else _leaderboard(given.results, given.out)
+        if given.command == "init":
+            lines = scaffold(given.folder)
+        else:
+            lines = _list(given.kind) if given.command == "list" else _leaderboard(given.results, given.out)
     except GitbenchError as error:
         sys.stderr.write(f"gitbench: {error}\n")
         return 2

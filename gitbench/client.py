@@ -11,7 +11,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
 from gitbench.data import Split
-from gitbench.defense import Defense, load_defense
+from gitbench.defense import Defense, fresh, load_defense
 from gitbench.errors import DefenseError, GitbenchError, ModelError
 from gitbench.random import make_generator, seeded
 from gitbench.update import Update
@@ -34,18 +34,49 @@ def client_update(
         model: as the client received it.
         inputs: ``(V, B, C, H, W)`` in [0, 1].
         labels: ``(V, B)``.
-        defense: what the client does before sending, or its SPEC; None sends the raw gradient.
+        defense: what the client does before sending, or its SPEC; None sends the raw gradient. It is copied.
         generator: for the defense's randomness; a fixed one when None.
-        public: the data a condition such as parameter drift trains on.
+        public: the data a condition such as parameter drift trains on, and that earlier rounds are about.
 
     Raises:
         DefenseError: the defense raised, or returned something malformed; the message names it.
         ModelError: shapes do not fit.
     """
-    defense = None if defense is None else load_defense(defense)
     generator = generator or make_generator(0, "defense")
+    if defense is not None:
+        victims, batch_size = labels.shape[:2]
+        defense = after_earlier_rounds(
+            load_defense(defense), model, victims=victims, batch_size=batch_size, generator=generator, public=public
+        )
     raw = local_gradients(model, inputs, labels, defense=defense, generator=generator, public=public)
     return raw if defense is None else protect(raw, defense=defense, generator=generator)
+
+
+def after_earlier_rounds(
+    defense: Defense, model: nn.Module, *, victims: int, batch_size: int, generator: torch.Generator, public: Split | None
+) -> Defense:
+    """A copy of a defense that has lived through all rounds of its ``rounds`` but the last.
+
+    Their batches are drawn from the public split, as a stand-in for the clients' other data, and their
+    updates are forgotten: what is left is what the defense keeps of them.
+
+    Raises:
+        DefenseError: it cannot be copied, raised, or wants rounds without public images to fill them.
+    """
+    client = fresh(defense)
+    if not isinstance(client.rounds, int) or client.rounds < 1:
+        raise DefenseError(f"Expected {defense!r} to have rounds >= 1, got {client.rounds!r}.")
+    for _ in range(client.rounds - 1):
+        if public is None or not len(public):
+            raise DefenseError(
+                f"{defense!r} lives through {client.rounds} rounds and needs public images for the earlier ones. Pass public=."
+            )
+        chosen = torch.randint(len(public), (victims, batch_size), generator=generator).to(public.inputs.device)
+        inputs, labels = public.inputs[chosen], public.labels[chosen]
+        protect(
+            local_gradients(model, inputs, labels, defense=client, generator=generator, public=public), defense=client, generator=generator
+        )
+    return client
 
 
 def local_gradients(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 
 import torch
@@ -10,7 +9,7 @@ from torch import nn
 
 from gitbench.client import blaming, gradients, protect
 from gitbench.data import Split
-from gitbench.defense import Defense
+from gitbench.defense import Defense, fresh
 from gitbench.errors import DefenseError
 from gitbench.random import make_generator
 from gitbench.update import Update
@@ -66,7 +65,7 @@ class _Check:
         self.raw: Update | None = None
 
     def sent(self, seed: int) -> Update:
-        defense = copy.deepcopy(self._defense)
+        defense = fresh(self._defense)
         generator = make_generator(seed, "conformance")
         inputs, labels = self._inputs.clone(), self._labels.clone()
         with blaming(self._defense):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from torch import nn
 from gitbench import registry
 from gitbench.component import Component
 from gitbench.data import Split
+from gitbench.errors import DefenseError
 from gitbench.random import make_generator
 from gitbench.spec import parse_spec
 from gitbench.update import Update
@@ -50,6 +52,12 @@ class Defense(Component):
 
     needs_per_example: bool = False
     """True when :meth:`protect` reads ``update.per_example``."""
+    rounds: int = 1
+    """How many rounds the clients have taken part in when their update leaks, this one included.
+
+    More than 1 for a defense that keeps something from round to round, in attributes of its own: a copy of
+    it lives through all rounds with the same victims, and the attacker sees the last one's update.
+    """
 
     def modify_model(self, model: nn.Module) -> nn.Module:
         """The model that server and client share under this defense. Public."""
@@ -79,7 +87,7 @@ class Defense(Component):
         """
         if not self._deterministic(update):
             return update
-        protected = self.protect(update, generator=make_generator(0))
+        protected = self._anew().protect(update, generator=make_generator(0))
         lost = _differentiable(update) and not _differentiable(protected)
         return update if lost else protected
 
@@ -87,13 +95,23 @@ class Defense(Component):
         """What this defense promises; checked before any attack runs. Nothing by default."""
         return Declared()
 
+    def __or__(self, other: Defense) -> Composition:
+        """This defense, then ``other``: what ``|`` is in a SPEC."""
+        if not isinstance(other, Defense):
+            return NotImplemented
+        return Composition(defenses=[part for one in (self, other) for part in (one.defenses if isinstance(one, Composition) else (one,))])
+
     def _deterministic(self, update: Update) -> bool:
         found = vars(self).get("_is_deterministic")
         if found is None:
             plain = update.detach()
-            first, second = (self.protect(plain, generator=make_generator(seed)).flatten() for seed in (0, 1))
+            first, second = (self._anew().protect(plain, generator=make_generator(seed)).flatten() for seed in (0, 1))
             found = vars(self)["_is_deterministic"] = torch.equal(first, second)
         return bool(found)
+
+    def _anew(self) -> Defense:
+        """This defense as a client's first round finds it: what it keeps is never the attacker's own gradient."""
+        return self if self.rounds == 1 else fresh(self)
 
 
 def _differentiable(update: Update) -> bool:
@@ -106,6 +124,7 @@ class Composition(Defense):
     def __init__(self, *, defenses: Sequence[Defense]) -> None:
         self.defenses = tuple(defenses)
         self.needs_per_example = any(defense.needs_per_example for defense in defenses)
+        self.rounds = max(defense.rounds for defense in defenses)
 
     def __repr__(self) -> str:
         return " | ".join(repr(defense) for defense in self.defenses)
@@ -151,3 +170,18 @@ def load_defense(defense: str | Defense) -> Defense:
     registry.check(spec)
     parts: list[Defense] = [registry.build("defense", part, Defense) for part in spec.parts]
     return parts[0] if len(parts) == 1 else Composition(defenses=parts)
+
+
+def fresh(defense: Defense) -> Defense:
+    """A copy of a defense, so that what a measurement leaves in it stays there.
+
+    Raises:
+        DefenseError: it cannot be copied.
+    """
+    try:
+        return copy.deepcopy(defense)
+    except Exception as error:
+        raise DefenseError(
+            f"The defense {defense!r} cannot be copied ({type(error).__name__}: {error}), and every measurement starts from a copy. "
+            "Open files, locks and the like where they are needed, not in __init__."
+        ) from error

@@ -28,9 +28,10 @@ def figures(found: Mapping[str, Any]) -> str:
     mean, low, high = found.get("mean"), found.get("low"), found.get("high")
     if mean is None:
         return ""
-    unit = " dB" if str(found.get("metric", "")).startswith("psnr") else ""
-    bounds = f" [{low:.1f}, {high:.1f}]" if low is not None and high is not None else ""
-    return f"{mean:+.1f}{unit}{bounds}"
+    decibel = str(found.get("metric", "")).startswith("psnr")
+    digits = ".1f" if decibel else ".3f"
+    bounds = f" [{low:{digits}}, {high:{digits}}]" if low is not None and high is not None else ""
+    return f"{mean:+{digits}}{' dB' if decibel else ''}{bounds}"
 
 
 def duration(seconds: float) -> str:
@@ -98,12 +99,20 @@ def progress_line(report: pytest.TestReport, done: int, total: int, left: float 
 
 def matrix_lines(reports: Sequence[pytest.TestReport]) -> list[str]:
     """The matrix: one table per dataset and model, a row per defense, a column per attack."""
-    groups: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
+    cells = []
     for report in reports:
-        dataset, model, defense, attack = split_name(report.nodeid.partition("::")[2])
         found = properties(report)
-        cell = f"{SYMBOLS[status_of(report)]} {found.get('gitbench', 'error')} {figures(found)}".strip()
-        groups.setdefault((dataset, model), {}).setdefault(defense, {})[attack] = cell
+        shown = f"{SYMBOLS[status_of(report)]} {found.get('gitbench', 'error')} {figures(found)}".strip()
+        cells.append((report.nodeid.partition("::")[2], shown))
+    return table_lines(cells)
+
+
+def table_lines(cells: Sequence[tuple[str, str]]) -> list[str]:
+    """The same from names of cells (``dataset/model/defense/attack``) and what to show of them."""
+    groups: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
+    for name, shown in cells:
+        dataset, model, defense, attack = split_name(name)
+        groups.setdefault((dataset, model), {}).setdefault(defense, {})[attack] = shown
     lines = []
     for (dataset, model), rows in groups.items():
         attacks = list(dict.fromkeys(attack for row in rows.values() for attack in row))
