@@ -23,6 +23,7 @@ class Outcome:
     gain: tuple[float | None, float | None, float | None]
     metric: str
     case_ids: tuple[str, ...]
+    baseline: str = ""  # what the comparison with the baseline found: a kind of change, and why
 
 
 class CellItem(pytest.Item):
@@ -42,6 +43,7 @@ class CellItem(pytest.Item):
             ("high", high),
             ("case_ids", " ".join(outcome.case_ids)),
             ("reason", outcome.reason),
+            ("baseline", outcome.baseline),
         ]
         if outcome.status == "failed":
             pytest.fail(outcome.reason, pytrace=False)
