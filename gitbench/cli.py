@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gitbench._version import __version__
 from gitbench.errors import GitbenchError
 from gitbench.scaffold import scaffold
 
+if TYPE_CHECKING:
+    from gitbench.baseline import Entry
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line. Returns the exit status: 0, or 2 for a usage error."""
+    """Run the command line. Returns the exit status: 0, 1 for a regression, or 2 for a usage error."""
     parser = argparse.ArgumentParser(
-        prog="gitbench", description="A first defense, leaderboards, lists. To measure, run: pytest --gitbench"
+        prog="gitbench", description="A first defense, leaderboards, comparisons, lists. To measure, run: pytest --gitbench"
     )
     parser.add_argument("--version", action="version", version=f"gitbench {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -26,12 +30,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     board = commands.add_parser("leaderboard", help="rebuild leaderboards from stored results")
     board.add_argument("results", type=Path, nargs="?", default=Path(".gitbench"), help="results folder (default: %(default)s)")
     board.add_argument("--out", type=Path, default=Path("leaderboards"), help="where the Markdown goes (default: %(default)s)")
+    base = commands.add_parser("baseline", help="write the one file for committing that --gitbench-baseline compares with")
+    base.add_argument("results", type=Path, nargs="?", default=Path(".gitbench"), help="results folder (default: %(default)s)")
+    base.add_argument("--out", type=Path, default=Path("gitbench-baseline.json"), help="the file (default: %(default)s)")
+    comparing = commands.add_parser("compare", help="compare two runs, as Markdown; exit status 1 where leakage got worse")
+    comparing.add_argument("before", type=Path, help="results folder, or file of gitbench baseline")
+    comparing.add_argument("after", type=Path, help="the same of the later run")
+    comparing.add_argument("--tolerance", help="how much worse is accepted, in dB (default: 0.5), or METRIC=VALUE")
     given = parser.parse_args(arguments)
+    if given.command == "compare":
+        return _compare(given.before, given.after, given.tolerance)
     try:
         if given.command == "init":
             lines = scaffold(given.folder)
+        elif given.command == "list":
+            lines = _list(given.kind)
+        elif given.command == "baseline":
+            lines = _baseline(given.results, given.out)
         else:
-            lines = _list(given.kind) if given.command == "list" else _leaderboard(given.results, given.out)
+            lines = _leaderboard(given.results, given.out)
     except GitbenchError as error:
         sys.stderr.write(f"gitbench: {error}\n")
         return 2
@@ -60,3 +77,34 @@ def _leaderboard(results: Path, out: Path) -> list[str]:
         path, refused = leaderboard.write(table, out, list(table.results))
         lines.append(f"{path}: not written, {refused}" if refused else f"wrote {path}")
     return lines
+
+
+def _baseline(results: Path, out: Path) -> list[str]:
+    from gitbench.baseline import dump, load_baseline
+    from gitbench.store import write_atomic
+
+    cells = load_baseline(results)
+    broken = [f"not in it, because it ended in an error: {key}" for key, seeds in cells.items() if _has_error(seeds)]
+    kept = {key: seeds for key, seeds in cells.items() if not _has_error(seeds)}
+    write_atomic(out, dump(kept).encode())
+    return [*broken, f"wrote {out}: {len(kept)} cells. Commit it, and run: pytest --gitbench --gitbench-baseline {out}"]
+
+
+def _has_error(seeds: Mapping[int, Entry]) -> bool:
+    return any(entry.verdict == "error" for entry in seeds.values())
+
+
+def _compare(before: Path, after: Path, tolerance: str | None) -> int:
+    from gitbench.baseline import load_baseline
+    from gitbench.comment import markdown
+    from gitbench.comparison import compare
+    from gitbench.config import parse_tolerance
+
+    try:
+        accepted = parse_tolerance(tolerance) if tolerance is not None else None
+        found = compare(load_baseline(before), load_baseline(after), tolerance=accepted)
+    except GitbenchError as error:
+        sys.stderr.write(f"gitbench: {error}\n")
+        return 2
+    sys.stdout.write(markdown(found))
+    return 1 if found.regressions else 0

@@ -25,7 +25,8 @@ LEVELS = [
     ["flags"],
     ["verdict", "store"],
     ["config", "baseline", "bench"],
-    ["leaderboard"],
+    ["comparison"],
+    ["leaderboard", "comment"],
     ["cli"],
     ["activation", "memory", "random", "update", "data", "metrics", "pictures"],
     ["training", "fitting"],
@@ -42,6 +43,7 @@ LEVELS = [
 ]
 RANK = {name: rank for rank, names in enumerate(LEVELS) for name in names}
 LIGHT = ["spec", "registry", "config", "case", "result", "verdict", "store", "leaderboard", "baseline", "bench", "cli", "threat", "metric"]
+LIGHT += ["comparison", "comment"]
 
 
 def modules() -> list[Path]:

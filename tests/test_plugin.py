@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 import gitbench
+from gitbench import cli
 
 DEFENSES = """
 import gitbench
+from gitbench import cli
 
 class Mine(gitbench.Defense):
     def __init__(self, *, scale: float = 0.1):
@@ -319,6 +321,34 @@ def test_a_regression_against_a_baseline_fails(bench: pytest.Pytester) -> None:
     result = run(bench, *options, "--gitbench-baseline", "before")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*regression: psnr_gain leaks * more than the baseline*"])
+
+
+def test_every_cell_of_either_side_of_a_comparison_is_named(bench: pytest.Pytester) -> None:
+    run(bench, "--gitbench-results", "before")
+    assert cli.main(["baseline", str(bench.path / "before"), "--out", str(bench.path / "base.json")]) == 0
+    options = ("--gitbench-defense", "none", "--gitbench-defense", "defenses.py:Zero", "--gitbench-baseline", "base.json")
+    for extra in ((), ("-n", "2")):
+        result = run(bench, *options, *extra)
+        result.assert_outcomes(passed=2)
+        result.stdout.fnmatch_lines(
+            [
+                "baseline base.json: 1 cells compared, 0 regressed, 0 improved",
+                "  not in the baseline: *defenses.py:Zero/ridge",
+                "  in the baseline, not run: *clipping(max_norm=100.0)/ridge (server, quick)",
+                "  in the baseline, not run: *gaussian_noise(std=5.0)/ridge (server, quick)",
+            ]
+        )
+
+
+def test_another_dataset_under_the_same_name_is_not_paired(bench: pytest.Pytester, tiny_npz: Path) -> None:
+    run(bench, "--gitbench-defense", "none", "--gitbench-results", "before")
+    base = bench.path / "base.json"
+    assert cli.main(["baseline", str(bench.path / "before"), "--out", str(base)]) == 0
+    content = json.loads(base.read_text())
+    content["cases"][0]["blind"][3] += 1
+    base.write_text(json.dumps(content))
+    result = run(bench, "--gitbench-defense", "none", "--gitbench-baseline", "base.json")
+    result.stdout.fnmatch_lines(["baseline base.json: 0 cells compared*", "  not compared: *victim 3 of seed 0 is another image*"])
 
 
 def test_help_names_every_option_of_the_contract(pytester: pytest.Pytester) -> None:

@@ -24,6 +24,7 @@ class Outcome:
     metric: str
     case_ids: tuple[str, ...]
     flags: tuple[str, ...] = ()
+    baseline: str = ""  # what the comparison with the baseline found: a kind of change, and why
 
 
 class CellItem(pytest.Item):
@@ -44,6 +45,7 @@ class CellItem(pytest.Item):
             ("case_ids", " ".join(outcome.case_ids)),
             ("reason", outcome.reason),
             ("flags", " ".join(outcome.flags)),
+            ("baseline", outcome.baseline),
         ]
         if outcome.status == "failed":
             pytest.fail(outcome.reason, pytrace=False)

@@ -21,8 +21,8 @@ _VALUES = (
     ("threat", "NAME", "What the attacker is granted: server (default), eavesdropper or upper-bound"),
     ("results", "DIR", "Where results and trained attack models are kept (default: .gitbench)"),
     ("leaderboard", "DIR", "Where the Markdown goes (default: leaderboards); none writes nothing"),
-    ("baseline", "PATH", "Fail where leakage got worse than in this results folder or file"),
-    ("tolerance", "VALUE", "How much worse than the baseline is accepted (default: 0.5)"),
+    ("baseline", "PATH", "Fail where leakage got worse than in this results folder, or file of gitbench baseline"),
+    ("tolerance", "DB", "How much worse than the baseline is accepted, in dB (default: 0.5); METRIC=VALUE for others"),
 )
 _LISTS = (
     ("attack", "SPEC", "Attack, for example ig(iterations=1000) or ridge+ig; repeatable, replaces that axis"),

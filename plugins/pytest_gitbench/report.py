@@ -142,6 +142,29 @@ def flag_lines(reports: Sequence[pytest.TestReport]) -> list[str]:
     return [*lines, "docs/flags.md explains the flags", ""] if lines else []
 
 
+def baseline_lines(reports: Sequence[pytest.TestReport], not_run: Sequence[str], path: str) -> list[str]:
+    """What became of every cell of this run and of the baseline: how many were compared, and which could not be.
+
+    Args:
+        reports: of the cells that ran.
+        not_run: the cells of the baseline that did not.
+        path: of the baseline.
+    """
+    found = {report.nodeid.partition("::")[2]: str(properties(report).get("baseline") or "not measured") for report in reports}
+    kinds = {name: text.partition(": ")[0] for name, text in found.items()}
+    compared = [kind for kind in kinds.values() if kind in ("regressed", "improved", "unchanged")]
+    told = [
+        f"baseline {path}: {len(compared)} cells compared, {compared.count('regressed')} regressed, {compared.count('improved')} improved"
+    ]
+    for name, kind in kinds.items():
+        if kind == "new":
+            told.append(f"  not in the baseline: {name}")
+        elif kind not in ("regressed", "improved", "unchanged"):
+            told.append(f"  not compared: {name}: {found[name].removeprefix('unpaired: ')}")
+    told += [f"  in the baseline, not run: {name}" for name in not_run]
+    return [*told, ""]
+
+
 def split_name(name: str) -> tuple[str, str, str, str]:
     """Cut a cell's name at its three slashes; those inside brackets or quotes belong to a SPEC."""
     dataset, model, defense, attack = split_outside(name, "/")

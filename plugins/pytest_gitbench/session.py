@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gitbench import leaderboard
-from gitbench.baseline import load_baseline
+from gitbench.baseline import key_of, load_baseline
 from gitbench.config import Cell, make_cells
 from gitbench.errors import GitbenchError
 from gitbench.result import Result
@@ -176,9 +176,16 @@ class GitbenchSession:
         if self._reports:
             ordered = [self._reports[key] for key in (f"{RUN_ID}::{cell.name}" for cell in self.cells) if key in self._reports]
             terminalreporter.section("gitbench")
-            for line in (*lines.matrix_lines(ordered), *lines.LEGEND, "", *lines.flag_lines(ordered), *self._publish()):
+            told = (*lines.flag_lines(ordered), *self._compared(ordered), *self._publish())
+            for line in (*lines.matrix_lines(ordered), *lines.LEGEND, "", *told):
                 terminalreporter.write_line(line)
         return (yield)
+
+    def _compared(self, reports: Sequence[pytest.TestReport]) -> list[str]:
+        if self._baseline is None:
+            return []
+        run = {key_of(cell.cases[0]) for cell in self.cells if f"{RUN_ID}::{cell.name}" in self._reports}
+        return lines.baseline_lines(reports, [str(key) for key in sorted(self._baseline) if key not in run], str(self.config.baseline))
 
     def _publish(self) -> list[str]:
         """Write the leaderboards that are complete; say what the others lack, and what to type next."""
