@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from gitbench import registry
 from gitbench.case import UNDEFENDED, Case, make_case
+from gitbench.deadline import checked
 from gitbench.progress import Progress, silent
-from gitbench.result import Baselines, Result
+from gitbench.result import TIMED_OUT, Baselines, Result
 from gitbench.spec import parse_spec
 from gitbench.store import Store
 from gitbench.verdict import DEFAULT_GATE, judge_results
@@ -33,6 +34,10 @@ class Bench:
         fresh_since: take no stored result, and nothing an attack learned, older than this time (seconds since 1970).
         threads: CPU threads to compute with; None leaves torch's setting alone.
         progress: told what is going on.
+        timeout: seconds that a case may take; None for no limit. A stored case that had less is measured again.
+
+    Raises:
+        ConfigError: the timeout is no positive number.
     """
 
     def __init__(
@@ -44,6 +49,7 @@ class Bench:
         fresh_since: float | None = None,
         threads: int | None = None,
         progress: Progress = silent,
+        timeout: float | None = None,
     ) -> None:
         self._store = store
         self._device = device
@@ -51,6 +57,7 @@ class Bench:
         self._fresh_since = fresh_since
         self._threads = threads
         self._progress = progress
+        self._timeout = checked(timeout)
         self._memory: dict[str, Result] = {}
         self._chain: Chain | None = None
 
@@ -83,9 +90,15 @@ class Bench:
             found = self._store.load(case.case_id)
         if found is None or found.status == "error":
             return None
+        if TIMED_OUT in found.flags and not self._as_long(found.timeout):
+            return None
         if self._fresh_since is not None and datetime.datetime.fromisoformat(found.finished_at).timestamp() < self._fresh_since:
             return None
         return found
+
+    def _as_long(self, timeout: float | None) -> bool:
+        """Whether a case that was stopped after ``timeout`` had all the time that it would have now."""
+        return timeout is not None and self._timeout is not None and self._timeout <= timeout
 
     def _measured(self, case: Case, defense: Defense | None) -> Result:
         from gitbench.evaluation import Chain
@@ -95,7 +108,9 @@ class Bench:
                 import torch
 
                 torch.set_num_threads(self._threads)
-            self._chain = Chain(store=self._store, device=self._device, progress=self._progress, fresh_since=self._fresh_since)
+            self._chain = Chain(
+                store=self._store, device=self._device, progress=self._progress, fresh_since=self._fresh_since, timeout=self._timeout
+            )
         return self._chain.run(case, defense)
 
     def _judged(self, result: Result, control: Result | None) -> Result:
@@ -124,6 +139,7 @@ def evaluate(
     device: str = "auto",
     gate: Mapping[str, float] = DEFAULT_GATE,
     results: str | Path | None = None,
+    timeout: float | None = None,
     progress: Progress = silent,
 ) -> Result:
     """Measure one case and its control.
@@ -141,18 +157,19 @@ def evaluate(
         device: ``auto``, ``cpu`` or ``cuda``.
         gate: metric name to threshold.
         results: folder to keep results in and take them from; None measures anew.
+        timeout: seconds for each of the two, past which it is inconclusive and has the flag ``timed-out``; None for no limit.
         progress: told what is going on.
 
     Raises:
         SpecError: a SPEC cannot be read or names something unknown.
-        ConfigError: unknown threat model or device.
+        ConfigError: unknown threat model or device, or a timeout that is no positive number.
     """
     case = case_of(
         attack=attack, defense=defense, model=model, dataset=dataset, threat=threat, profile=profile,
         victims=victims, batch_size=batch_size, seed=seed,
     )  # fmt: skip
     store = Store(Path(results)) if results is not None else None
-    bench = Bench(store=store, device=device, gate=gate, progress=progress)
+    bench = Bench(store=store, device=device, gate=gate, progress=progress, timeout=timeout)
     return bench.measure(case, defense=None if isinstance(defense, str) else defense)
 
 

@@ -6,7 +6,7 @@ import fnmatch
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -39,6 +39,7 @@ class Profile:
     batch_size: int = 1
     seeds: int = 1
     threshold: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_GATE))
+    timeout: float | None = None
 
 
 _WEAK = ("pruning(rate=0.5)", "parameter_drift(epochs=1, samples=64)")
@@ -55,6 +56,7 @@ PROFILES: dict[str, Profile] = {
         attack=_ATTACKS,
         known_leaks=_KNOWN,
         victims=16,
+        timeout=900.0,  # its slowest cell takes seconds: only what hangs gets there
     ),
     "standard": Profile(
         dataset=("photos",),
@@ -98,6 +100,7 @@ class Config(BaseModel):
     baseline: Path | None = None
     tolerance: FiniteFloat = 0.5
     threads: PositiveInt = 1
+    timeout: Annotated[FiniteFloat, Field(gt=0)] | None = None
     known_leaks: tuple[str, ...] = ()
 
     @property
@@ -162,8 +165,9 @@ def make_config(settings: Mapping[str, Any], options: Mapping[str, Any]) -> Conf
     if "defense" in given and "known_leaks" not in given:
         merged["known_leaks"] = ()  # only the built-in matrix declares its weak defenses
     merged["threshold"] = parse_thresholds(merged["threshold"])
-    if isinstance(merged.get("leaderboard"), str) and merged["leaderboard"].lower() == "none":
-        merged["leaderboard"] = None
+    for key in ("leaderboard", "timeout"):
+        if isinstance(merged.get(key), str) and merged[key].lower() == "none":
+            merged[key] = None
     if str(merged.get("threat", "server")) not in THREATS:
         raise ConfigError(f"Unknown threat model {merged['threat']!r}.{nearest(str(merged['threat']), THREATS)}")
     try:

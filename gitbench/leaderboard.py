@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gitbench.config import PROFILES, Config
 from gitbench.metric import METRICS
-from gitbench.result import Measure, Result
+from gitbench.result import TIMED_OUT, Measure, Result
 from gitbench.store import write_atomic
 from gitbench.verdict import judge_results, pooled
 
@@ -183,9 +183,10 @@ def _defenses(table: Table) -> str:
             found = pooled(results, table.gate)[metric]
             if found.mean is not None:
                 means[attack] = sign * found.mean
-            word = "no control" if verdict.control_failed else verdict.verdict
+            late = any(TIMED_OUT in result.flags for result in results)
+            word = "timed out" if late else "no control" if verdict.control_failed else verdict.verdict
             if found.mean is None or found.low is None or found.high is None:
-                row[_code(attack)] = "error" if any(result.status == "error" for result in results) else "unknown"
+                row[_code(attack)] = "error" if any(result.status == "error" for result in results) else "timed out" if late else "unknown"
             else:
                 row[_code(attack)] = f"{found.mean:+.2f} [{found.low:.2f}, {found.high:.2f}] {word}"
         row["worst attack"] = _code(max(means, key=lambda name: means[name])) if means else "none"
@@ -199,7 +200,7 @@ def _defenses(table: Table) -> str:
 def _attacks(table: Table) -> str:
     rows = []
     for (defense, attack), results in table.results.items():
-        if defense != "none" or any(result.status == "error" for result in results):
+        if defense != "none" or any(result.status == "error" or TIMED_OUT in result.flags for result in results):
             continue
         row: dict[str, object] = {"attack": _code(attack)}
         for metric in _ATTACK_METRICS:

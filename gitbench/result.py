@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, 
 from gitbench.case import Case
 
 SCHEMA = 1
+TIMED_OUT = "timed-out"  # the flag of a case that was stopped by its budget of time
 
 # File names that are no UTF-8 reach messages as lone surrogates, which JSON cannot hold.
 Text = Annotated[str, AfterValidator(lambda text: text.encode("utf-8", "backslashreplace").decode())]
@@ -79,6 +80,7 @@ class Result(_Model):
     cost: Cost = Field(default_factory=Cost)
     environment: Environment
     settings: dict[str, str] = Field(default_factory=dict)
+    timeout: FiniteFloat | None = None  # seconds, of a case that was stopped by them
     finished_at: str
 
     @model_validator(mode="after")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # Keywords of the marker: the axes in the plural, and sizes spelled as in [tool.gitbench].
 _AXES = {"attacks": "attack", "models": "model", "datasets": "dataset", "dataset": "dataset"}
-_SIZES = ("profile", "seeds", "victims", "batch_size", "device", "threat", "threshold", "results")
+_SIZES = ("profile", "seeds", "victims", "batch_size", "device", "threat", "threshold", "results", "timeout")
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Measurer:
         given = {**(marker.kwargs if marker else {}), **options}
         config = read_config(self._request.config, defense=["none"], **_options(given))
         store = Store(config.results)
-        bench = Bench(store=store, device=config.device, gate=config.threshold)
+        bench = Bench(store=store, device=config.device, gate=config.threshold, timeout=config.timeout)
         results = [
             bench.measure(
                 case_of(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from gitbench.baseline import Baseline, regression
 from gitbench.bench import Bench
 from gitbench.config import Cell, Config
-from gitbench.result import Result
+from gitbench.result import TIMED_OUT, Result
 from gitbench.store import Store
 from gitbench.threat import knowledge_of
 from gitbench.verdict import Judgement, judge_results, pooled
@@ -51,6 +51,7 @@ class Runner:
             fresh_since=started if config.fresh else None,
             threads=config.threads,
             progress=progress,
+            timeout=config.timeout,
         )
 
     @staticmethod
@@ -81,7 +82,7 @@ class Runner:
         results = self._results(cell)
         controls = None if cell.is_control else self._controls(cell)
         judgement = judge_results(results, controls, gate=self._config.threshold)
-        status, reason, word = self._status(cell, results, judgement)
+        status, reason, word = self._status(cell, results, controls, judgement)
         if self._baseline is not None and status != "failed":
             try:
                 worse = regression(results, self._baseline, metrics=list(self._config.threshold), tolerance=self._config.tolerance)
@@ -91,10 +92,14 @@ class Runner:
                 status, reason, word = "failed", f"regression: {worse}", "worse"
         return self._outcome(status, reason, word, results)
 
-    def _status(self, cell: Cell, results: Sequence[Result], judgement: Judgement) -> tuple[str, str, str]:
+    def _status(
+        self, cell: Cell, results: Sequence[Result], controls: Sequence[Result] | None, judgement: Judgement
+    ) -> tuple[str, str, str]:
         errors = [result for result in results if result.status == "error"]
         if errors:
             return "failed", f"{cell.name}: {errors[0].error}", "error"
+        if any(TIMED_OUT in result.flags for result in (*results, *(controls or ()))):
+            return "failed", judgement.reason, "timed out"  # declared as a leak or not: it was not measured
         if cell.is_control:
             if judgement.verdict == "leaks":
                 return "passed", judgement.reason, "leaks"
