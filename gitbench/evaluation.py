@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import math
 import platform
 import time
@@ -14,7 +15,7 @@ from torch import nn
 from gitbench._version import __version__
 from gitbench.attack import Reconstruction, load_attack, settings
 from gitbench.case import Case
-from gitbench.client import batchnorm_statistics, client_update
+from gitbench.client import batchnorm_statistics, client_update, gradients
 from gitbench.data import Data, Split, load_dataset
 from gitbench.deadline import Deadline, checked
 from gitbench.defense import Defense, load_defense
@@ -110,6 +111,8 @@ class Chain:
         victims = draw_victims(data.private, victims=case.victims, batch_size=case.batch_size, seed=case.seed)
         inputs, labels = (tensor.to(self.device) for tensor in victims)
         public = data.public.to(self.device)
+        if deadline.seconds is not None:
+            _warm_up()
         deadline.begin()
         model = defense.modify_model(original)
         update = client_update(
@@ -235,6 +238,13 @@ def _measures(found: Reconstruction, inputs: torch.Tensor, data: Data) -> tuple[
         bounds = interval([per_victim])
         measures[name] = Measure(mean=bounds.mean, low=bounds.low, high=bounds.high, values=tuple(per_victim))
     return measures, Baselines(blind={name: float(values.mean()) for name, values in guess.items()}), flags
+
+
+@functools.cache
+def _warm_up() -> None:
+    """Have torch import what it imports at first use (seconds): no case's time, and no place for an alarm to ring."""
+    gradients(nn.utils.skip_init(nn.Linear, 1, 2), torch.zeros(1, 1, 1), torch.zeros(1, 1, dtype=torch.long))
+    torch.optim.Adam([torch.zeros(1, requires_grad=True)])
 
 
 def _now() -> str:
