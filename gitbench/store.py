@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 from filelock import FileLock
 from pydantic import ValidationError
@@ -111,25 +114,55 @@ def read_result(path: Path) -> Result:
 def write_atomic(path: Path, content: bytes) -> None:
     """Replace ``path`` with ``content`` so that a reader sees the old file or the new one, never half.
 
+    Ctrl-C waits until the file is written.
+
     Raises:
         StoreError: the disk is full, read-only, or the path is not writable.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
+        with _interrupt_waits():
+            _write(path, content)
     except OSError as error:
         raise StoreError(f"Cannot write {path}: {error}. Free the disk or choose another folder.") from error
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+@contextlib.contextmanager
+def _interrupt_waits() -> Iterator[None]:
+    """The first Ctrl-C comes through after the block, a second one at once."""
+    previous = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(previous):
+        yield
+        return
+    waiting: list[FrameType | None] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if waiting:
+            previous(number, frame)
+        waiting.append(frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+        if waiting:
+            previous(signal.SIGINT, waiting[0])
 
 
 def _schema_of(text: bytes) -> int | None:
