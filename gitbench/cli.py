@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gitbench._version import __version__
 from gitbench.errors import GitbenchError
+from gitbench.text import printable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,9 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         lines = _list(given.kind) if given.command == "list" else _leaderboard(given.results, given.out)
     except GitbenchError as error:
-        sys.stderr.write(f"gitbench: {error}\n")
+        sys.stderr.write(f"gitbench: {printable(str(error))}\n")
         return 2
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    sys.stdout.write("".join(f"{printable(line)}\n" for line in lines))
     return 0
 
 

@@ -16,7 +16,7 @@ ROOT = Path(gitbench.__file__).parent
 
 # From the foundations to the entry: a module may import only what stands before it. One line, one level.
 LEVELS = [
-    ["_version", "errors", "metric", "progress", "assets"],
+    ["_version", "text", "errors", "metric", "progress", "assets"],
     ["spec", "threat", "deadline"],
     ["component"],
     ["registry"],
