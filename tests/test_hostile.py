@@ -94,6 +94,7 @@ def test_what_is_printed_has_no_controls_and_what_is_plain_stays(text: str) -> N
         (10**5000, "some int"),
         (eval("[" * 80 + "]" * 80), "[" * 80 + "]" * 80),
     ],
+    ids=["control", "number", "long", "digits", "nested"],
 )
 def test_values_are_shown_in_one_short_line(value: object, expected: str) -> None:
     assert shown(value) == expected
@@ -420,7 +421,7 @@ def test_a_leaderboard_survives_any_name(field: str) -> None:
     plain_text = re.sub(r"<!-- gitbench-cells: .*? -->|`[^`\n]*`|\\.", "", text)
     assert "<img" not in plain_text
     assert "](y)" not in plain_text
-    assert "| a | b |" not in text
+    assert "| a | b |" not in plain_text
 
 
 def test_the_command_line_prints_no_controls_of_an_old_leaderboard(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -603,7 +604,7 @@ def test_photos_refuse_to_crop_for_ever() -> None:
 # The terminal
 
 
-def test_a_defense_cannot_drive_the_terminal(pytester: pytest.Pytester, tiny_npz: Path) -> None:
+def test_a_defense_cannot_drive_the_terminal(warm: None, pytester: pytest.Pytester, tiny_npz: Path) -> None:
     pytester.makepyprojecttoml(
         f"[tool.gitbench]\ndataset = \"npz(path={str(tiny_npz)!r})\"\nmodel = 'mlp'\nattack = 'ridge'\ndefense = ['mine.py:Mine']\nvictims = 2\n"
     )

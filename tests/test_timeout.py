@@ -288,7 +288,7 @@ def test_a_timeout_is_never_judged(values: tuple[float, ...] | None) -> None:
 
 
 @pytest.fixture
-def bench(pytester: pytest.Pytester, tiny_npz: Path) -> pytest.Pytester:
+def bench(warm: None, pytester: pytest.Pytester, tiny_npz: Path) -> pytest.Pytester:
     pytester.makepyprojecttoml(
         f"""
         [tool.gitbench]
