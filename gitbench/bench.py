@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import sys
+import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from gitbench import registry
 from gitbench.case import UNDEFENDED, Case, make_case
+from gitbench.deadline import checked
 from gitbench.flags import compared_flags
 from gitbench.progress import Progress, silent
-from gitbench.result import Baselines, Result
+from gitbench.result import TIMED_OUT, Baselines, Result
 from gitbench.spec import parse_spec
 from gitbench.store import Store
 from gitbench.verdict import DEFAULT_GATE, judge_results
@@ -37,6 +39,10 @@ class Bench:
         fresh_since: take no stored result, and nothing an attack learned, older than this time (seconds since 1970).
         threads: CPU threads to compute with; None leaves torch's setting alone.
         progress: told what is going on.
+        timeout: seconds that a case may take; None for no limit. A stored case that had less is measured again.
+
+    Raises:
+        ConfigError: the timeout is no positive number.
     """
 
     def __init__(
@@ -48,6 +54,7 @@ class Bench:
         fresh_since: float | None = None,
         threads: int | None = None,
         progress: Progress = silent,
+        timeout: float | None = None,
     ) -> None:
         self._store = store
         self._device = device
@@ -55,7 +62,9 @@ class Bench:
         self._fresh_since = fresh_since
         self._threads = threads
         self._progress = progress
+        self._timeout = checked(timeout)
         self._memory: dict[str, Result] = {}
+        self._own: set[str] = set()  # measured here: fresh, whatever the clock says
         self._chain: Chain | None = None
 
     def measure(self, case: Case, *, defense: Defense | None = None) -> Result:
@@ -71,6 +80,9 @@ class Bench:
             StoreError: the results folder cannot be used.
         """
         control = None if case.is_control else self.measure(case.control())
+        done = self.stored(case)
+        if done is not None and self._judged(done, control) == done:
+            return done  # without a lock: a folder that holds all that is asked for may be read-only
         with self._store.lock(case.case_id) if self._store else contextlib.nullcontext():
             found = self.stored(case)
             judged = self._judged(found or self._measured(case, defense), control)
@@ -87,9 +99,17 @@ class Bench:
             found = self._store.load(case.case_id)
         if found is None or found.status == "error":
             return None
-        if self._fresh_since is not None and datetime.datetime.fromisoformat(found.finished_at).timestamp() < self._fresh_since:
+        if TIMED_OUT in found.flags and not self._as_long(found.timeout):
             return None
+        if self._fresh_since is not None and case.case_id not in self._own:
+            finished = datetime.datetime.fromisoformat(found.finished_at).timestamp()
+            if not self._fresh_since <= finished <= time.time():  # one of the future was measured before the clock was set
+                return None
         return found
+
+    def _as_long(self, timeout: float | None) -> bool:
+        """Whether a case that was stopped after ``timeout`` had all the time that it would have now."""
+        return timeout is not None and self._timeout is not None and self._timeout <= timeout
 
     def _measured(self, case: Case, defense: Defense | None) -> Result:
         from gitbench.evaluation import Chain
@@ -99,7 +119,10 @@ class Bench:
                 import torch
 
                 torch.set_num_threads(self._threads)
-            self._chain = Chain(store=self._store, device=self._device, progress=self._progress, fresh_since=self._fresh_since)
+            self._chain = Chain(
+                store=self._store, device=self._device, progress=self._progress, fresh_since=self._fresh_since, timeout=self._timeout
+            )
+        self._own.add(case.case_id)
         return self._chain.run(case, defense)
 
     def _oblivious(self, case: Case) -> Result | None:
@@ -134,6 +157,7 @@ def evaluate(
     device: str = "auto",
     gate: Mapping[str, float] = DEFAULT_GATE,
     results: str | Path | None = None,
+    timeout: float | None = None,
     progress: Progress = silent,
 ) -> Result:
     """Measure one case and its control.
@@ -151,18 +175,19 @@ def evaluate(
         device: ``auto``, ``cpu`` or ``cuda``.
         gate: metric name to threshold.
         results: folder to keep results in and take them from; None measures anew.
+        timeout: seconds for each of the two, past which it is inconclusive and has the flag ``timed-out``; None for no limit.
         progress: told what is going on.
 
     Raises:
         SpecError: a SPEC cannot be read or names something unknown.
-        ConfigError: unknown threat model or device.
+        ConfigError: unknown threat model or device, or a timeout that is no positive number.
     """
     case = case_of(
         attack=attack, defense=defense, model=model, dataset=dataset, threat=threat, profile=profile,
         victims=victims, batch_size=batch_size, seed=seed,
     )  # fmt: skip
     store = Store(Path(results)) if results is not None else None
-    bench = Bench(store=store, device=device, gate=gate, progress=progress)
+    bench = Bench(store=store, device=device, gate=gate, progress=progress, timeout=timeout)
     return bench.measure(case, defense=None if isinstance(defense, str) else defense)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from gitbench._version import __version__
 from gitbench.errors import GitbenchError
 from gitbench.scaffold import scaffold
+from gitbench.text import printable
 
 if TYPE_CHECKING:
     from gitbench.baseline import Entry
@@ -50,9 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             lines = _leaderboard(given.results, given.out)
     except GitbenchError as error:
-        sys.stderr.write(f"gitbench: {error}\n")
+        sys.stderr.write(f"gitbench: {printable(str(error))}\n")
         return 2
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    sys.stdout.write("".join(f"{printable(line)}\n" for line in lines))
     return 0
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -22,6 +23,7 @@ from gitbench.case import Case, make_case
 from gitbench.errors import ConfigError, nearest
 from gitbench.metric import METRICS
 from gitbench.spec import KINDS, Kind, Spec, parse_spec
+from gitbench.text import shown
 from gitbench.threat import THREATS
 from gitbench.verdict import DEFAULT_GATE
 
@@ -39,6 +41,7 @@ class Profile:
     batch_size: int = 1
     seeds: int = 1
     threshold: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_GATE))
+    timeout: float | None = None
 
 
 _WEAK = ("pruning(rate=0.5)", "parameter_drift(epochs=1, samples=64)")
@@ -55,6 +58,7 @@ PROFILES: dict[str, Profile] = {
         attack=_ATTACKS,
         known_leaks=_KNOWN,
         victims=16,
+        timeout=900.0,  # its slowest cell takes seconds: only what hangs gets there
     ),
     "standard": Profile(
         dataset=("photos",),
@@ -76,6 +80,15 @@ PROFILES: dict[str, Profile] = {
 }
 
 
+def _without_controls(path: Path) -> Path:
+    if any(ord(char) < 32 or ord(char) == 127 for char in str(path)):
+        raise ValueError("expected a path without control characters")
+    return path
+
+
+_Path = Annotated[Path, AfterValidator(_without_controls)]
+
+
 class Config(BaseModel):
     """Every option of a run, checked. Field names are the keys of ``[tool.gitbench]``."""
 
@@ -86,18 +99,19 @@ class Config(BaseModel):
     defense: tuple[str, ...] = Field(min_length=1)
     model: tuple[str, ...] = Field(min_length=1)
     dataset: tuple[str, ...] = Field(min_length=1)
-    seeds: PositiveInt
+    seeds: Annotated[PositiveInt, Field(le=10_000)]
     victims: PositiveInt
     batch_size: PositiveInt
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threat: str = "server"
     threshold: dict[str, FiniteFloat]
-    results: Path = Path(".gitbench")
-    leaderboard: Path | None = Path("leaderboards")
+    results: _Path = Path(".gitbench")
+    leaderboard: _Path | None = Path("leaderboards")
     fresh: bool = False
-    baseline: Path | None = None
+    baseline: _Path | None = None
     tolerance: dict[str, Annotated[FiniteFloat, Field(ge=0)]] = Field(default_factory=dict)
-    threads: PositiveInt = 1
+    threads: Annotated[PositiveInt, Field(le=1024)] = 1
+    timeout: Annotated[FiniteFloat, Field(gt=0)] | None = None
     known_leaks: tuple[str, ...] = ()
 
     @property
@@ -150,11 +164,11 @@ def make_config(settings: Mapping[str, Any], options: Mapping[str, Any]) -> Conf
     """
     unknown = sorted(str(key) for key in set(settings) - set(Config.model_fields))
     if unknown:
-        raise ConfigError(f"[tool.gitbench] has no option {unknown[0]!r}.{nearest(unknown[0], Config.model_fields)}")
+        raise ConfigError(f"[tool.gitbench] has no option {shown(unknown[0])}.{nearest(unknown[0], Config.model_fields)}")
     given = {**settings, **{key: value for key, value in options.items() if value is not None}}
     name = given.get("profile", "quick")
     if not isinstance(name, str) or name not in PROFILES:
-        raise ConfigError(f"Unknown profile {name!r}.{nearest(str(name), PROFILES)}")
+        raise ConfigError(f"Unknown profile {shown(name)}.{nearest(str(name), PROFILES)}")
     profile = PROFILES[name]
     merged: dict[str, Any] = {**vars(profile), "profile": name}
     for key, value in given.items():
@@ -164,16 +178,17 @@ def make_config(settings: Mapping[str, Any], options: Mapping[str, Any]) -> Conf
     merged["threshold"] = parse_thresholds(merged["threshold"])
     if "tolerance" in merged:
         merged["tolerance"] = parse_tolerance(merged["tolerance"])
-    if isinstance(merged.get("leaderboard"), str) and merged["leaderboard"].lower() == "none":
-        merged["leaderboard"] = None
+    for key in ("leaderboard", "timeout"):
+        if isinstance(merged.get(key), str) and merged[key].lower() == "none":
+            merged[key] = None
     if str(merged.get("threat", "server")) not in THREATS:
-        raise ConfigError(f"Unknown threat model {merged['threat']!r}.{nearest(str(merged['threat']), THREATS)}")
+        raise ConfigError(f"Unknown threat model {shown(merged['threat'])}.{nearest(str(merged['threat']), THREATS)}")
     try:
         return Config.model_validate(merged)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"The option {key.replace('_', '-')} is {first['input']!r}: {first['msg']}.") from None
+        raise ConfigError(f"The option {key.replace('_', '-')} is {shown(first['input'])}: {first['msg']}.") from None
 
 
 def parse_tolerance(value: object) -> dict[str, float]:
@@ -208,22 +223,22 @@ def parse_thresholds(value: object) -> dict[str, float]:
         for text in value:
             metric, equals, number = str(text).partition("=")
             if not equals:
-                raise ConfigError(f"Expected a threshold METRIC=VALUE, got {text!r}, for example psnr_gain=3.")
+                raise ConfigError(f"Expected a threshold METRIC=VALUE, got {shown(text)}, for example psnr_gain=3.")
             pairs.append((metric.strip(), number.strip()))
     elif isinstance(value, Mapping):
-        pairs = [(str(metric), str(number)) for metric, number in value.items()]
+        pairs = [(str(metric), number if isinstance(number, str) else shown(number)) for metric, number in value.items()]
     else:
-        raise ConfigError(f"Expected thresholds METRIC=VALUE, got {value!r}.")
+        raise ConfigError(f"Expected thresholds METRIC=VALUE, got {shown(value)}.")
     found = {}
     for metric, number in pairs:
         if metric not in METRICS:
-            raise ConfigError(f"Unknown metric {metric!r} in a threshold.{nearest(metric, METRICS)}")
+            raise ConfigError(f"Unknown metric {shown(metric)} in a threshold.{nearest(metric, METRICS)}")
         try:
             found[metric] = float(number)
         except ValueError:
-            raise ConfigError(f"Expected a number as the threshold of {metric}, got {number!r}.") from None
+            raise ConfigError(f"Expected a number as the threshold of {metric}, got {shown(number)}.") from None
         if not abs(found[metric]) < float("inf"):
-            raise ConfigError(f"Expected a finite number as the threshold of {metric}, got {number!r}.")
+            raise ConfigError(f"Expected a finite number as the threshold of {metric}, got {shown(number)}.")
     if not found:
         raise ConfigError("Expected at least one threshold METRIC=VALUE, got none: nothing would be judged.")
     return found

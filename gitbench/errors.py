@@ -48,6 +48,6 @@ class StoreError(GitbenchError):
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Return a sentence that offers the valid name closest to ``name``, then all of them."""
     names = sorted(valid)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5) if len(name) <= 100 else []  # slow for a long one
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return f"{hint} Valid: {', '.join(names) or 'none'}."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import math
 import platform
 import time
@@ -14,9 +15,10 @@ from torch import nn
 from gitbench._version import __version__
 from gitbench.attack import Reconstruction, load_attack, settings
 from gitbench.case import Case
-from gitbench.client import batchnorm_statistics, client_update
+from gitbench.client import batchnorm_statistics, client_update, gradients
 from gitbench.conformance import check_conformance
 from gitbench.data import Data, Split, load_dataset
+from gitbench.deadline import Deadline, checked
 from gitbench.defense import Defense, load_defense
 from gitbench.errors import ConfigError, DataError, GitbenchError
 from gitbench.fits import FitCache
@@ -25,9 +27,9 @@ from gitbench.memory import peak_memory_mb, reset_peak
 from gitbench.model import load_model
 from gitbench.observation import Observation
 from gitbench.pictures import picture
-from gitbench.progress import Progress, silent
+from gitbench.progress import Progress, TimeUp, silent
 from gitbench.random import make_generator
-from gitbench.result import Baselines, Cost, Environment, Measure, Result
+from gitbench.result import TIMED_OUT, Baselines, Cost, Environment, Measure, Result
 from gitbench.scoring import score
 from gitbench.statistics import interval
 from gitbench.store import Store
@@ -42,14 +44,22 @@ class Chain:
         device: ``auto``, ``cpu`` or ``cuda``.
         progress: told what is going on.
         fresh_since: take no attack's training that began before this time (seconds since 1970).
+        timeout: seconds that a case may take once its data and model are there; None for no limit.
     """
 
     def __init__(
-        self, *, store: Store | None = None, device: str = "auto", progress: Progress = silent, fresh_since: float | None = None
+        self,
+        *,
+        store: Store | None = None,
+        device: str = "auto",
+        progress: Progress = silent,
+        fresh_since: float | None = None,
+        timeout: float | None = None,
     ) -> None:
         self.store = store
         self.device = resolve_device(device)
         self.progress = progress
+        self.timeout = checked(timeout)
         self._data: dict[str, Data] = {}
         self._models: dict[tuple[str, str, int], nn.Module] = {}
         self._conforming: dict[tuple[str, str, int, int, str], bool] = {}
@@ -58,12 +68,27 @@ class Chain:
     def run(self, case: Case, defense: Defense | None = None) -> Result:
         """Measure one case, not judged yet. What a defense or attack raises ends up in the result.
 
+        A case that runs out of time gets the flag ``timed-out``, and what it had by then.
+
         Args:
             case: what to measure.
             defense: the defense itself, when no SPEC can rebuild it.
         """
         try:
-            return self._measured(case, defense)
+            with Deadline(self.timeout, self.progress) as deadline:
+                return self._measured(case, defense, deadline)
+        except TimeUp:
+            return Result(
+                case=case,
+                case_id=case.case_id,
+                status="done",
+                verdict="inconclusive",
+                verdict_reason="not judged yet",
+                flags=(TIMED_OUT,),
+                timeout=self.timeout,
+                environment=self.environment(),
+                finished_at=_now(),
+            )
         except GitbenchError as error:
             message = str(error)
         except Exception as error:  # noqa: BLE001 - a user's code may raise anything; the run goes on
@@ -79,16 +104,20 @@ class Chain:
             finished_at=_now(),
         )
 
-    def _measured(self, case: Case, defense: Defense | None) -> Result:
+    def _measured(self, case: Case, defense: Defense | None, deadline: Deadline) -> Result:
         reset_peak(self.device)
         data = self._load_data(case.dataset)
         defense = defense or load_defense(case.defense)
         attack = load_attack(case.attack, profile=case.profile)
-        model = defense.modify_model(self._load_model(case, data))
-        random = None if case.is_control else self._conforms(case, defense, model, data)
+        original = self._load_model(case, data)
         victims = draw_victims(data.private, victims=case.victims, batch_size=case.batch_size, seed=case.seed)
         inputs, labels = (tensor.to(self.device) for tensor in victims)
         public = data.public.to(self.device)
+        if deadline.seconds is not None:
+            _warm_up()
+        deadline.begin()
+        model = defense.modify_model(original)
+        random = None if case.is_control else self._conforms(case, defense, model, data)
         update = client_update(
             model, inputs, labels, defense=defense, generator=make_generator(case.seed, "defense", case.defense), public=public
         )
@@ -107,14 +136,17 @@ class Chain:
         found = attack(
             observation,
             generator=make_generator(case.seed, "attack", case.attack),
-            progress=self.progress,
+            progress=deadline,
             fits=self._fits.of(case),
         )
+        deadline.end()
         self.progress("score", 0, 1)
         utility = None if random is None else measure_utility(model, inputs, labels, update, random=random)
         measures, baselines, flags = _measures(found, inputs, data)
         if self.store:
             self.store.save_picture(case.case_id, picture(inputs, found.inputs))
+        if deadline.over:
+            flags.append(TIMED_OUT)
         result = Result(
             case=case,
             case_id=case.case_id,
@@ -132,6 +164,7 @@ class Chain:
             ),
             environment=self.environment(),
             settings={**settings(attack), "model.mode": "train" if model.training else "eval"},
+            timeout=deadline.seconds if deadline.over else None,
             finished_at=_now(),
         )
         return result.model_copy(update={"flags": tuple(sorted({*flags, *own_flags(result, still_improving=found.still_improving)}))})
@@ -216,6 +249,13 @@ def _measures(found: Reconstruction, inputs: torch.Tensor, data: Data) -> tuple[
         bounds = interval([per_victim])
         measures[name] = Measure(mean=bounds.mean, low=bounds.low, high=bounds.high, values=tuple(per_victim))
     return measures, Baselines(blind={name: float(values.mean()) for name, values in guess.items()}), flags
+
+
+@functools.cache
+def _warm_up() -> None:
+    """Have torch import what it imports at first use (seconds): no case's time, and no place for an alarm to ring."""
+    gradients(nn.utils.skip_init(nn.Linear, 1, 2), torch.zeros(1, 1, 1), torch.zeros(1, 1, dtype=torch.long))
+    torch.optim.Adam([torch.zeros(1, requires_grad=True)])
 
 
 def _now() -> str:

@@ -42,6 +42,7 @@ class FitCache:
         self.store = store
         self.fresh_since = fresh_since
         self.memory: dict[str, Fitted] = {}
+        self.own: set[str] = set()  # learned here: fresh, whatever the clock says
 
     def of(self, case: Case) -> CaseFits:
         """The view of one case: what :class:`~gitbench.attack.Attack` asks."""
@@ -63,7 +64,7 @@ class CaseFits:
         """
         made_from = identity(self._case, attack, observation)
         key = hashlib.sha256(made_from.encode()).hexdigest()[:20]
-        store, since = self._cache.store, self._cache.fresh_since
+        store, since = self._cache.store, None if key in self._cache.own else self._cache.fresh_since
         if store is None:
             if key not in self._cache.memory:
                 start = time.perf_counter()
@@ -78,6 +79,7 @@ class CaseFits:
             checkpoint = FileCheckpoint(store.models / f"{key}.checkpoint.safetensors", fresh_since=since)
             state = _placed(fit(self._generator(attack), checkpoint), observation.device)
             seconds = checkpoint.seconds
+            self._cache.own.add(key)
             _write(path, state, {"began": repr(checkpoint.began), "seconds": repr(seconds), "made_from": made_from})
             checkpoint.delete()
         return Fitted(state, seconds)
@@ -126,7 +128,7 @@ class FileCheckpoint:
         self._before = 0.0
         self.began = time.time()
         found = _metadata(path)
-        if found is not None and (fresh_since is None or float(found["began"]) >= fresh_since):
+        if found is not None and (fresh_since is None or fresh_since <= float(found["began"]) <= time.time()):
             self.began, self._before = float(found["began"]), float(found["seconds"])
         else:
             self.delete()
@@ -151,7 +153,7 @@ class FileCheckpoint:
 
 def _taken(path: Path, fresh_since: float | None) -> tuple[Tensors, dict[str, str]] | None:
     found = _read(path)
-    old = found is not None and fresh_since is not None and float(found[1]["began"]) < fresh_since
+    old = found is not None and fresh_since is not None and not fresh_since <= float(found[1]["began"]) <= time.time()
     return None if old else found
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from gitbench.errors import AttackError
-from gitbench.progress import Progress
+from gitbench.progress import Progress, TimeUp
 from gitbench.random import seeded
 
 Schedule = Literal["cosine", "step", "constant"]
@@ -127,7 +127,7 @@ def train_network(
             if time.monotonic() - saved_at >= save_seconds:
                 save(unsaved)
                 unsaved, saved_at = None, time.monotonic()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, TimeUp):
         if unsaved is not None:
             save(unsaved)
         raise

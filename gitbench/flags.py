@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from gitbench.result import Result
+from gitbench.result import TIMED_OUT, Result
 from gitbench.statistics import interval
 
 FEW_VICTIMS = 8
@@ -100,6 +100,13 @@ FLAGS: dict[str, Flag] = {
             "the attack's own objective still fell by over 5 % of its whole fall in the last quarter of its budget (median victim)",
             "a larger budget would leak more",
             "raise iterations=, or use --gitbench-profile standard or paper",
+        ),
+        Flag(
+            TIMED_OUT,
+            "the case's budget of time ran out (--gitbench-timeout)",
+            "what was reached by then depends on the machine, and proves nothing",
+            "raise --gitbench-timeout, or lower the attack's budget",
+            blocks=True,
         ),
         Flag(
             "few-victims",

@@ -12,9 +12,10 @@ from pathlib import Path
 from gitbench.config import PROFILES, Config
 from gitbench.flags import FLAGS
 from gitbench.metric import METRICS
-from gitbench.result import Measure, Result
+from gitbench.result import TIMED_OUT, Measure, Result
 from gitbench.store import write_atomic
-from gitbench.verdict import judge_results, pooled
+from gitbench.text import printable
+from gitbench.verdict import DEFAULT_GATE, judge_results, pooled
 
 _MARK = re.compile(r"<!-- gitbench-cells: (.*) -->")
 _ATTACK_METRICS = ("mse", "psnr", "lpips", "ssim", "identification")
@@ -61,7 +62,7 @@ def render(table: Table) -> str:
     gate = ", ".join(f"{metric} {METRICS[metric].arrow} {value:g} {METRICS[metric].unit}".strip() for metric, value in table.gate.items())
     cells = json.dumps(sorted("/".join(key) for key in (*table.results, *table.not_applicable)))
     cells = cells.replace("--", r"\u002d\u002d")  # two dashes could end the comment; JSON reads these back
-    mode = first.settings.get("model.mode", "eval")
+    mode = _escaped(first.settings.get("model.mode", "eval"))
     lines = [
         f"# {_escaped(table.dataset)} · {_escaped(table.model)}",
         "",
@@ -69,8 +70,9 @@ def render(table: Table) -> str:
         f"- Setting: {_escaped(shown)}; BatchNorm and dropout in {mode} mode",
         f"- A cell leaks past {gate}; 95 % intervals over victims and seeds",
         (
-            f"- gitbench {environment.gitbench}, torch {environment.torch}, torchvision {environment.torchvision}, "
-            f"Python {environment.python}, {environment.platform}, {_escaped(environment.device)}, {environment.threads} threads"
+            f"- gitbench {_escaped(environment.gitbench)}, torch {_escaped(environment.torch)}, "
+            f"torchvision {_escaped(environment.torchvision)}, Python {_escaped(environment.python)}, "
+            f"{_escaped(environment.platform)}, {_escaped(environment.device)}, {environment.threads} threads"
         ),
         f"- Blind guess: {_blind(first)}",
         "",
@@ -119,10 +121,8 @@ def write(table: Table, folder: Path, expected: Sequence[tuple[str, str]]) -> tu
         return path, f"not measured yet: {', '.join(missing)}"
     lost = sorted(written_cells(path) - have)
     if lost:
-        return (
-            path,
-            f"it holds cells that this run did not measure ({', '.join(lost)}); choose another --gitbench-leaderboard, or delete it",
-        )
+        cells = printable(", ".join(lost), keep="")
+        return path, f"it holds cells that this run did not measure ({cells}); choose another --gitbench-leaderboard, or delete it"
     write_atomic(path, render(table).encode())
     return path, None
 
@@ -132,7 +132,7 @@ def written_cells(path: Path) -> set[str]:
     try:
         mark = _MARK.search(path.read_text(encoding="utf-8"))
         cells = json.loads(mark.group(1)) if mark else []
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return set()
     return {str(cell) for cell in cells} if isinstance(cells, list) else set()
 
@@ -158,7 +158,7 @@ def tables(results: Sequence[Result]) -> list[Table]:
                 model=model,
                 results={cell: [by_seed[seed] for seed in sorted(by_seed)] for cell, by_seed in cells.items()},
                 setting={"threat": threat, "profile": profile, "victims": victims, "batch_size": batch_size, "seeds": seeds},
-                gate=any_result.gate,
+                gate=any_result.gate or DEFAULT_GATE,
             )
         )
     return found
@@ -194,9 +194,10 @@ def _defenses(table: Table) -> str:
             found = pooled(results, table.gate)[metric]
             if found.mean is not None:
                 means[attack] = sign * found.mean
-            word = "no control" if verdict.control_failed else verdict.verdict
+            late = any(TIMED_OUT in result.flags for result in results)
+            word = "timed out" if late else "no control" if verdict.control_failed else verdict.verdict
             if found.mean is None or found.low is None or found.high is None:
-                row[_code(attack)] = "error" if any(result.status == "error" for result in results) else "unknown"
+                row[_code(attack)] = "error" if any(result.status == "error" for result in results) else "timed out" if late else "unknown"
             else:
                 row[_code(attack)] = f"{found.mean:+.2f} [{found.low:.2f}, {found.high:.2f}] {word}"
         row["worst attack"] = _code(max(means, key=lambda name: means[name])) if means else "none"
@@ -222,7 +223,7 @@ def _flags(table: Table) -> str:
 def _attacks(table: Table) -> str:
     rows = []
     for (defense, attack), results in table.results.items():
-        if defense != "none" or any(result.status == "error" for result in results):
+        if defense != "none" or any(result.status == "error" or TIMED_OUT in result.flags for result in results):
             continue
         row: dict[str, object] = {"attack": _code(attack)}
         for metric in _ATTACK_METRICS:
@@ -261,8 +262,12 @@ def _blind(result: Result) -> str:
 
 def _code(text: str) -> str:
     """Code in a table cell: pipes would end the cell, backticks the code, newlines the row."""
-    return "`" + re.sub(r"\s+", " ", text).replace("`", "'").replace("|", "\\|") + "`"
+    return "`" + _one_line(text).replace("`", "'").replace("|", "\\|") + "`"
 
 
 def _escaped(text: str) -> str:
-    return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", re.sub(r"\s+", " ", text))
+    return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", _one_line(text))
+
+
+def _one_line(text: str) -> str:
+    return printable(re.sub(r"\s+", " ", text), keep="")

@@ -190,7 +190,9 @@ def _import_file(target: Target) -> Any:
 def _tree(path: Path, _modified: int) -> ast.Module:
     try:
         return ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise SpecError(f"Cannot read {path}: {error}.") from None
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise SpecError(f"{path} is not valid Python: {error}.") from None
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from gitbench.case import Case
+from gitbench.metric import METRICS
+from gitbench.text import printable
 
 SCHEMA = 1
+TIMED_OUT = "timed-out"  # the flag of a case that was stopped by its budget of time
 
-# File names that are no UTF-8 reach messages as lone surrogates, which JSON cannot hold.
-Text = Annotated[str, AfterValidator(lambda text: text.encode("utf-8", "backslashreplace").decode())]
+# Messages hold what users' code wrote: nothing that a terminal would obey, and no lone surrogate, which JSON cannot hold.
+Text = Annotated[str, AfterValidator(printable)]
 Verdict = Literal["holds", "leaks", "inconclusive"]
 
 
@@ -102,12 +106,18 @@ class Result(_Model):
     cost: Cost = Field(default_factory=Cost)
     environment: Environment
     settings: dict[str, str] = Field(default_factory=dict)
+    timeout: FiniteFloat | None = None  # seconds, of a case that was stopped by them
     finished_at: str
 
     @model_validator(mode="after")
     def _identity(self) -> Self:
         if self.case_id != self.case.case_id:
             raise ValueError(f"case_id {self.case_id} does not belong to its case ({self.case.case_id})")
+        unknown = sorted(set(self.gate) - set(METRICS))
+        if unknown:
+            raise ValueError(f"the gate names the unknown metric {unknown[0]!r}")
+        if not _is_time(self.finished_at):
+            raise ValueError(f"finished_at {self.finished_at!r} is no time with a zone")
         for name, measure in self.metrics.items():
             if len(measure.values) != self.case.victims:
                 raise ValueError(f"{name} has {len(measure.values)} values for {self.case.victims} victims")
@@ -116,3 +126,12 @@ class Result(_Model):
     def to_json(self) -> str:
         """Indented JSON with the public key ``schema``."""
         return self.model_dump_json(by_alias=True, indent=1) + "\n"
+
+
+def _is_time(text: str) -> bool:
+    try:
+        found = datetime.datetime.fromisoformat(text)
+        found.timestamp()
+    except (ValueError, OverflowError):
+        return False
+    return found.tzinfo is not None

@@ -127,6 +127,8 @@ def split_outside(text: str, separator: str) -> list[str]:
 def _parse_part(kind: Kind, piece: str, whole: str) -> Part:
     target, bracket, rest = piece.partition("(")
     target = target.strip()
+    if not target.isprintable():  # it is shown in terminals and tables
+        raise SpecError(f"Cannot read the {kind} {whole!r}: expected a name without control or other invisible characters, got {target!r}.")
     if not (_NAME.match(target) or _TARGET.match(target)):
         raise SpecError(
             f"Cannot read the {kind} {whole!r}: expected name, package.module:Name or path/to/file.py:Name, "

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import stat
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 from filelock import FileLock
 from pydantic import ValidationError
 
 from gitbench.errors import StoreError
 from gitbench.result import SCHEMA, Result
+from gitbench.text import shown
+
+_LARGEST = 2**28  # bytes; a result of a million victims has half
 
 
 class Store:
@@ -55,6 +62,8 @@ class Store:
         aside = path.with_suffix(".damaged")
         try:
             os.replace(path, aside)
+        except FileNotFoundError:  # another run of this folder has done so already
+            return None
         except OSError as error:
             raise StoreError(f"{path} is damaged and cannot be moved to {aside.name}: {error}. Delete it.") from error
         warnings.warn(f"{path} was damaged: it is kept as {aside.name} and the case is measured again.", stacklevel=2)
@@ -75,8 +84,15 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"Cannot write to the results folder {self.root}: {error}. Choose another with --gitbench-results.") from error
-        with FileLock(folder / f"{name}.lock"):
+        held = FileLock(folder / f"{name}.lock")
+        try:
+            held.acquire()
+        except OSError as error:
+            raise StoreError(f"Cannot lock {held.lock_file}: {error}. Choose another folder with --gitbench-results.") from error
+        try:
             yield
+        finally:
+            held.release()
 
     def results(self) -> Iterator[Result]:
         """Every readable result, in the order of their case ids."""
@@ -94,6 +110,11 @@ def read_result(path: Path) -> Result:
         StoreError: written by a newer gitbench, or unreadable.
     """
     try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise StoreError(f"Cannot read {path}: expected a file, found something else. Move it away.")
+        if found.st_size > _LARGEST:
+            raise StoreError(f"Cannot read {path}: it has {found.st_size} bytes, and no result is that large. Move it away.")
         text = path.read_bytes()
     except FileNotFoundError:
         raise
@@ -102,7 +123,7 @@ def read_result(path: Path) -> Result:
     schema = _schema_of(text)
     if schema is not None and schema > SCHEMA:
         raise StoreError(
-            f"{path} has schema {schema}; this gitbench reads up to {SCHEMA}. "
+            f"{path} has schema {shown(schema, limit=20)}; this gitbench reads up to {SCHEMA}. "
             "Upgrade gitbench, or choose another folder with --gitbench-results."
         )
     return Result.model_validate_json(text)
@@ -111,25 +132,55 @@ def read_result(path: Path) -> Result:
 def write_atomic(path: Path, content: bytes) -> None:
     """Replace ``path`` with ``content`` so that a reader sees the old file or the new one, never half.
 
+    Ctrl-C waits until the file is written.
+
     Raises:
         StoreError: the disk is full, read-only, or the path is not writable.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
+        with _interrupt_waits():
+            _write(path, content)
     except OSError as error:
         raise StoreError(f"Cannot write {path}: {error}. Free the disk or choose another folder.") from error
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+@contextlib.contextmanager
+def _interrupt_waits() -> Iterator[None]:
+    """The first Ctrl-C comes through after the block, a second one at once."""
+    previous = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(previous):
+        yield
+        return
+    waiting: list[FrameType | None] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if waiting:
+            previous(number, frame)
+        waiting.append(frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+        if waiting:
+            previous(signal.SIGINT, waiting[0])
 
 
 def _schema_of(text: bytes) -> int | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gitbench.flags import blocking, explained
 from gitbench.metric import METRICS
-from gitbench.result import Measure, Result, Verdict
+from gitbench.result import TIMED_OUT, Measure, Result, Verdict
 from gitbench.statistics import Interval, interval
 
 DEFAULT_GATE: dict[str, float] = {"psnr_gain": 3.0}
@@ -67,6 +67,9 @@ def judge_results(results: Sequence[Result], controls: Sequence[Result] | None, 
         if result.status == "error":
             whose = "the control" if result not in results else "this cell"
             return Judgement("inconclusive", f"{whose} ended in an error: {result.error}", control_failed=result not in results)
+    late = _late(results, controls or (), gate)
+    if late is not None:
+        return late
     found = judge(
         pooled(results, gate),
         gate=gate,
@@ -77,6 +80,23 @@ def judge_results(results: Sequence[Result], controls: Sequence[Result] | None, 
     if doubts and found.verdict == "holds":
         return Judgement("inconclusive", f"{found.reason}, but that is no success: {explained(doubts)}", blocked=True)
     return found
+
+
+def _late(results: Sequence[Result], controls: Sequence[Result], gate: Mapping[str, float]) -> Judgement | None:
+    """What ran out of time proves nothing, whatever it had by then: another machine would have had more, or less."""
+    for whose, found in (("this cell", results), ("the control", controls)):
+        timeouts = [result.timeout for result in found if TIMED_OUT in result.flags]
+        if timeouts:
+            limit = "" if timeouts[0] is None else f" after {timeouts[0]:g} s"
+            had = "; ".join(
+                f"{metric} {one.mean:.2f}" + ("" if one.low is None or one.high is None else f" [{one.low:.2f}, {one.high:.2f}]")
+                for metric, one in pooled(found, gate).items()
+                if one.mean is not None
+            )
+            return Judgement(
+                "inconclusive", f"{whose} timed out{limit}: raise --gitbench-timeout ({f'it had {had}' if had else 'it had nothing yet'})"
+            )
+    return None
 
 
 def pooled(results: Sequence[Result], metrics: Mapping[str, object]) -> dict[str, Interval]:

@@ -48,12 +48,8 @@ def warm(tiny_npz: Path) -> None:
     """Import all that a run imports: pytester forgets what is first imported inside it, and torch cannot be imported twice."""
     import gitbench
 
+    dataset = f"npz(path={str(tiny_npz)!r})"
     result = gitbench.evaluate(
-        attack="ridge+ig(iterations=1)",
-        defense="gaussian_noise(std=0.1)",
-        model="mlp",
-        dataset=f"npz(path={str(tiny_npz)!r})",
-        victims=2,
-        device="cpu",
+        attack="ridge+ig(iterations=1)", defense="gaussian_noise(std=0.1)", model="mlp", dataset=dataset, victims=2, device="cpu"
     )
     assert result.status == "done", result.error

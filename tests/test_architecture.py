@@ -16,8 +16,8 @@ ROOT = Path(gitbench.__file__).parent
 
 # From the foundations to the entry: a module may import only what stands before it. One line, one level.
 LEVELS = [
-    ["_version", "errors", "metric", "progress", "assets"],
-    ["spec", "threat", "scaffold"],
+    ["_version", "text", "errors", "metric", "progress", "assets"],
+    ["spec", "threat", "deadline", "scaffold"],
     ["component"],
     ["registry"],
     ["case"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import torch
@@ -13,7 +14,7 @@ from gitbench.lbfgs import BatchedLbfgs
 from gitbench.matching import INITS, Falling, Init, Objective, check_choice, initial_images
 from gitbench.model import last_linear
 from gitbench.observation import Observation
-from gitbench.progress import Progress
+from gitbench.progress import Progress, TimeUp
 
 _PRECISION = 1e-10
 
@@ -24,7 +25,7 @@ class DLG(Refiner):
     As published, inputs and label logits are optimised together, without regulariser or bounds; the
     300 outer steps of 20 iterations, started from N(0, 1), are the ``paper`` settings. Victims are
     independent: each has its own curvature. One that diverges or stalls starts again at random, within
-    the same budget, and the iterate with the lowest *matching loss* is returned.
+    the same budget, and the iterate with the lowest *matching loss* is returned, also when time is up.
 
     Args:
         iterations: L-BFGS iterations, one gradient each.
@@ -84,23 +85,24 @@ class DLG(Refiner):
         # Matched to float32's precision: the squared distance of the gradients against their square.
         matched = _PRECISION * observation.update.flatten().square().sum(1)
         falling = Falling(self.iterations)
-        for iteration in range(self.iterations):
-            active = best_loss > matched
-            if not active.any():
-                break
-            before = optimizer.points
-            losses = optimizer.step(problem.closure, active=active)
-            losses = torch.where(losses.isfinite(), losses, math.inf)
-            better = losses < best_loss
-            best[better], best_loss[better] = before[better], losses[better]
-            falling.see(iteration, best_loss)
-            since = torch.where(losses < run_loss, 0, since + 1)
-            run_loss = torch.minimum(run_loss, losses)
-            lost = active & ((since > self.patience) | ~losses.isfinite() | ~optimizer.points.isfinite().all(1))
-            if lost.any():
-                optimizer.restart(lost, problem.start(generator))
-                run_loss[lost], since[lost] = math.inf, 0
-            progress("dlg", iteration + 1, self.iterations)
+        with contextlib.suppress(TimeUp):
+            for iteration in range(self.iterations):
+                active = best_loss > matched
+                if not active.any():
+                    break
+                before = optimizer.points
+                losses = optimizer.step(problem.closure, active=active)
+                losses = torch.where(losses.isfinite(), losses, math.inf)
+                better = losses < best_loss
+                best[better], best_loss[better] = before[better], losses[better]
+                falling.see(iteration, best_loss)
+                since = torch.where(losses < run_loss, 0, since + 1)
+                run_loss = torch.minimum(run_loss, losses)
+                lost = active & ((since > self.patience) | ~losses.isfinite() | ~optimizer.points.isfinite().all(1))
+                if lost.any():
+                    optimizer.restart(lost, problem.start(generator))
+                    run_loss[lost], since[lost] = math.inf, 0
+                progress("dlg", iteration + 1, self.iterations)
         return Candidates(problem.images(best).clamp(0, 1), still_improving=falling.still)
 
     def _fixed_labels(self, observation: Observation) -> torch.Tensor | None:

@@ -18,7 +18,7 @@ from gitbench.fitting import Checkpoint, train_network
 from gitbench.labels import infer_labels
 from gitbench.matching import DISTANCES, Distance, Falling, Objective, check_choice, total_variation
 from gitbench.observation import Observation
-from gitbench.progress import Progress
+from gitbench.progress import Progress, TimeUp
 from gitbench.random import seeded
 
 _SCALES = 3  # of the generator: it starts at an eighth of the image's sides
@@ -33,7 +33,7 @@ class GIAS(Attack):
        the lowest matching loss is kept, victim by victim.
     3. The code is frozen and a *private copy* of the generator's parameters is optimised for each image, so
        images that the generator cannot make are reached too. The iterate with the lowest matching loss is
-       returned: never a worse match than that of step 2.
+       returned, also when time is up: never a worse match than that of step 2.
 
     Where we differ from the paper: its generators are trained by adversarial training alone on 50,000 or more
     images. From a few thousand public images that does not converge in any time a CPU has, so ours is the
@@ -226,7 +226,7 @@ class GIAS(Attack):
             def keep(points: tuple[torch.Tensor, ...], better: torch.Tensor) -> None:
                 codes[better] = points[0].detach()[better]
 
-            self._descend(
+            in_time = self._descend(
                 (starts[:, restart].clone(),),
                 images_of,
                 matching,
@@ -238,6 +238,8 @@ class GIAS(Attack):
                     _tell, progress, "gias: codes", restart * self.latent_iterations, self.restarts * self.latent_iterations
                 ),
             )
+            if not in_time:
+                break
         return codes, best.images, best.losses
 
     def _search_parameters(
@@ -287,26 +289,39 @@ class GIAS(Attack):
         iterations: int,
         lr: float,
         tell: Callable[[int], None],
-    ) -> None:
-        """Adam on the matching loss plus total variation; ``best`` sees every point, the last included."""
+    ) -> bool:
+        """Adam on the matching loss plus total variation; ``best`` sees every point, the last included.
+
+        Returns:
+            Whether all iterations were made before time was up.
+
+        Raises:
+            TimeUp: time was up before ``best`` had seen anything.
+        """
         for point in points:
             point.requires_grad_(True)
         optimizer = torch.optim.Adam(points, lr=lr)
         schedule = self._schedule(optimizer, iterations)
-        for iteration in range(iterations + 1):
-            images = images_of(points)
-            losses = matching(images)
-            better = best.offer(images, losses)
-            if keep is not None:
-                keep(points, better)
-            if iteration == iterations:
-                break
-            gradients = torch.autograd.grad((losses + self.tv * total_variation(images)).sum(), points)
-            for point, gradient in zip(points, gradients, strict=True):
-                point.grad = gradient
-            optimizer.step()
-            schedule.step()
-            tell(iteration + 1)
+        try:
+            for iteration in range(iterations + 1):
+                images = images_of(points)
+                losses = matching(images)
+                better = best.offer(images, losses)
+                if keep is not None:
+                    keep(points, better)
+                if iteration == iterations:
+                    break
+                gradients = torch.autograd.grad((losses + self.tv * total_variation(images)).sum(), points)
+                for point, gradient in zip(points, gradients, strict=True):
+                    point.grad = gradient
+                optimizer.step()
+                schedule.step()
+                tell(iteration + 1)
+        except TimeUp:
+            if best.empty:
+                raise
+            return False
+        return True
 
     def _schedule(self, optimizer: torch.optim.Optimizer, iterations: int) -> torch.optim.lr_scheduler.LRScheduler:
         if self.schedule == "cosine":
@@ -323,6 +338,10 @@ class _Best:
     ) -> None:
         self._images = images
         self.losses = torch.full((victims,), math.inf, device=device) if losses is None else losses.clone()
+
+    @property
+    def empty(self) -> bool:
+        return self._images is None
 
     @property
     def images(self) -> torch.Tensor:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from gitbench.data import Data, Dataset, Split, from_uint8, need_path
 from gitbench.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
+FORMATS = ("PNG", "JPEG")
+PIXELS = 100_000_000  # of one image
 
 
 class Folder(Dataset):
@@ -26,6 +29,8 @@ class Folder(Dataset):
     name = "folder"
 
     def __init__(self, *, path: str, size: int = 32, limit: int | None = None) -> None:
+        if type(size) is not int or (limit is not None and type(limit) is not int):
+            raise ValueError(f"expected whole numbers, got size={size!r} and limit={limit!r}")
         if not 1 <= size <= 1024 or (limit is not None and limit < 1):
             raise ValueError(f"expected size in 1..1024 and limit >= 1, got {size} and {limit}")
         self.path = path
@@ -60,9 +65,8 @@ class Folder(Dataset):
 
     def _read(self, file: Path) -> np.ndarray:
         try:
-            with Image.open(file) as opened:
-                mode, image = opened.mode, opened.convert("RGB")
-        except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            mode, image = _opened(file)
+        except Exception as error:  # damaged bytes reach Pillow, zlib and struct, each with errors of its own
             raise DataError(f"{file}: expected a readable PNG or JPEG image, got: {error}. Replace or delete it.") from error
         if mode.startswith(("I", "F")):  # Pillow clips these at 255
             raise DataError(f"{file}: expected 8 bits per channel, got Pillow mode {mode}. Save it again with 8 bits.")
@@ -70,6 +74,19 @@ class Folder(Dataset):
         left, top = (image.width - side) // 2, (image.height - side) // 2
         image = image.crop((left, top, left + side, top + side))
         return np.asarray(image.resize((self.size, self.size), Image.Resampling.BOX))
+
+
+def _opened(file: Path) -> tuple[str, Image.Image]:
+    """Pillow's mode, and the image as RGB. Nothing is unpacked before the size is known."""
+    if not (file.is_file() or file.is_dir()):  # a pipe would be waited for, for ever
+        raise OSError("no regular file")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        # These formats alone: others run programs (EPS).
+        with Image.open(file, formats=FORMATS) as opened:
+            if opened.width * opened.height > PIXELS:
+                raise ValueError(f"{opened.width}x{opened.height} pixels, at most {PIXELS} are read")
+            return opened.mode, opened.convert("RGB")
 
 
 def _classes(folder: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 from pathlib import Path
 
@@ -10,6 +11,12 @@ import torch
 
 from gitbench.data import Data, Dataset, Split, from_uint8, need_path
 from gitbench.errors import DataError
+from gitbench.memory import available_memory
+
+_GIB = 2**30
+_MAGIC = b"\x93NUMPY"
+_LONGEST_HEADER = 2**16  # numpy reads no header of more than 10,000 bytes, but unpacks it first
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 class Npz(Dataset):
@@ -80,6 +87,8 @@ def _array(file: Path, key: str) -> np.ndarray:
 
 
 def _member(file: Path, key: str) -> np.ndarray:
+    if not (file.is_file() or file.is_dir()):  # a pipe would be waited for, for ever
+        raise DataError(f"{file}: expected an npz archive, found no regular file.")
     # Opened here, because numpy leaves the file open where it is no archive.
     with file.open("rb") as stream:
         if not zipfile.is_zipfile(stream):
@@ -89,11 +98,39 @@ def _member(file: Path, key: str) -> np.ndarray:
         with np.load(stream, allow_pickle=False) as archive:
             if key not in archive.files:
                 raise DataError(f"{file}: expected the array {key!r} (MedMNIST layout), found {', '.join(archive.files) or 'none'}.")
+            if archive.zip is not None:
+                _check_size(file, key, archive.zip)
             return np.asarray(archive[key])
 
 
+def _check_size(file: Path, key: str, archive: zipfile.ZipFile) -> None:
+    """Refuse what claims more than it holds, or holds more than there is memory for, before any of it is unpacked."""
+    member = archive.getinfo(f"{key}.npy" if f"{key}.npy" in archive.namelist() else key)
+    # As read, and as the float32 that training and attacks work with.
+    needed, available = 5 * member.file_size, available_memory(torch.device("cpu"))
+    if available is not None and needed > available:
+        size = f"unpacks to {member.file_size / _GIB:.1f} GiB and needs {needed / _GIB:.1f}"
+        raise DataError(f"{file}: {key!r} {size}; {available / _GIB:.1f} GiB are available.")
+    with archive.open(member) as stream:
+        start = stream.read(12)
+        if not start.startswith(_MAGIC):
+            return  # no array: what it is will be told where it is read
+        header = int.from_bytes(start[8:10] if start[6:7] == b"\x01" else start[8:12], "little")
+        if header > _LONGEST_HEADER:
+            raise DataError(f"{file}: {key!r} is damaged: its header claims {header} bytes. Save it again with numpy.savez.")
+        stream.seek(0)
+        version = np.lib.format.read_magic(stream)
+        if version not in _HEADERS:
+            return
+        shape, _, dtype = _HEADERS[version](stream)
+        claimed = math.prod(shape) * dtype.itemsize
+        left = member.file_size - stream.tell()
+    if claimed > left and not dtype.hasobject:
+        raise DataError(f"{file}: {key!r} is damaged: it claims {claimed} bytes, shape {shape}, and holds {left}. Save it again.")
+
+
 def _described(start: bytes) -> str:
-    if start == b"\x93NUMPY":
+    if start == _MAGIC:
         return "a single array. Save it with numpy.savez"
     if start[:1] == b"\x80":
         return "a pickled object, which gitbench never loads. Save plain arrays with numpy.savez"

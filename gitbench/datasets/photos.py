@@ -24,6 +24,7 @@ FILES: dict[str, str] = {
     "stereo_motorcycle": "motorcycle_left.png",
 }
 SMALLEST, LARGEST = 32, 128
+MOST = 100_000  # crops per class
 Box = tuple[int, int, int, int]
 
 
@@ -45,6 +46,8 @@ class Photos(Dataset):
     def __init__(self, *, public: int = 512, private: int = 64, size: int = 32, seed: int = 0) -> None:
         if not all(type(number) is int for number in (public, private, size, seed)) or seed < 0:
             raise ValueError(f"expected whole numbers and seed >= 0, got {public!r}, {private!r}, {size!r}, {seed!r}")
+        if max(public, private) > MOST:
+            raise ValueError(f"expected at most {MOST} public and private crops per class, got {public} and {private}")
         if min(public, private) < 1 or not 8 <= size <= LARGEST:
             raise ValueError(f"expected public, private >= 1 and size in 8..{LARGEST}, got {public}, {private}, {size}")
         self.public = public

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # Keywords of the marker: axes, in the plural too, and sizes spelled as in [tool.gitbench].
 _AXES = {"attacks": "attack", "models": "model", "datasets": "dataset"}
-_OPTIONS = (*_AXES.values(), "profile", "seeds", "victims", "batch_size", "device", "threat", "threshold", "results")
+_OPTIONS = (*_AXES.values(), "profile", "seeds", "victims", "batch_size", "device", "threat", "threshold", "results", "timeout")
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,9 @@ class Measurer:
             given |= _options(marker.kwargs)
         given |= _options(options)
         config = read_config(self._request.config, defense=["none"], **given)
-        bench = Bench(store=Store(config.results), device=config.device, gate=config.threshold, threads=config.threads)
+        bench = Bench(
+            store=Store(config.results), device=config.device, gate=config.threshold, threads=config.threads, timeout=config.timeout
+        )
         with _threads_restored():
             cells = [
                 _cell(bench, config, [_case(config, dataset, model, defense, attack, seed) for seed in range(config.seeds)], defense)

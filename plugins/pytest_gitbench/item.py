@@ -57,7 +57,7 @@ class CellItem(pytest.Item):
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: object = None) -> str:
         from gitbench.errors import GitbenchError
 
-        if isinstance(excinfo.value, GitbenchError):
+        if isinstance(excinfo.value, GitbenchError | Warning):  # a warning is raised where the user's filters say "error"
             return str(excinfo.value)
         return str(super().repr_failure(excinfo))
 

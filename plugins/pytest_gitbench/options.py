@@ -10,6 +10,7 @@ import pytest
 
 from gitbench.config import Config, make_config
 from gitbench.errors import ConfigError
+from gitbench.text import printable, shown
 
 
 def read_config(config: pytest.Config, **overrides: Any) -> Config:
@@ -35,9 +36,10 @@ def read_settings(path: Path) -> dict[str, Any]:
             content = tomllib.load(file)
     except FileNotFoundError:
         return {}
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"Cannot read {path}: {error}.") from None
-    table = content.get("tool", {}).get("gitbench", {})
+    except (ValueError, RecursionError, OSError) as error:  # no TOML, no UTF-8, too large a number, nested too deep
+        raise ConfigError(f"Cannot read {path}: {printable(str(error))}.") from None
+    tool = content.get("tool", {})
+    table = tool.get("gitbench", {}) if isinstance(tool, dict) else tool
     if not isinstance(table, dict):
-        raise ConfigError(f"Expected [tool.gitbench] in {path} to be a table, got {table!r}.")
+        raise ConfigError(f"Expected [tool.gitbench] in {path} to be a table, got {shown(table)}.")
     return table

@@ -18,6 +18,7 @@ _VALUES = (
     ("batch-size", "N", "Inputs per victim"),
     ("device", "auto|cpu|cuda", "Where to compute (default: auto)"),
     ("threads", "N", "CPU threads per process (default: 1; more processes, -n, pay better than more threads)"),
+    ("timeout", "SECONDS", "Per case; past it the cell is inconclusive (default: 900 in the profile quick, else none)"),
     ("threat", "NAME", "What the attacker is granted: server (default), eavesdropper or upper-bound"),
     ("results", "DIR", "Where results and trained attack models are kept (default: .gitbench)"),
     ("leaderboard", "DIR", "Where the Markdown goes (default: leaderboards); none writes nothing"),

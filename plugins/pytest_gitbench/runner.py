@@ -10,7 +10,7 @@ from gitbench.baseline import Cells, cells_of, key_of
 from gitbench.bench import Bench
 from gitbench.comparison import compare_cell
 from gitbench.config import Cell, Config
-from gitbench.result import Result
+from gitbench.result import TIMED_OUT, Result
 from gitbench.store import Store
 from gitbench.threat import knowledge_of
 from gitbench.verdict import Judgement, judge_results, pooled
@@ -53,6 +53,7 @@ class Runner:
             fresh_since=started if config.fresh else None,
             threads=config.threads,
             progress=progress,
+            timeout=config.timeout,
         )
 
     @staticmethod
@@ -83,7 +84,7 @@ class Runner:
         results = self._results(cell)
         controls = None if cell.is_control else self._controls(cell)
         judgement = judge_results(results, controls, gate=self._config.threshold)
-        status, reason, word = self._status(cell, results, judgement)
+        status, reason, word = self._status(cell, results, controls, judgement)
         told = self._compared(results)
         kind, _, why = told.partition(": ")
         if kind == "regressed" and word != "error":
@@ -107,10 +108,14 @@ class Runner:
         worst = min(changes, key=lambda change: ("regressed", "unpaired", "improved", "unchanged").index(change.kind))
         return f"{worst.kind}: {worst.reason}" if worst.reason else worst.kind
 
-    def _status(self, cell: Cell, results: Sequence[Result], judgement: Judgement) -> tuple[str, str, str]:
+    def _status(
+        self, cell: Cell, results: Sequence[Result], controls: Sequence[Result] | None, judgement: Judgement
+    ) -> tuple[str, str, str]:
         errors = [result for result in results if result.status == "error"]
         if errors:
             return "failed", f"{cell.name}: {errors[0].error}", "error"
+        if any(TIMED_OUT in result.flags for result in (*results, *(controls or ()))):
+            return "failed", judgement.reason, "timed out"  # declared as a leak or not: it was not measured
         if cell.is_control:
             if judgement.verdict == "leaks":
                 return "passed", judgement.reason, "leaks"

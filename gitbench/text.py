@@ -1,0 +1,26 @@
+"""What strangers wrote, made fit for a terminal and a message."""
+
+from __future__ import annotations
+
+LIMIT = 200
+
+
+def printable(text: str, *, keep: str = "\n\t") -> str:
+    r"""Escape whatever is not seen as itself: control and bidirectional characters, terminal sequences, lone surrogates.
+
+    Args:
+        text: any text.
+        keep: characters to leave as they are. ``\x1b`` becomes the four characters ``\x1b``.
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() or char in keep else char.encode("unicode_escape").decode() for char in text)
+
+
+def shown(value: object, *, limit: int = LIMIT) -> str:
+    """``repr(value)`` for a message: on one line, and cut where it is long."""
+    try:
+        text = printable(repr(value), keep="")
+    except (RecursionError, ValueError):  # nested too deep; an integer of more digits than Python writes
+        text = f"some {type(value).__name__}"
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"

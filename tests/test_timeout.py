@@ -1,0 +1,360 @@
+"""A case that runs out of time: stopped, inconclusive, never green, and measured again when it has more."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from test_verdict import result as made_up
+
+import gitbench
+from gitbench.bench import Bench, case_of
+from gitbench.case import Case
+from gitbench.config import make_config
+from gitbench.deadline import Deadline
+from gitbench.errors import ConfigError
+from gitbench.fitting import train_network
+from gitbench.progress import TimeUp
+from gitbench.random import make_generator
+from gitbench.result import TIMED_OUT, Result
+from gitbench.store import Store
+from gitbench.verdict import judge_results
+
+GATE = {"psnr_gain": 3.0}
+alarm = pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="this system has no alarm")
+
+
+@contextlib.contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    start = time.monotonic()
+    yield
+    assert time.monotonic() - start < seconds
+
+
+@pytest.fixture
+def case(tiny_npz: Path) -> Callable[..., Case]:
+    def make(**changes: object) -> Case:
+        options = {"attack": "ridge", "defense": "none", "model": "mlp", "dataset": f"npz(path={str(tiny_npz)!r})", "victims": 8}
+        return case_of(**{**options, **changes}, threat="server", profile="quick", batch_size=1, seed=0)
+
+    return make
+
+
+class Sleeping(gitbench.Defense):
+    """Tells nobody that it hangs."""
+
+    def protect(self, update, *, generator):
+        time.sleep(60)
+        return update
+
+
+class Stubborn(gitbench.Defense):
+    """Swallows every ordinary error."""
+
+    def protect(self, update, *, generator):
+        while True:
+            try:
+                time.sleep(60)
+            except Exception:  # noqa: BLE001
+                continue
+
+
+# The clock
+
+
+def test_no_limit_never_rings() -> None:
+    told = []
+    with Deadline(None, lambda *what: told.append(what)) as deadline:
+        deadline.begin()
+        deadline("work", 1, 2)
+        assert not deadline.over
+    assert told == [("work", 1, 2)]
+
+
+def test_progress_past_the_budget_is_told_and_raises() -> None:
+    told = []
+    with Deadline(0.01, lambda *what: told.append(what)) as deadline:
+        deadline("before the clock starts", 0, 1)
+        deadline.begin()
+        time.sleep(0.02)
+        with pytest.raises(TimeUp):
+            deadline("work", 1, 2)
+        deadline.end()
+        deadline("afterwards", 2, 2)
+    assert deadline.over
+    assert [what for what, *_ in told] == ["before the clock starts", "work", "afterwards"]
+
+
+def test_the_clock_stops_at_the_end() -> None:
+    with Deadline(0.05) as deadline:
+        deadline.begin()
+        deadline.end()
+        time.sleep(0.06)
+    assert not deadline.over
+
+
+@alarm
+@pytest.mark.parametrize("hang", [lambda: time.sleep(60), lambda: threading.Event().wait(60)], ids=["sleep", "wait"])
+def test_a_hang_is_interrupted(hang: Callable[[], None]) -> None:
+    with at_most(5), pytest.raises(TimeUp), Deadline(0.05) as deadline:
+        deadline.begin()
+        hang()
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+    assert signal.getsignal(signal.SIGALRM) in (signal.SIG_DFL, None)
+
+
+@alarm
+def test_anothers_alarm_is_left_alone() -> None:
+    rung = []
+    before = signal.signal(signal.SIGALRM, lambda *_: rung.append(1))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 30)
+        with Deadline(0.05) as deadline:
+            deadline.begin()
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 20
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_other_threads_stop_at_their_progress() -> None:
+    stopped = []
+
+    def work() -> None:
+        with Deadline(0.01) as deadline:
+            deadline.begin()
+            time.sleep(0.02)
+            try:
+                deadline("work", 1, 2)
+            except TimeUp:
+                stopped.append(True)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(10)
+    assert stopped == [True]
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), "5"])
+def test_a_budget_that_is_none_is_refused(seconds: object, case: Callable[..., Case]) -> None:
+    with pytest.raises(ConfigError, match=r"Expected the timeout to be a number of seconds > 0, or none for no limit, got "):
+        Bench(timeout=seconds)
+
+
+def test_the_option_is_checked() -> None:
+    assert make_config({}, {}).timeout == 900
+    assert make_config({"profile": "standard"}, {}).timeout is None
+    assert make_config({"timeout": 5}, {}).timeout == 5
+    assert make_config({"timeout": 5}, {"timeout": "none"}).timeout is None
+    assert make_config({}, {"timeout": "2.5"}).timeout == 2.5
+    for wrong in (0, -3, "soon", float("nan")):
+        with pytest.raises(ConfigError, match=r"The option timeout is "):
+            make_config({"timeout": wrong}, {})
+
+
+# A case
+
+
+@alarm
+@pytest.mark.parametrize("defense", [Sleeping(), Stubborn()], ids=repr)
+def test_a_defense_that_hangs_is_inconclusive(case: Callable[..., Case], defense: gitbench.Defense) -> None:
+    bench = Bench(device="cpu", timeout=0.3)
+    bench.measure(case())
+    with at_most(30):
+        found = gitbench.evaluate(
+            attack="ridge", defense=defense, model="mlp", dataset=case().dataset, victims=8, device="cpu", timeout=1.0
+        )
+    assert (found.status, found.verdict) == ("done", "inconclusive")
+    assert TIMED_OUT in found.flags
+    assert found.timeout == 1.0
+    assert found.verdict_reason == "this cell timed out after 1 s: raise --gitbench-timeout (it had nothing yet)"
+    assert Result.model_validate_json(found.to_json()) == found
+
+
+SLOW = [
+    "ig(iterations=1000000)",
+    "ig(iterations=1000000, restarts=3)",
+    "dlg(iterations=1000000, patience=1000000, lr=0.001)",
+    "ridge+ig(iterations=1000000)",
+]
+
+
+@pytest.mark.parametrize("attack", [*SLOW, "gias(latent_iterations=1000000, epochs=1)", "gias(iterations=1000000, epochs=1)"])
+def test_iterative_attacks_give_their_best_so_far(case: Callable[..., Case], attack: str) -> None:
+    bench = Bench(device="cpu", timeout=2.0)
+    with at_most(30):
+        found = bench.measure(case(attack=attack))
+    assert (found.status, found.verdict, TIMED_OUT in found.flags) == ("done", "inconclusive", True), found.verdict_reason
+    assert len(found.metrics["psnr_gain"].values) == 8
+    assert found.metrics["psnr_gain"].mean is not None
+    assert found.verdict_reason.startswith("this cell timed out after 2 s: raise --gitbench-timeout (it had psnr_gain ")
+
+
+def test_the_best_so_far_is_better_than_nothing(case: Callable[..., Case]) -> None:
+    # Undefended and on a network of one hidden layer a fraction of a second is enough to get somewhere.
+    found = Bench(device="cpu", timeout=2.0).measure(case(attack="ig(iterations=1000000, lr=0.05)"))
+    assert found.metrics["psnr_gain"].mean > 0
+
+
+def test_what_learns_has_nothing_yet_and_goes_on_later(case: Callable[..., Case], tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    slow = case(attack="lti(epochs=100000)")
+    found = Bench(store=store, device="cpu", timeout=2.0).measure(slow)
+    assert (found.status, found.verdict, found.metrics) == ("done", "inconclusive", {})
+    assert store.load(slow.case_id) == found
+    assert list(store.models.glob("*.checkpoint.safetensors"))  # the next run goes on from here
+
+
+def test_a_training_keeps_its_last_epoch_when_time_is_up() -> None:
+    saved = []
+
+    class Kept:
+        def load(self):
+            return saved[-1] if saved else None
+
+        def save(self, tensors):
+            saved.append(dict(tensors))
+
+    def until(what: str, done: int, total: int) -> None:
+        if done == 5:
+            raise TimeUp
+
+    network = torch.nn.Linear(2, 1)
+    options = {
+        "loss": lambda rows, generator: network(torch.ones(len(rows), 2)).square().mean(), "rows": 4, "validate": lambda: 1.0, "epochs": 9,
+        "batch_size": 2, "lr": 0.1, "generator": make_generator(0), "what": "x", "checkpoint": Kept(),
+    }  # fmt: skip
+    with pytest.raises(TimeUp):
+        train_network(network, progress=until, **options)
+    (kept,) = saved
+    assert kept["x/counts"].tolist()[0] == 2
+
+
+# Stored results
+
+
+def test_a_stored_timeout_is_measured_again_with_more_time(case: Callable[..., Case], tmp_path: Path) -> None:
+    store, slow = Store(tmp_path), case(attack="ig(iterations=400)")
+    late = Bench(store=store, device="cpu", timeout=0.05).measure(slow)
+    assert TIMED_OUT in late.flags
+    # The same time, or less, would end the same way.
+    for seconds in (0.05, 0.01):
+        assert Bench(store=store, device="cpu", timeout=seconds).stored(slow) == late
+        assert Bench(store=store, device="cpu", timeout=seconds).measure(slow) == late
+    for seconds in (0.06, None):
+        assert Bench(store=store, device="cpu", timeout=seconds).stored(slow) is None
+    done = Bench(store=store, device="cpu", timeout=None).measure(slow)
+    assert TIMED_OUT not in done.flags
+    assert done.timeout is None
+    # What was finished stays finished, however little time there is now.
+    assert Bench(store=store, device="cpu", timeout=0.01).measure(slow) == done
+
+
+def test_a_case_in_time_is_the_same_case_with_a_budget_and_without(case: Callable[..., Case]) -> None:
+    first, second = (Bench(device="cpu", timeout=seconds).measure(case()) for seconds in (None, 600.0))
+    assert first.metrics == second.metrics
+    assert (second.timeout, second.flags) == (None, first.flags)
+
+
+# Verdicts: every reading of a timeout is red
+
+
+def late(values: tuple[float, ...] | None, **options: object) -> Result:
+    found = made_up(values or (0.0, 0.0), **options).model_copy(update={"flags": (TIMED_OUT,), "timeout": 5.0})
+    return found if values else found.model_copy(update={"metrics": {}})
+
+
+@pytest.mark.parametrize("values", [None, (9.0, 9.1), (0.0, 0.1), (2.0, 4.0)])
+def test_a_timeout_is_never_judged(values: tuple[float, ...] | None) -> None:
+    control = [made_up((9.0, 9.5), defense="none")]
+    for results in ([late(values)], [made_up((0.0, 0.1)), late(values, seed=1)]):
+        judgement = judge_results(results, control, gate=GATE)
+        assert (judgement.verdict, judgement.control_failed) == ("inconclusive", False)
+        assert judgement.reason.startswith("this cell timed out after 5 s: raise --gitbench-timeout")
+    as_control = judge_results([made_up((0.0, 0.1))], [late(values, defense="none")], gate=GATE)
+    assert (as_control.verdict, as_control.control_failed) == ("inconclusive", False)
+    assert as_control.reason.startswith("the control timed out after 5 s")
+    assert judge_results([late(values, defense="none")], None, gate=GATE).verdict == "inconclusive"
+
+
+# The plugin
+
+
+@pytest.fixture
+def bench(warm: None, pytester: pytest.Pytester, tiny_npz: Path) -> pytest.Pytester:
+    pytester.makepyprojecttoml(
+        f"""
+        [tool.gitbench]
+        dataset = "npz(path={str(tiny_npz)!r})"
+        model = "mlp"
+        attack = "ridge"
+        defense = ["none", "clipping(max_norm=100.0)", "slow.py:Sleeping", "gaussian_noise(std=5.0)"]
+        known_leaks = ["*/clipping(max_norm=100.0)/*", "*/slow.py:Sleeping/*"]
+        victims = 8
+        timeout = 4
+        """
+    )
+    pytester.makepyfile(
+        slow="""
+        import time
+        import gitbench
+
+        class Sleeping(gitbench.Defense):
+            def protect(self, update, *, generator):
+                time.sleep(60)
+                return update
+        """
+    )
+    return pytester
+
+
+@alarm
+@pytest.mark.parametrize("extra", [("-p", "no:xdist"), ("-n", "2")], ids=["plain", "n2"])
+def test_the_run_goes_on_and_the_cell_is_red_even_where_a_leak_is_declared(bench: pytest.Pytester, extra: tuple[str, ...]) -> None:
+    run = bench.runpytest_subprocess("--gitbench", *extra, timeout=120)
+    run.assert_outcomes(passed=2, xfailed=1, failed=1)
+    run.stdout.fnmatch_lines(["*this cell timed out after 4 s: raise --gitbench-timeout*", "*slow.py:Sleeping *F timed out*"])
+    cases = [json.loads(path.read_text()) for path in (bench.path / ".gitbench" / "cases").iterdir()]
+    (hung,) = [found for found in cases if "slow.py" in found["case"]["defense"]]
+    assert (hung["status"], hung["verdict"], hung["timeout"]) == ("done", "inconclusive", 4.0)
+    assert hung["flags"] == [TIMED_OUT]
+    (board,) = (bench.path / "leaderboards").iterdir()
+    assert "timed out" in board.read_text()
+
+
+def test_a_control_that_timed_out_is_red_too(bench: pytest.Pytester) -> None:
+    options = (
+        "--gitbench-attack",
+        "ridge",
+        "--gitbench-attack",
+        "ig(iterations=1000000)",
+        "--gitbench-defense",
+        "gaussian_noise(std=5.0)",
+        "--gitbench-timeout",
+        "1",
+    )
+    run = bench.runpytest_inprocess("--gitbench", *options)
+    # ridge holds; ig never finished: that is no reason to skip it.
+    run.assert_outcomes(passed=1, failed=1)
+    run.stdout.fnmatch_lines(["*timed out*"])
+
+
+def test_the_fixture_takes_the_budget(bench: pytest.Pytester) -> None:
+    bench.makepyfile(
+        test_mine="""
+        import pytest
+
+        @pytest.mark.gitbench(attacks=["ig(iterations=1000000)", "ridge"], timeout=0.5)
+        def test_it(gitbench_evaluate):
+            report = gitbench_evaluate("gaussian_noise(std=5.0)")
+            assert report.verdict == "inconclusive"
+        """
+    )
+    bench.runpytest_inprocess("test_mine.py").assert_outcomes(passed=1)
