@@ -158,8 +158,11 @@ def source_digest(target: Target) -> str:
     """Hash of a component's source and of the sources it imports from the same package (16 hex digits)."""
     if target.path is None:
         return "no-source"
+    package = target.module.partition(".")[0]
+    # By dotted name: where the packages are installed must not change the order, nor the digest.
+    named = {target.module if path == target.path else _module_name(path, package) or path.name: path for path in _closure(target)}
     digest = hashlib.sha256()
-    for path in sorted(_closure(target), key=str):
+    for _, path in sorted(named.items()):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
