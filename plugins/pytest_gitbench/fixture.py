@@ -88,6 +88,8 @@ class CellReport:
             return "error"
         if self.judgement.control_failed:
             return "no control"
+        if self.judgement.blocked:
+            return "no success"
         return "undecided" if self.judgement.verdict == "inconclusive" else self.judgement.verdict
 
     @property
@@ -108,7 +110,9 @@ class Report(str):
 
     def __new__(cls, cells: Sequence[CellReport]) -> Self:
         verdict = overall(cells)
-        self = super().__new__(cls, "\n".join([f"verdict: {verdict}", *_table(cells), *_worst_lines(cells), *_reasons(cells)]))
+        self = super().__new__(
+            cls, "\n".join([f"verdict: {verdict}", *_table(cells), *_worst_lines(cells), *_reasons(cells), *_flags(cells)])
+        )
         self.verdict, self.cells = verdict, tuple(cells)
         return self
 
@@ -260,6 +264,10 @@ def _worst_lines(cells: Sequence[CellReport]) -> list[str]:
         f"  margin: {margin}",
         *(f"  picture: {path} (the truth above the reconstruction)" for path in worst.pictures),
     ]
+
+
+def _flags(cells: Sequence[CellReport]) -> list[str]:
+    return lines.flag_lines({cell.name: sorted({flag for result in cell.results for flag in result.flags}) for cell in cells})
 
 
 def _reasons(cells: Sequence[CellReport]) -> list[str]:

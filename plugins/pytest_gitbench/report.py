@@ -126,14 +126,23 @@ def table_lines(cells: Sequence[tuple[str, str]]) -> list[str]:
     return lines
 
 
-def flag_lines(reports: Sequence[pytest.TestReport]) -> list[str]:
-    """One line for each kind of doubt: which cells raised it, and what to do."""
+def flags_of(reports: Sequence[pytest.TestReport]) -> dict[str, list[str]]:
+    """The flags of each cell, by its name."""
+    return {report.nodeid.partition("::")[2]: str(properties(report).get("flags") or "").split() for report in reports}
+
+
+def flag_lines(flags: Mapping[str, Sequence[str]]) -> list[str]:
+    """For each kind of doubt what to do, and which cells raised it.
+
+    Args:
+        flags: of each cell, by its name.
+    """
     from gitbench.flags import FLAGS
 
     cells: dict[str, list[str]] = {}
-    for report in reports:
-        for name in str(properties(report).get("flags") or "").split():
-            cells.setdefault(name, []).append(report.nodeid.partition("::")[2])
+    for cell, names in flags.items():
+        for name in names:
+            cells.setdefault(name, []).append(cell)
     lines = []
     for name, named in sorted(cells.items()):
         shown = ", ".join(named[:_NAMED]) + (f" and {len(named) - _NAMED} more" if len(named) > _NAMED else "")

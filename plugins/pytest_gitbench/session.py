@@ -176,7 +176,7 @@ class GitbenchSession:
         if self._reports:
             ordered = [self._reports[key] for key in (f"{RUN_ID}::{cell.name}" for cell in self.cells) if key in self._reports]
             terminalreporter.section("gitbench")
-            told = (*lines.flag_lines(ordered), *self._compared(ordered), *self._publish())
+            told = (*lines.flag_lines(lines.flags_of(ordered)), *self._compared(ordered), *self._publish())
             for line in (*lines.matrix_lines(ordered), *lines.LEGEND, "", *told):
                 terminalreporter.write_line(line)
         return (yield)
