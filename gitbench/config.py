@@ -269,6 +269,19 @@ def make_cells(config: Config) -> list[Cell]:
     ]
 
 
+def make_cell(config: Config, *, dataset: str, model: str, defense: str, attack: str) -> Cell:
+    """One cell with the options of a run, from SPECs.
+
+    Raises:
+        SpecError: a SPEC cannot be read or names something unknown.
+    """
+    texts: dict[Kind, str] = {"dataset": dataset, "model": model, "defense": defense, "attack": attack}
+    specs = {kind: parse_spec(kind, text) for kind, text in texts.items()}
+    for spec in specs.values():
+        registry.check(spec)
+    return _cell(config, specs["dataset"], specs["model"], specs["defense"], specs["attack"])
+
+
 def _cell(config: Config, dataset: Spec, model: Spec, defense: Spec, attack: Spec) -> Cell:
     cases = tuple(
         make_case(

@@ -32,6 +32,7 @@ class Table:
         setting: threat model, profile, victims, batch size, seeds.
         gate: metric name to threshold.
         not_applicable: (defense, attack) to the reason why it was not run.
+        columns: defense to heading and text of the columns that plugins add.
     """
 
     dataset: str
@@ -40,6 +41,7 @@ class Table:
     setting: Mapping[str, object]
     gate: Mapping[str, float]
     not_applicable: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 def file_name(dataset: str, model: str, setting: Mapping[str, object]) -> str:
@@ -169,9 +171,11 @@ def table_of(
     group: tuple[str, str],
     results: Mapping[tuple[str, str], Sequence[Result]],
     not_applicable: Mapping[tuple[str, str], str],
+    *,
+    columns: Mapping[str, Mapping[str, str]],
 ) -> Table:
     """The table of one dataset and model of a run."""
-    return Table(*group, results=results, setting=config.setting, gate=config.threshold, not_applicable=not_applicable)
+    return Table(*group, results=results, setting=config.setting, gate=config.threshold, not_applicable=not_applicable, columns=columns)
 
 
 def _defenses(table: Table) -> str:
@@ -202,6 +206,9 @@ def _defenses(table: Table) -> str:
                 row[_code(attack)] = f"{found.mean:+.2f} [{found.low:.2f}, {found.high:.2f}] {word}"
         row["worst attack"] = _code(max(means, key=lambda name: means[name])) if means else "none"
         row["worst"] = f"{sign * max(means.values()):+.2f}" if means else "unknown"
+        headings = dict.fromkeys(heading for texts in table.columns.values() for heading in texts)
+        added = {_escaped(heading): _escaped(table.columns.get(defense, {}).get(heading, "")) for heading in headings}
+        row |= {heading: text for heading, text in added.items() if heading not in row}
         rows.append((max(means.values(), default=float("inf")), defense != "none", row))
     # The best defense first, the undefended row at the end as the yardstick.
     ordered = [row for *_, row in sorted(rows, key=lambda item: (not item[1], item[0]))]

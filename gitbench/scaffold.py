@@ -89,7 +89,7 @@ def _explicitly() -> str:
 
 def _next(folder: Path) -> list[str]:
     commands = {
-        "pytest --gitbench": f"attack the defense in {DEFENSE_FILE}: a verdict in a minute or two",
+        "pytest --gitbench": f"attack the defense in {DEFENSE_FILE}; a minute or two",
         "pytest": "run your own tests, the new one among them; what is measured already is taken from .gitbench",
     }
     if folder.resolve() != Path.cwd():

@@ -135,8 +135,6 @@ class TestMine:
         assert {result.case.victims for result in report.results} == {8}
         assert len(report.results) == (2 if "gias" in attack else 1)
 """,
-        "-n",
-        "2",
     )
     result.assert_outcomes(passed=4)
 

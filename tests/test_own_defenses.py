@@ -96,7 +96,7 @@ def test_a_defense_is_found_by_entry_point_module_or_file(options, how: str, tmp
         "    def protect(self, update, *, generator):\n        return update.map(lambda name, tensor: tensor * self.scale)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    spec = {"entry point": "clipping(max_norm=1e-09)", "module:Name": "mine_somewhere:Mine(scale=0.0)"}.get(
+    spec = {"entry point": "pruning(rate=1.0)", "module:Name": "mine_somewhere:Mine(scale=0.0)"}.get(
         how, f"{tmp_path}/mine_somewhere.py:Mine(scale=0.0)"
     )
     result = gitbench.evaluate(defense=spec, **{**options, "attack": "ridge(adapt=False)"})

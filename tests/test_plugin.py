@@ -110,13 +110,29 @@ def test_the_matrix_runs_and_only_it(bench: pytest.Pytester, extra: tuple[str, .
     assert all(name.endswith("/ridge") for name in names)
 
 
-def test_results_are_the_same_with_xdist_and_without(bench: pytest.Pytester) -> None:
-    run(bench, "--gitbench-attack", "ridge", "--gitbench-attack", "ig(iterations=20)")
-    plain = stable(cases(bench.path))
-    (bench.path / ".gitbench").rename(bench.path / "first")
-    run(bench, "-n", "2", "--gitbench-attack", "ridge", "--gitbench-attack", "ig(iterations=20)")
-    assert stable(cases(bench.path)) == plain
-    assert len(plain) == 6
+def test_results_are_the_same_plain_with_xdist_and_without_it(bench: pytest.Pytester) -> None:
+    """The matrix, and a suite that measures by the fixture: every file but its times and its memory."""
+    bench.makepyfile(
+        test_mine="""
+        import pytest
+        from defenses import Mine, Zero
+
+        @pytest.mark.gitbench(attacks=["ridge", "ig(iterations=20)"], victims=9)
+        @pytest.mark.parametrize("defense", [Mine(scale=0.5), Zero()], ids=repr)
+        def test_it(gitbench_evaluate, defense):
+            assert gitbench_evaluate(defense).verdict in ("leaks", "holds")
+        """
+    )
+    found = []
+    for extra in ((), ("-n", "2"), ("-p", "no:xdist")):
+        run(bench, *extra, "--gitbench-attack", "ridge", "--gitbench-attack", "ig(iterations=20)")
+        (bench.runpytest_subprocess if extra else bench.runpytest_inprocess)("test_mine.py", *extra).assert_outcomes(passed=2)
+        pictures = {path.name: path.read_bytes() for path in (bench.path / ".gitbench" / "pictures").iterdir()}
+        found.append((stable(cases(bench.path)), pictures))
+        (bench.path / ".gitbench").rename(bench.path / f"results{len(found)}")
+    assert found[0] == found[1]
+    assert found[0] == found[2]
+    assert len(found[0][0]) == len(found[0][1]) == 6 + 4 + 2  # the matrix, the suite, the suite's controls
 
 
 def test_a_second_run_measures_nothing(bench: pytest.Pytester) -> None:

@@ -371,7 +371,7 @@ def test_two_packages_with_one_name_are_refused(monkeypatch: pytest.MonkeyPatch)
         return [metadata.EntryPoint("mine", value, "gitbench.defenses") for value in values]
 
     monkeypatch.setattr(metadata, "entry_points", lambda group: points("a:A", "b:B"))
-    read = registry.entry_points.__wrapped__  # the cache keeps what is really installed
+    read = registry._installed.__wrapped__  # the cache keeps what is really installed
     with pytest.raises(SpecError, match=r"Two packages register the defense 'mine': a:A and b:B\. Uninstall one"):
         read("defense")
     monkeypatch.setattr(metadata, "entry_points", lambda group: points("a:A", "a:A"))

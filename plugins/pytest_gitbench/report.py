@@ -10,6 +10,8 @@ import pytest
 from gitbench.spec import split_outside
 
 _NAMED = 3  # cells per flag
+Row = tuple[str, str, str]
+"""Dataset, model and defense of a row of the matrix, as labels."""
 SYMBOLS = {"passed": "ok", "failed": "F", "skipped": "s", "xfailed": "x"}
 
 
@@ -97,28 +99,32 @@ def progress_line(report: pytest.TestReport, done: int, total: int, left: float 
     return f"[{done:{width}}/{total}] {symbol:2} {name}  {word} {figures(found)}  {report.duration:.1f} s{tail}"
 
 
-def matrix_lines(reports: Sequence[pytest.TestReport]) -> list[str]:
-    """The matrix: one table per dataset and model, a row per defense, a column per attack."""
+def matrix_lines(reports: Sequence[pytest.TestReport], columns: Mapping[Row, Mapping[str, str]]) -> list[str]:
+    """The matrix: one table per dataset and model, a row per defense, a column per attack, and what plugins add to rows."""
     cells = []
     for report in reports:
         found = properties(report)
         shown = f"{SYMBOLS[status_of(report)]} {found.get('gitbench', 'error')} {figures(found)}".strip()
         cells.append((report.nodeid.partition("::")[2], shown))
-    return table_lines(cells)
+    return table_lines(cells, columns)
 
 
-def table_lines(cells: Sequence[tuple[str, str]]) -> list[str]:
+def table_lines(cells: Sequence[tuple[str, str]], columns: Mapping[Row, Mapping[str, str]] | None = None) -> list[str]:
     """The same from names of cells (``dataset/model/defense/attack``) and what to show of them."""
     groups: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
     for name, shown in cells:
         dataset, model, defense, attack = split_name(name)
         groups.setdefault((dataset, model), {}).setdefault(defense, {})[attack] = shown
+    for (dataset, model, defense), added in (columns or {}).items():
+        row = groups.get((dataset, model), {}).get(defense)
+        if row is not None:
+            row.update({heading: text for heading, text in added.items() if heading not in row})
     lines = []
     for (dataset, model), rows in groups.items():
-        attacks = list(dict.fromkeys(attack for row in rows.values() for attack in row))
+        headings = list(dict.fromkeys(heading for row in rows.values() for heading in row))
         table = [
-            [f"{dataset}/{model}", *attacks],
-            *([defense, *(row.get(attack, "") for attack in attacks)] for defense, row in rows.items()),
+            [f"{dataset}/{model}", *headings],
+            *([defense, *(row.get(heading, "") for heading in headings)] for defense, row in rows.items()),
         ]
         widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
         lines += ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in table]
