@@ -10,7 +10,7 @@ import torch
 
 from gitbench import registry
 from gitbench.component import Component
-from gitbench.errors import DataError, SpecError
+from gitbench.errors import DataError
 from gitbench.spec import parse_spec
 
 
@@ -65,17 +65,17 @@ def load_dataset(dataset: str | Dataset) -> Data:
     if isinstance(dataset, str):
         spec = parse_spec("dataset", dataset)
         registry.check(spec)
-        dataset = registry.build("dataset", spec.parts[0], Dataset)
-        if not isinstance(dataset, Dataset):
-            raise SpecError(f"Expected a gitbench.Dataset, got {dataset!r}.")
-    data = dataset.load()
+        built: Dataset = registry.build("dataset", spec.parts[0], Dataset)
+    else:
+        built = dataset
+    data = built.load()
     if not isinstance(data, Data):
-        raise DataError(f"Expected load() of {dataset!r} to return a gitbench.Data, got {type(data).__name__}.")
+        raise DataError(f"Expected load() of {built!r} to return a gitbench.Data, got {type(data).__name__}.")
     for which, split in (("public", data.public), ("private", data.private)):
-        _check(f"{which} split of {dataset!r}", split, data.classes)
+        _check(f"{which} split of {built!r}", split, data.classes)
     if data.public.inputs.shape[1:] != data.private.inputs.shape[1:]:
         raise DataError(
-            f"Expected public and private images of {dataset!r} of one shape, got "
+            f"Expected public and private images of {built!r} of one shape, got "
             f"{tuple(data.public.inputs.shape[1:])} and {tuple(data.private.inputs.shape[1:])}."
         )
     return data

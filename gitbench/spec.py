@@ -21,6 +21,7 @@ Kind = Literal["attack", "defense", "model", "dataset"]
 KINDS: tuple[Kind, ...] = ("attack", "defense", "model", "dataset")
 OPERATORS: dict[Kind, str] = {"attack": "+", "defense": "|"}
 
+_A: dict[Kind, str] = {kind: f"an {kind}" if kind == "attack" else f"a {kind}" for kind in KINDS}
 _LITERALS = "None, True, False, numbers, strings, and lists, tuples or dicts of these"
 _MAX_LENGTH = 4096
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
@@ -71,9 +72,9 @@ def parse_spec(kind: Kind, text: str) -> Spec:
         SpecError: the text is no SPEC; the message shows the text and what was expected.
     """
     if not text.strip():
-        raise SpecError(f"Expected the SPEC of a {kind}, for example name(key=value), got an empty string.")
+        raise SpecError(f"Expected the SPEC of {_A[kind]}, for example name(key=value), got an empty string.")
     if len(text) > _MAX_LENGTH:
-        raise SpecError(f"Expected the SPEC of a {kind} of at most {_MAX_LENGTH} characters, got {len(text)}.")
+        raise SpecError(f"Expected the SPEC of {_A[kind]} of at most {_MAX_LENGTH} characters, got {len(text)}.")
     operator = OPERATORS.get(kind)
     try:
         pieces = split_outside(text, operator) if operator else [text]
@@ -85,7 +86,7 @@ def parse_spec(kind: Kind, text: str) -> Spec:
     except ValueError:  # Python writes no integers of more than 4300 digits
         length = _MAX_LENGTH + 1
     if length > _MAX_LENGTH:  # results are stored under the canonical text: it must be readable too
-        raise SpecError(f"Expected the SPEC of a {kind} of at most {_MAX_LENGTH} characters when written out, got more.")
+        raise SpecError(f"Expected the SPEC of {_A[kind]} of at most {_MAX_LENGTH} characters when written out, got more.")
     return spec
 
 

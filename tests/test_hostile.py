@@ -590,9 +590,50 @@ def test_a_damaged_image_is_read_or_named(changing: Path, suffix: str, where: fl
         file.unlink()
 
 
-@pytest.mark.parametrize("options", ["size=1.5", "size=True", "limit=1.5", "size=10**9", "limit='a'"])
+def test_a_folder_that_cannot_be_listed_is_named(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> Iterator[Path]:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(DataError, match=r"Cannot read the folder .*train: .*Permission denied.*Check its permissions"):
+        load_dataset(Folder(path=str(images)))
+
+
+def test_a_class_without_public_images_is_named(images: Path) -> None:
+    (images / "train" / "dog").mkdir()
+    with pytest.raises(DataError, match=r"train/dog holds no image\. Public data must cover all classes"):
+        load_dataset(Folder(path=str(images)))
+
+
+def test_sixteen_bits_are_refused(images: Path) -> None:
+    Image.fromarray(np.full((9, 9), 32768, np.uint16)).save(images / "train" / "cat" / "1.png")
+    with pytest.raises(DataError, match=r"1\.png: expected 8 bits per channel, got Pillow mode I.*Save it again with 8 bits"):
+        load_dataset(Folder(path=str(images)))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("npz(path=5)", r"Expected the path of an npz archive, got 5"),
+        ("npz(path='~no-such-user-here/x.npz')", r"Expected an npz archive at ~no-such-user-here/x\.npz, but there can be none: "),
+        ("photos(public=1.5)", r"expected whole numbers and seed >= 0, got 1\.5, 64, 32, 0"),
+        ("folder(path='x', size=0)", r"expected size in 1\.\.1024 and limit >= 1, got 0 and None"),
+    ],
+)
+def test_data_that_cannot_be_is_named(text: str, message: str) -> None:
+    with pytest.raises(GitbenchError, match=message):
+        load_dataset(text)
+
+
+@pytest.mark.parametrize("text", [f"x(a='{chr(0xE0001) * 1000}')", f"x(a=0x{'f' * 4000})"])
+def test_a_spec_that_grows_when_written_out_is_refused(text: str) -> None:
+    with pytest.raises(SpecError, match=r"Expected the SPEC of an attack of at most 4096 characters when written out, got more"):
+        parse_spec("attack", text)
+
+
+@pytest.mark.parametrize("options", ["size=1.5", "size=True", "limit=1.5", "limit='a'"])
 def test_folder_refuses_numbers_that_are_none(images: Path, options: str) -> None:
-    with pytest.raises(SpecError):
+    with pytest.raises(SpecError, match=r"expected whole numbers, got size="):
         load_dataset(f"folder(path={str(images)!r}, {options})")
 
 

@@ -45,7 +45,7 @@ class Folder(Dataset):
             raise DataError(
                 f"{root / 'test'} holds the class {unknown[0]!r}, which {root / 'train'} lacks. Public data must cover all classes."
             )
-        bare = [name for name in classes if not any(file.suffix.lower() in SUFFIXES for file in (root / "train" / name).iterdir())]
+        bare = [name for name in classes if not any(file.suffix.lower() in SUFFIXES for file in _listed(root / "train" / name))]
         if bare and len(bare) < len(classes):
             raise DataError(f"{root / 'train' / bare[0]} holds no image. Public data must cover all classes.")
         index = {name: position for position, name in enumerate(classes)}
@@ -55,7 +55,7 @@ class Folder(Dataset):
         images: list[np.ndarray] = []
         labels: list[int] = []
         for name in _classes(folder):
-            files = sorted(file for file in (folder / name).iterdir() if file.suffix.lower() in SUFFIXES)
+            files = sorted(file for file in _listed(folder / name) if file.suffix.lower() in SUFFIXES)
             for file in files[: self.limit]:
                 images.append(self._read(file))
                 labels.append(index[name])
@@ -92,7 +92,14 @@ def _opened(file: Path) -> tuple[str, Image.Image]:
 def _classes(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise DataError(f"Expected the folder {folder} with one folder per class, found none.")
-    classes = sorted(item.name for item in folder.iterdir() if item.is_dir())
+    classes = sorted(item.name for item in _listed(folder) if item.is_dir())
     if not classes:
         raise DataError(f"{folder} holds no class folders: expected {folder}/CLASS/*.png or .jpg.")
     return classes
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"Cannot read the folder {folder}: {error}. Check its permissions.") from error

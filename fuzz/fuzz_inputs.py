@@ -1,0 +1,199 @@
+"""Fuzz target for everything that gitbench reads: SPECs, options, results, baselines, archives, image folders.
+
+The first byte of an input picks what the rest is read as. Only a :class:`gitbench.GitbenchError` with a message
+that a terminal can show may come out. Run it for a minute (needs atheris: Linux, CPython)::
+
+    python fuzz/fuzz_inputs.py --seconds 60
+
+Further arguments go to libFuzzer. A finding is written to ``crash-*``; give the file as an argument to run it again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import sys
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+try:
+    import atheris
+except ImportError:  # no wheel for this system: the test suite still runs the targets on their seeds
+    atheris = None
+
+with atheris.instrument_imports(include=["gitbench", "pytest_gitbench"]) if atheris else contextlib.nullcontext():
+    from gitbench import leaderboard, registry
+    from gitbench.baseline import load_baseline
+    from gitbench.bench import case_of
+    from gitbench.config import make_cells, make_config
+    from gitbench.data import load_dataset
+    from gitbench.datasets.folder import Folder
+    from gitbench.datasets.npz import Npz
+    from gitbench.errors import GitbenchError
+    from gitbench.result import Environment, Measure, Result
+    from gitbench.spec import KINDS, parse_spec
+    from gitbench.store import Store
+    from pytest_gitbench.options import read_settings
+
+ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+
+
+class Fuzzer:
+    """Reads inputs below one folder, and keeps nothing between them.
+
+    Args:
+        folder: an empty folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._case_id = _result().case_id
+        self.targets: tuple[Callable[[bytes], None], ...] = (
+            self.spec,
+            self.options,
+            self.result,
+            self.baseline,
+            self.archive,
+            self.member,
+            self.image,
+        )
+
+    def __call__(self, data: bytes) -> None:
+        """One input."""
+        if not data:
+            return
+        target = self.targets[data[0] % len(self.targets)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                target(data[1:])
+            except GitbenchError as error:
+                message = str(error)
+                assert message
+                assert len(message) < 100_000
+
+    def seeds(self) -> Iterator[bytes]:
+        """Inputs that reach far into each target."""
+        stream = io.BytesIO()
+        np.savez(stream, **{name: np.zeros((2, 8, 8, 3), np.uint8) if "images" in name else np.arange(2) for name in ARRAYS})
+        array, png, jpeg = io.BytesIO(), io.BytesIO(), io.BytesIO()
+        np.save(array, np.zeros((2, 8, 8), np.uint8))
+        Image.new("RGB", (9, 7)).save(png, "PNG")
+        Image.new("RGB", (9, 7)).save(jpeg, "JPEG")
+        one = _result().to_json().encode()
+        texts = {
+            self.spec: [
+                b"\x00ridge+ig(iterations=3)",
+                b"\x01clipping(max_norm=1.0) | pruning(rate=0.9)",
+                b"\x02a.b:C(a=[1, {'b': (None,)}])",
+            ],
+            self.options: [
+                b"[tool.gitbench]\nvictims = 3\nattack = ['ig']\nthreshold = {psnr = 3.0}\ntimeout = 5\nresults = 'x'\n",
+                b"[tool.gitbench]\nprofile = 'quick'\nseeds = 2\ndefense = 'none'\nknown_leaks = ['*']\nleaderboard = 'none'\n",
+            ],
+            self.result: [one],
+            self.baseline: [one, b"[" + one + b"]"],
+            self.archive: [stream.getvalue()],
+            self.member: [array.getvalue()],
+            self.image: [png.getvalue(), jpeg.getvalue()],
+        }
+        for which, target in enumerate(self.targets):
+            for text in texts[target]:
+                yield bytes([which]) + text
+
+    def spec(self, data: bytes) -> None:
+        kind, text = KINDS[data[0] % len(KINDS) if data else 0], data[1:].decode("utf-8", "surrogateescape")
+        found = parse_spec(kind, text)
+        assert parse_spec(kind, str(found)) == found
+        assert found.label.isprintable()
+        registry.check(found)
+
+    def options(self, data: bytes) -> None:
+        path = self._folder / "pyproject.toml"
+        path.write_bytes(data)
+        config = make_config(read_settings(path), {})
+        if config.seeds * len(config.attack) * len(config.defense) * len(config.model) * len(config.dataset) <= 100:
+            make_cells(config)
+
+    def result(self, data: bytes) -> None:
+        store = Store(self._folder / "results")
+        path = store.case_path(self._case_id)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        for table in leaderboard.tables(list(store.results())):
+            leaderboard.render(table)
+            leaderboard.file_name(table.dataset, table.model, table.setting)
+        store.load(self._case_id)
+
+    def baseline(self, data: bytes) -> None:
+        path = self._folder / "baseline.json"
+        path.write_bytes(data)
+        load_baseline(path)
+
+    def archive(self, data: bytes) -> None:
+        path = self._folder / "raw.npz"
+        path.write_bytes(data)
+        load_dataset(Npz(path=str(path)))
+
+    def member(self, data: bytes) -> None:
+        path = self._folder / "member.npz"
+        with zipfile.ZipFile(path, "w") as opened:  # intact around the member: check sums stop most changes elsewhere
+            for name in ARRAYS:
+                opened.writestr(f"{name}.npy", data)
+        load_dataset(Npz(path=str(path)))
+
+    def image(self, data: bytes) -> None:
+        for split in ("train", "test"):
+            path = self._folder / "images" / split / "class" / "x.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        load_dataset(Folder(path=str(self._folder / "images"), size=8))
+
+
+def _result() -> Result:
+    case = case_of(
+        attack="ig", defense="none", model="lenet", dataset="photos", threat="server", profile="quick", victims=2, batch_size=1, seed=0
+    )
+    return Result(
+        case=case,
+        case_id=case.case_id,
+        status="done",
+        verdict="leaks",
+        verdict_reason="made up",
+        gate={"psnr_gain": 3.0},
+        metrics={name: Measure(mean=9.0, low=8.0, high=10.0, values=(8.0, 10.0)) for name in ("psnr_gain", "mse")},
+        environment=Environment(gitbench="0", torch="2", torchvision="0", python="3", platform="Linux", device="cpu", threads=1),
+        finished_at="2025-01-01T00:00:00+00:00",
+    )
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Fuzz, until time is up or something is found."""
+    parser = argparse.ArgumentParser(description="Fuzz everything that gitbench reads.")
+    parser.add_argument("--seconds", type=int, default=60, help="how long (default: %(default)s)")
+    given, further = parser.parse_known_args(arguments)
+    if atheris is None:
+        sys.stdout.write("fuzz: atheris is not installed here (it has wheels for Linux and CPython only): nothing was fuzzed.\n")
+        return
+    folder = Path(tempfile.mkdtemp(prefix="gitbench-fuzz-"))
+    corpus = folder / "corpus"
+    corpus.mkdir()
+    fuzzer = Fuzzer(folder)
+    for number, seed in enumerate(fuzzer.seeds()):
+        (corpus / str(number)).write_bytes(seed)
+    # A single input may take 10 seconds and 4 GiB, torch included; more is a finding.
+    limits = [f"-max_total_time={given.seconds}", "-timeout=10", "-rss_limit_mb=4096", "-max_len=65536"]
+    inputs = [] if any(not argument.startswith("-") for argument in further) else [str(corpus)]
+    atheris.Setup([sys.argv[0], *limits, *further, *inputs], fuzzer)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
