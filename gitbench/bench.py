@@ -16,7 +16,7 @@ from gitbench.progress import Progress, silent
 from gitbench.result import Baselines, Result
 from gitbench.spec import parse_spec
 from gitbench.store import Store
-from gitbench.verdict import DEFAULT_GATE, judge_results
+from gitbench.verdict import DEFAULT_GATE, exposures, judge_results
 
 if TYPE_CHECKING:
     from gitbench.defense import Defense
@@ -104,6 +104,7 @@ class Bench:
             judgement = judge_results([result], [control] if control else None, gate=self._gate)
             flags = set(result.flags) - {"control-failed"} | ({"control-failed"} if judgement.control_failed else set())
             changes |= {"verdict": judgement.verdict, "verdict_reason": judgement.reason, "flags": tuple(sorted(flags))}
+            changes["exposure"] = exposures([result], self._gate)
         if control is not None:
             means = {name: measure.mean for name, measure in control.metrics.items()}
             changes["baselines"] = Baselines(blind=result.baselines.blind, control=means)

@@ -6,7 +6,7 @@ import fnmatch
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -96,7 +96,7 @@ class Config(BaseModel):
     leaderboard: Path | None = Path("leaderboards")
     fresh: bool = False
     baseline: Path | None = None
-    tolerance: dict[str, Annotated[FiniteFloat, Field(ge=0)]] = Field(default_factory=dict)
+    tolerance: FiniteFloat = Field(default=0.5, ge=0)
     threads: PositiveInt = 1
     known_leaks: tuple[str, ...] = ()
 
@@ -162,8 +162,6 @@ def make_config(settings: Mapping[str, Any], options: Mapping[str, Any]) -> Conf
     if "defense" in given and "known_leaks" not in given:
         merged["known_leaks"] = ()  # only the built-in matrix declares its weak defenses
     merged["threshold"] = parse_thresholds(merged["threshold"])
-    if "tolerance" in merged:
-        merged["tolerance"] = parse_tolerance(merged["tolerance"])
     if isinstance(merged.get("leaderboard"), str) and merged["leaderboard"].lower() == "none":
         merged["leaderboard"] = None
     if str(merged.get("threat", "server")) not in THREATS:
@@ -174,25 +172,6 @@ def make_config(settings: Mapping[str, Any], options: Mapping[str, Any]) -> Conf
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"The option {key.replace('_', '-')} is {first['input']!r}: {first['msg']}.") from None
-
-
-def parse_tolerance(value: object) -> dict[str, float]:
-    """Read tolerances: a number of dB, or as thresholds: a table, or ``METRIC=VALUE`` strings.
-
-    Raises:
-        ConfigError: no such metric, or no number that is zero or more.
-    """
-    try:
-        found = {name: float(str(value)) for name, info in METRICS.items() if info.unit == "dB"}
-    except ValueError:
-        parts = value.split(",") if isinstance(value, str) else value
-        try:
-            found = parse_thresholds(parts)
-        except ConfigError as error:
-            raise ConfigError(f"The option tolerance takes a number of dB, or METRIC=VALUE: {error}") from None
-    if not all(0 <= one < float("inf") for one in found.values()):
-        raise ConfigError(f"The option tolerance is {value!r}: expected a finite number that is zero or more.")
-    return found
 
 
 def parse_thresholds(value: object) -> dict[str, float]:
