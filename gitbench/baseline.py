@@ -17,6 +17,7 @@ from gitbench.result import Environment, Result, Text
 from gitbench.store import read_result
 from gitbench.verdict import DEFAULT_GATE
 
+KIND = "gitbench baseline"
 SCHEMA = 1
 DIGITS = 6
 Values = tuple[FiniteFloat | None, ...]
@@ -112,7 +113,6 @@ class _File(_Model):
 def entry_of(result: Result) -> Entry:
     """What a comparison needs of a result. Values are rounded to six digits, so that files stay small."""
     case = result.case
-    wanted = dict.fromkeys((*(result.gate or DEFAULT_GATE), *DEFAULT_GATE))
     psnr, gain = (result.metrics[name].values if name in result.metrics else () for name in ("psnr", "psnr_gain"))
     blind = tuple(None if a is None or b is None else round(a - b, 3) for a, b in zip(psnr, gain, strict=True)) if psnr and gain else ()
     return Entry(
@@ -123,7 +123,7 @@ def entry_of(result: Result) -> Entry:
         environment=result.environment,
         code=case.code,
         settings=result.settings,
-        values={name: tuple(map(_rounded, result.metrics[name].values)) for name in wanted if name in result.metrics},
+        values={name: tuple(map(_rounded, measure.values)) for name, measure in result.metrics.items() if name in METRICS},
         blind=blind,
     )
 
@@ -134,35 +134,47 @@ def cells_of(results: Iterable[Result]) -> Cells:
 
 
 def dump(cells: Cells) -> str:
-    """The file for committing: the order is that of the names, and every list of values is one line."""
+    """The file for committing: the order is that of the names, and every list of values is one line.
+
+    Of the metrics only those are kept that the cell was judged by, and ``psnr_gain``.
+    """
     entries = [entry for key in sorted(cells) for _, entry in sorted(cells[key].items())]
     environments = sorted({entry.environment for entry in entries}, key=lambda one: one.model_dump_json())
     cases = []
     for entry in entries:
-        content = entry.model_dump(mode="json")
+        wanted = {*entry.gate, *DEFAULT_GATE}
+        content = entry.model_copy(update={"values": {name: one for name, one in entry.values.items() if name in wanted}}).model_dump(
+            mode="json"
+        )
         content["environment"] = environments.index(entry.environment)
         lines = ",\n".join(f"   {json.dumps(name)}: {_compact(value)}" for name, value in content.items())
         cases.append(f"  {{\n{lines}\n  }}")
     head = ",\n".join(f"  {_compact(environment.model_dump(mode='json'))}" for environment in environments)
     body = ",\n".join(cases)
-    return f'{{\n "kind": "gitbench baseline",\n "schema": {SCHEMA},\n "environments": [\n{head}\n ],\n "cases": [\n{body}\n ]\n}}\n'
+    return f'{{\n "kind": "{KIND}",\n "schema": {SCHEMA},\n "environments": [\n{head}\n ],\n "cases": [\n{body}\n ]\n}}\n'
 
 
-def load_baseline(path: Path) -> Cells:
+def load_baseline(path: Path, *, errors: bool = False) -> Cells:
     """Read a results folder, or the file that ``gitbench baseline`` wrote.
+
+    Args:
+        path: the folder or file. One result, or a list of them, is taken too.
+        errors: keep cases that ended in an error, as the later side of a comparison must.
 
     Raises:
         ConfigError: nothing there, or nothing that can be read as results.
     """
+    if not path.exists():
+        raise ConfigError(f"Expected a baseline at {path}: a results folder or a JSON file. Nothing is there.")
     try:
-        if not path.exists():
-            raise ConfigError(f"Expected a baseline at {path}: a results folder or the file of gitbench baseline. Nothing is there.")
         cells = _of_folder(path) if path.is_dir() else _of_file(path)
     except (ValidationError, ValueError, StoreError, OSError, RecursionError) as error:
         raise ConfigError(f"The baseline {path} cannot be read as gitbench results: {_first(error)}. Measure it again.") from None
-    if not any(entry.verdict != "error" for seeds in cells.values() for entry in seeds.values()):
+    finished = {key: {seed: one for seed, one in seeds.items() if one.verdict != "error"} for key, seeds in cells.items()}
+    finished = {key: seeds for key, seeds in finished.items() if seeds}
+    if not finished:
         raise ConfigError(f"The baseline {path} holds no finished result. Expected a results folder of an earlier run.")
-    return cells
+    return cells if errors else finished
 
 
 def _of_folder(path: Path) -> Cells:
@@ -171,11 +183,13 @@ def _of_folder(path: Path) -> Cells:
 
 def _of_file(path: Path) -> Cells:
     content = json.loads(path.read_bytes())
-    schema = content.get("schema") if isinstance(content, dict) else None
+    if isinstance(content, list) or (isinstance(content, dict) and "case" in content):
+        return cells_of([Result.model_validate(item) for item in (content if isinstance(content, list) else [content])])
+    if not isinstance(content, dict) or content.get("kind") != KIND:
+        raise ValueError("expected a results folder, or what gitbench baseline wrote")
+    schema = content.get("schema")
     if isinstance(schema, int) and schema > SCHEMA:
-        raise ConfigError(f"The baseline {path} has schema {schema}; this gitbench reads up to {SCHEMA}. Upgrade gitbench.")
-    if not isinstance(content, dict) or content.get("kind") != "gitbench baseline":
-        raise ConfigError(f"Expected the file of gitbench baseline at {path}. Write it: gitbench baseline RESULTS --out {path.name}")
+        raise ValueError(f"it has schema {schema}, and this gitbench reads up to {SCHEMA}: upgrade gitbench")
     found = _File.model_validate(content)
     entries = []
     for case in found.cases:

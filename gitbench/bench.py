@@ -19,7 +19,7 @@ from gitbench.progress import Progress, silent
 from gitbench.result import TIMED_OUT, Baselines, Result
 from gitbench.spec import parse_spec
 from gitbench.store import Store
-from gitbench.verdict import DEFAULT_GATE, judge_results
+from gitbench.verdict import DEFAULT_GATE, exposures, judge_results
 
 if TYPE_CHECKING:
     from gitbench.defense import Defense
@@ -137,6 +137,7 @@ class Bench:
             if control is not None and control.status == "done":
                 flags |= compared_flags(result, control=control, oblivious=self._oblivious(result.case))
             changes |= {"verdict": judgement.verdict, "verdict_reason": judgement.reason, "flags": tuple(sorted(flags))}
+            changes["exposure"] = exposures([result], self._gate)
         if control is not None:
             means = {name: measure.mean for name, measure in control.metrics.items()}
             changes["baselines"] = Baselines(blind=result.baselines.blind, control=means)

@@ -34,10 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     base = commands.add_parser("baseline", help="write the one file for committing that --gitbench-baseline compares with")
     base.add_argument("results", type=Path, nargs="?", default=Path(".gitbench"), help="results folder (default: %(default)s)")
     base.add_argument("--out", type=Path, default=Path("gitbench-baseline.json"), help="the file (default: %(default)s)")
-    comparing = commands.add_parser("compare", help="compare two runs, as Markdown; exit status 1 where leakage got worse")
+    comparing = commands.add_parser(
+        "compare", help="compare two runs, as Markdown; exit status 1 where leakage got worse or cannot be compared"
+    )
     comparing.add_argument("before", type=Path, help="results folder, or file of gitbench baseline")
     comparing.add_argument("after", type=Path, help="the same of the later run")
-    comparing.add_argument("--tolerance", help="how much worse is accepted, in dB (default: 0.5), or METRIC=VALUE")
+    comparing.add_argument("--tolerance", type=float, default=0.5, help="how much worse is accepted, in dB (default: %(default)s)")
     given = parser.parse_args(arguments)
     if given.command == "compare":
         return _compare(given.before, given.after, given.tolerance)
@@ -84,7 +86,7 @@ def _baseline(results: Path, out: Path) -> list[str]:
     from gitbench.baseline import dump, load_baseline
     from gitbench.store import write_atomic
 
-    cells = load_baseline(results)
+    cells = load_baseline(results, errors=True)
     broken = [f"not in it, because it ended in an error: {key}" for key, seeds in cells.items() if _has_error(seeds)]
     kept = {key: seeds for key, seeds in cells.items() if not _has_error(seeds)}
     write_atomic(out, dump(kept).encode())
@@ -95,17 +97,18 @@ def _has_error(seeds: Mapping[int, Entry]) -> bool:
     return any(entry.verdict == "error" for entry in seeds.values())
 
 
-def _compare(before: Path, after: Path, tolerance: str | None) -> int:
+def _compare(before: Path, after: Path, tolerance: float) -> int:
     from gitbench.baseline import load_baseline
     from gitbench.comment import markdown
-    from gitbench.comparison import compare
-    from gitbench.config import parse_tolerance
+    from gitbench.comparison import compare, tolerances
+    from gitbench.errors import ConfigError
 
     try:
-        accepted = parse_tolerance(tolerance) if tolerance is not None else None
-        found = compare(load_baseline(before), load_baseline(after), tolerance=accepted)
+        if not 0 <= tolerance < float("inf"):
+            raise ConfigError(f"Expected a tolerance of zero or more dB, got {tolerance}.")
+        found = compare(load_baseline(before), load_baseline(after, errors=True), tolerance=tolerances(tolerance))
     except GitbenchError as error:
         sys.stderr.write(f"gitbench: {error}\n")
         return 2
     sys.stdout.write(markdown(found))
-    return 1 if found.regressions else 0
+    return 1 if found.failed else 0

@@ -45,6 +45,8 @@ def _headline(found: Comparison) -> str:
     compared = len(found.changes) - unpaired
     if regressions:
         verdict = f"❌ **{regressions} of {compared} cells {'leak' if regressions > 1 else 'leaks'} more than before**"
+    elif unpaired:
+        verdict = f"❌ **{unpaired} of {len(found.changes)} cells cannot be compared**"
     elif compared:
         verdict = f"✅ **No cell leaks more than before** ({compared} compared)"
     else:

@@ -71,6 +71,11 @@ class Comparison:
     def regressions(self) -> tuple[Change, ...]:
         return tuple(change for change in self.changes if change.kind == "regressed")
 
+    @property
+    def failed(self) -> bool:
+        """Whether a cell regressed, or is on both sides and cannot be compared: what is not shown is no pass."""
+        return any(change.kind in ("regressed", "unpaired") for change in self.changes)
+
 
 def compare(before: Cells, after: Cells, *, gate: Sequence[str] | None = None, tolerance: Mapping[str, float] | None = None) -> Comparison:
     """Compare two runs, cell by cell.
@@ -79,7 +84,7 @@ def compare(before: Cells, after: Cells, *, gate: Sequence[str] | None = None, t
         before: the earlier run.
         after: the later run.
         gate: the metrics to compare; None takes those that the later run was judged by.
-        tolerance: metric to the change that is accepted; see :func:`tolerance_of`.
+        tolerance: metric to the change that is accepted; None takes that of each metric.
     """
     both = sorted(key for key in after if key in before)
     changes = []
@@ -111,7 +116,7 @@ def compare_cell(
     """
     seeds = tuple(sorted(set(before) & set(after)))
     found = Change(key, metric, "unchanged", before=_word(before), after=_word(after), seeds=seeds)
-    limit = tolerance_of(metric, tolerance)
+    limit = METRICS[metric].tolerance if tolerance is None else tolerance[metric]
     problem = _problem(before, after, seeds)
     if problem:
         # What could be measured and cannot be any more is no pass.
@@ -123,25 +128,29 @@ def compare_cell(
         then, now = (run[seed].values.get(metric, ()) for run in (before, after))
         pairs = list(zip(then, now, strict=False))  # victims of a smaller run are the first ones of a larger run
         if any(a is not None and b is None for a, b in pairs):
-            return dataclasses.replace(found, kind="regressed", reason=f"{metric} could be measured and cannot be any more")
+            return dataclasses.replace(
+                found, kind="regressed", reason=f"{metric} could be measured and cannot be any more: a value is missing"
+            )
         if not pairs or any(a is None or b is None for a, b in pairs):
-            return dataclasses.replace(found, kind="unpaired", reason=f"{metric} is missing on one side: write the baseline again")
+            return dataclasses.replace(
+                found, kind="unpaired", reason=f"{metric} cannot be compared: a value is missing, write the baseline again"
+            )
         groups.append([sign * (b - a) for a, b in pairs if a is not None and b is not None])
     mean, typical = student(groups, confidence=CONFIDENCE), student(groups, trim=TRIM, confidence=CONFIDENCE)
     found = dataclasses.replace(found, mean=mean, typical=typical, pairs=sum(map(len, groups)))
     if mean.low is None:
-        return dataclasses.replace(found, kind="unpaired", reason=f"{found.pairs} pair(s) are too few: raise --gitbench-victims")
+        return dataclasses.replace(
+            found, kind="unpaired", reason=f"{metric} cannot be compared: {found.pairs} pair is too few, raise --gitbench-victims"
+        )
     if _past(mean, limit) or _past(typical, limit):
         return dataclasses.replace(found, kind="regressed", reason=_reason(found, limit))
     improved = _past(_mirrored(mean), limit) or _past(_mirrored(typical), limit)
     return dataclasses.replace(found, kind="improved") if improved else found
 
 
-def tolerance_of(metric: str, given: Mapping[str, float] | None = None) -> float:
-    """The change that is accepted: 0.5 dB, and for other units a fixed share of what they span."""
-    if given and metric in given:
-        return given[metric]
-    return METRICS[metric].tolerance
+def tolerances(decibels: float) -> dict[str, float]:
+    """The change of every metric that is accepted where this many dB are; other units in proportion."""
+    return {name: info.tolerance * decibels / METRICS["psnr_gain"].tolerance for name, info in METRICS.items()}
 
 
 def _past(found: Interval, limit: float) -> bool:
@@ -173,7 +182,7 @@ def _problem(before: Mapping[int, Entry], after: Mapping[int, Entry], seeds: Seq
     for seed in seeds:
         for one, (a, b) in enumerate(zip(before[seed].blind, after[seed].blind, strict=False)):
             if a is not None and b is not None and abs(a - b) > BLIND_DIGITS:
-                return f"victim {one} of seed {seed} is another image: the data changed, so nothing can be paired"
+                return f"victim {one} of seed {seed} is another image: the data changed, write the baseline again"
     return ""
 
 

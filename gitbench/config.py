@@ -109,7 +109,7 @@ class Config(BaseModel):
     leaderboard: _Path | None = Path("leaderboards")
     fresh: bool = False
     baseline: _Path | None = None
-    tolerance: dict[str, Annotated[FiniteFloat, Field(ge=0)]] = Field(default_factory=dict)
+    tolerance: FiniteFloat = Field(default=0.5, ge=0)
     threads: Annotated[PositiveInt, Field(le=1024)] = 1
     timeout: Annotated[FiniteFloat, Field(gt=0)] | None = None
     known_leaks: tuple[str, ...] = ()
@@ -176,8 +176,6 @@ def make_config(settings: Mapping[str, Any], options: Mapping[str, Any]) -> Conf
     if "defense" in given and "known_leaks" not in given:
         merged["known_leaks"] = ()  # only the built-in matrix declares its weak defenses
     merged["threshold"] = parse_thresholds(merged["threshold"])
-    if "tolerance" in merged:
-        merged["tolerance"] = parse_tolerance(merged["tolerance"])
     for key in ("leaderboard", "timeout"):
         if isinstance(merged.get(key), str) and merged[key].lower() == "none":
             merged[key] = None
@@ -189,25 +187,6 @@ def make_config(settings: Mapping[str, Any], options: Mapping[str, Any]) -> Conf
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"The option {key.replace('_', '-')} is {shown(first['input'])}: {first['msg']}.") from None
-
-
-def parse_tolerance(value: object) -> dict[str, float]:
-    """Read tolerances: a number of dB, or as thresholds: a table, or ``METRIC=VALUE`` strings.
-
-    Raises:
-        ConfigError: no such metric, or no number that is zero or more.
-    """
-    try:
-        found = {name: float(str(value)) for name, info in METRICS.items() if info.unit == "dB"}
-    except ValueError:
-        parts = value.split(",") if isinstance(value, str) else value
-        try:
-            found = parse_thresholds(parts)
-        except ConfigError as error:
-            raise ConfigError(f"The option tolerance takes a number of dB, or METRIC=VALUE: {error}") from None
-    if not all(0 <= one < float("inf") for one in found.values()):
-        raise ConfigError(f"The option tolerance is {value!r}: expected a finite number that is zero or more.")
-    return found
 
 
 def parse_thresholds(value: object) -> dict[str, float]:

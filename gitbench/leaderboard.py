@@ -15,7 +15,7 @@ from gitbench.metric import METRICS
 from gitbench.result import TIMED_OUT, Measure, Result
 from gitbench.store import write_atomic
 from gitbench.text import printable
-from gitbench.verdict import DEFAULT_GATE, judge_results, pooled
+from gitbench.verdict import DEFAULT_GATE, exposures, judge_results, pooled
 
 _MARK = re.compile(r"<!-- gitbench-cells: (.*) -->")
 _ATTACK_METRICS = ("mse", "psnr", "lpips", "ssim", "identification")
@@ -102,6 +102,9 @@ def render(table: Table) -> str:
     if attacks:
         lines += ["## Attacks on undefended gradients", "", attacks, ""]
         lines += ["Settings of the attacks:", "", *_settings(table), ""]
+    exposed = _exposure(table)
+    if exposed:
+        lines += ["## Victims past the threshold", "", "Their share [95 % Wilson interval], and the worst victim.", "", exposed, ""]
     return "\n".join(lines)
 
 
@@ -225,6 +228,22 @@ def _flags(table: Table) -> str:
         for name, named in sorted(cells.items())
     ]
     return _markdown(rows) if rows else ""
+
+
+def _exposure(table: Table) -> str:
+    """Privacy is not an average: a table of the victims that the means hide."""
+    defenses = list(dict.fromkeys(defense for defense, _ in table.results))
+    attacks = list(dict.fromkeys(attack for _, attack in table.results))
+    metric = next(iter(table.gate))
+    rows = []
+    for attack in attacks:
+        row: dict[str, str] = {"attacked by": _code(attack)}
+        for defense in defenses:
+            found = exposures(table.results.get((defense, attack), ()), {metric: table.gate[metric]}).get(metric)
+            share = f"{100 * found.share:.0f} % [{100 * found.low:.0f}, {100 * found.high:.0f}], {found.worst:+.2f}" if found else "n/a"
+            row[_code(defense)] = share
+        rows.append(row)
+    return _markdown(rows)
 
 
 def _attacks(table: Table) -> str:

@@ -39,6 +39,30 @@ class Measure(_Model):
     values: tuple[FiniteFloat | None, ...]
 
 
+class Exposure(_Model):
+    """What the mean does not say: how many victims are past the threshold of a metric, and the worst of them.
+
+    Args:
+        leaked: victims past the threshold.
+        victims: all that could be measured.
+        share: ``leaked / victims``.
+        low: lower end of Wilson's 95 % interval of the share.
+        high: upper end.
+        worst: the value of the victim that leaks most.
+        worst_victim: its number, counted from 0.
+        worst_seed: its seed.
+    """
+
+    leaked: int
+    victims: int
+    share: FiniteFloat
+    low: FiniteFloat
+    high: FiniteFloat
+    worst: FiniteFloat
+    worst_victim: int
+    worst_seed: int
+
+
 class Baselines(_Model):
     """What the numbers are compared with: the blind guess, and the undefended control."""
 
@@ -100,6 +124,7 @@ class Result(_Model):
     verdict_reason: Text
     gate: dict[str, FiniteFloat] = Field(default_factory=dict)
     metrics: dict[str, Measure] = Field(default_factory=dict)
+    exposure: dict[str, Exposure] = Field(default_factory=dict)
     baselines: Baselines = Field(default_factory=Baselines)
     flags: tuple[str, ...] = ()
     utility: Utility | None = None

@@ -364,6 +364,7 @@ def test_another_dataset_under_the_same_name_is_not_paired(bench: pytest.Pyteste
     content["cases"][0]["blind"][3] += 1
     base.write_text(json.dumps(content))
     result = run(bench, "--gitbench-defense", "none", "--gitbench-baseline", "base.json")
+    result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["baseline base.json: 0 cells compared*", "  not compared: *victim 3 of seed 0 is another image*"])
 
 

@@ -23,7 +23,7 @@ _VALUES = (
     ("results", "DIR", "Where results and trained attack models are kept (default: .gitbench)"),
     ("leaderboard", "DIR", "Where the Markdown goes (default: leaderboards); none writes nothing"),
     ("baseline", "PATH", "Fail where leakage got worse than in this results folder, or file of gitbench baseline"),
-    ("tolerance", "DB", "How much worse than the baseline is accepted, in dB (default: 0.5); METRIC=VALUE for others"),
+    ("tolerance", "DB", "How much worse than the baseline is accepted, in dB (default: 0.5); other metrics in proportion"),
 )
 _LISTS = (
     ("attack", "SPEC", "Attack, for example ig(iterations=1000) or ridge+ig; repeatable, replaces that axis"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from gitbench.baseline import Cells, cells_of, key_of
 from gitbench.bench import Bench
-from gitbench.comparison import compare_cell
+from gitbench.comparison import compare_cell, tolerances
 from gitbench.config import Cell, Config
 from gitbench.result import TIMED_OUT, Result
 from gitbench.store import Store
@@ -87,7 +87,7 @@ class Runner:
         status, reason, word = self._status(cell, results, controls, judgement)
         told = self._compared(results)
         kind, _, why = told.partition(": ")
-        if kind == "regressed" and word != "error":
+        if kind in ("regressed", "unpaired") and word != "error":
             # A cell that fails anyway says so first.
             reason = f"{reason}; regression: {why}" if status == "failed" else f"regression: {why}"
             status, word = "failed", word if status == "failed" else "worse"
@@ -102,7 +102,7 @@ class Runner:
             return "new"
         now = cells_of(results)[key]
         changes = [
-            compare_cell(key, self._baseline[key], now, metric=metric, tolerance=self._config.tolerance)
+            compare_cell(key, self._baseline[key], now, metric=metric, tolerance=tolerances(self._config.tolerance))
             for metric in self._config.threshold
         ]
         worst = min(changes, key=lambda change: ("regressed", "unpaired", "improved", "unchanged").index(change.kind))
