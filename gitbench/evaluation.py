@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import datetime
 import functools
 import math
@@ -19,7 +20,7 @@ from gitbench.client import batchnorm_statistics, client_update, gradients
 from gitbench.conformance import check_conformance
 from gitbench.data import Data, Split, load_dataset
 from gitbench.deadline import Deadline, checked
-from gitbench.defense import Defense, load_defense
+from gitbench.defense import Defense, fresh, load_defense
 from gitbench.errors import ConfigError, DataError, GitbenchError
 from gitbench.fits import FitCache
 from gitbench.flags import own_flags
@@ -107,9 +108,9 @@ class Chain:
     def _measured(self, case: Case, defense: Defense | None, deadline: Deadline) -> Result:
         reset_peak(self.device)
         data = self._load_data(case.dataset)
-        defense = defense or load_defense(case.defense)
+        defense = load_defense(case.defense) if defense is None else fresh(defense)
         attack = load_attack(case.attack, profile=case.profile)
-        original = self._load_model(case, data)
+        original = copy.deepcopy(self._load_model(case, data))  # other cells share it
         victims = draw_victims(data.private, victims=case.victims, batch_size=case.batch_size, seed=case.seed)
         inputs, labels = (tensor.to(self.device) for tensor in victims)
         public = data.public.to(self.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 import gitbench
+from gitbench.bench import Bench, case_of
 from gitbench.client import client_update, gradients
 from gitbench.data import Data
 from gitbench.errors import DefenseError
@@ -72,8 +74,6 @@ def test_objects_compose_like_specs(data: Data) -> None:
 
 
 def test_the_source_of_every_part_of_a_composition_is_part_of_the_case(options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gitbench.bench import case_of
-
     def case_id(body: str) -> str:
         (tmp_path / "parts_of_mine.py").write_text(f"import gitbench\nclass Part(gitbench.Defense):\n    {body}\n")
         monkeypatch.syspath_prepend(tmp_path)
@@ -174,6 +174,51 @@ def test_what_a_client_keeps_never_reaches_the_attacker(data: Data) -> None:
         assert torch.equal(*found)
     assert torch.equal(*(observation.defense.expected(update, observed=update).flatten() for _ in range(2)))
     assert observation.defense.residual is None
+
+
+class InPlace(gitbench.Defense):
+    """Changes the model it is given, and remembers having done so."""
+
+    def __init__(self):
+        self.models = 0
+
+    def modify_model(self, model):
+        self.models += 1
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(0.5 * self.models)
+        return model
+
+
+def test_a_model_changed_in_place_is_nobody_elses(options) -> None:
+    settings = {**options, "threat": "server", "profile": "quick", "seed": 0}
+    device = settings.pop("device")
+    defense = InPlace()
+
+    def measured(bench: Bench, one: gitbench.Defense | str) -> dict:
+        found = bench.measure(case_of(defense=one, **settings), defense=None if isinstance(one, str) else one)
+        return found.metrics
+
+    shared = Bench(device=device)
+    first = measured(shared, defense)
+    assert measured(shared, "pruning(rate=0.5)") == measured(Bench(device=device), "pruning(rate=0.5)")
+    assert measured(Bench(device=device), defense) == first
+    assert defense.models == 0
+
+
+def test_the_example_of_the_documentation_keeps_its_residual(options, data: Data) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "defenses.md").read_text()
+    (example,) = (code for code in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL) if "rounds = 3" in code)
+    names: dict[str, object] = {"gitbench": gitbench}
+    exec(example, names)
+    model = gitbench.load_model("mlp", data)
+    inputs, labels = data.private.inputs[:6].unflatten(0, (3, 2)), data.private.labels[:6].unflatten(0, (3, 2))
+    theirs, ours = (
+        client_update(model, inputs, labels, defense=defense, public=data.public).flatten()
+        for defense in (names["ErrorFeedback"](), ErrorFeedback())
+    )
+    assert ((theirs != 0) == (ours != 0)).float().mean() > 0.999  # one entry more or less
+    torch.testing.assert_close(theirs[(theirs != 0) & (ours != 0)], ours[(theirs != 0) & (ours != 0)], atol=1e-4, rtol=1e-3)
 
 
 def test_rounds_without_public_images_are_an_error_that_says_so(data: Data) -> None:
