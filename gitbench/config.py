@@ -21,6 +21,7 @@ from gitbench import registry
 from gitbench.case import Case, make_case
 from gitbench.errors import ConfigError, nearest
 from gitbench.metric import METRICS
+from gitbench.sequential import FIRST, looks
 from gitbench.spec import KINDS, Kind, Spec, parse_spec
 from gitbench.threat import THREATS
 from gitbench.verdict import DEFAULT_GATE
@@ -36,6 +37,7 @@ class Profile:
     attack: tuple[str, ...]
     known_leaks: tuple[str, ...]
     victims: int
+    most_victims: int  # where --gitbench-victims auto ends
     batch_size: int = 1
     seeds: int = 1
     threshold: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_GATE))
@@ -55,6 +57,7 @@ PROFILES: dict[str, Profile] = {
         attack=_ATTACKS,
         known_leaks=_KNOWN,
         victims=16,
+        most_victims=64,
     ),
     "standard": Profile(
         dataset=("photos",),
@@ -63,6 +66,7 @@ PROFILES: dict[str, Profile] = {
         attack=(*_ATTACKS, "git+ig"),
         known_leaks=(*_KNOWN, *(f"*/{defense}/*" for defense in _STRONGER)),
         victims=32,
+        most_victims=128,
     ),
     "paper": Profile(
         dataset=("photos",),
@@ -71,6 +75,7 @@ PROFILES: dict[str, Profile] = {
         attack=(*_ATTACKS, *_HYBRIDS),
         known_leaks=(*_KNOWN, *(f"*/{defense}/*" for defense in _STRONGER)),
         victims=100,
+        most_victims=256,
         seeds=3,
     ),
 }
@@ -88,6 +93,7 @@ class Config(BaseModel):
     dataset: tuple[str, ...] = Field(min_length=1)
     seeds: PositiveInt
     victims: PositiveInt
+    sequential: bool = False
     batch_size: PositiveInt
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threat: str = "server"
@@ -101,12 +107,17 @@ class Config(BaseModel):
     known_leaks: tuple[str, ...] = ()
 
     @property
+    def looks(self) -> tuple[int, ...]:
+        """The numbers of victims that a verdict may take; one where it is fixed."""
+        return looks(self.victims, PROFILES[self.profile].most_victims) if self.sequential else (self.victims,)
+
+    @property
     def setting(self) -> dict[str, object]:
         """What must be equal for two tables to be comparable."""
         return {
             "threat": self.threat,
             "profile": self.profile,
-            "victims": self.victims,
+            "victims": "auto" if self.sequential else self.victims,
             "batch_size": self.batch_size,
             "seeds": self.seeds,
         }
@@ -156,11 +167,13 @@ def make_config(settings: Mapping[str, Any], options: Mapping[str, Any]) -> Conf
     if not isinstance(name, str) or name not in PROFILES:
         raise ConfigError(f"Unknown profile {name!r}.{nearest(str(name), PROFILES)}")
     profile = PROFILES[name]
-    merged: dict[str, Any] = {**vars(profile), "profile": name}
+    merged: dict[str, Any] = {key: value for key, value in vars(profile).items() if key in Config.model_fields} | {"profile": name}
     for key, value in given.items():
         merged[key] = (value,) if key in KINDS and isinstance(value, str) else value
     if "defense" in given and "known_leaks" not in given:
         merged["known_leaks"] = ()  # only the built-in matrix declares its weak defenses
+    if merged["victims"] == "auto" or merged.get("sequential") is True:
+        merged |= {"victims": FIRST, "sequential": True}
     merged["threshold"] = parse_thresholds(merged["threshold"])
     if isinstance(merged.get("leaderboard"), str) and merged["leaderboard"].lower() == "none":
         merged["leaderboard"] = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -12,8 +13,10 @@ from pathlib import Path
 from gitbench.config import PROFILES, Config
 from gitbench.metric import METRICS
 from gitbench.result import Measure, Result
+from gitbench.sequential import FIRST, at_look, looks
+from gitbench.statistics import interval
 from gitbench.store import write_atomic
-from gitbench.verdict import exposures, judge_results, pooled
+from gitbench.verdict import Estimate, exposures, judge_results, pooled
 
 _MARK = re.compile(r"<!-- gitbench-cells: (.*) -->")
 _ATTACK_METRICS = ("mse", "psnr", "lpips", "ssim", "identification")
@@ -182,8 +185,9 @@ def _defenses(table: Table) -> str:
                 row[_code(attack)] = "n/a" if (defense, attack) in table.not_applicable else "not measured"
                 continue
             control = None if defense == "none" else table.results.get(("none", attack), [])
-            verdict = judge_results(results, control, gate=table.gate)
-            found = pooled(results, table.gate)[metric]
+            estimate = _estimate(table)
+            verdict = judge_results(results, control, gate=table.gate, estimate=estimate)
+            found = pooled(results, table.gate, estimate=estimate)[metric]
             if found.mean is not None:
                 means[attack] = sign * found.mean
             word = "no control" if verdict.control_failed else verdict.verdict
@@ -197,6 +201,14 @@ def _defenses(table: Table) -> str:
     # The best defense first, the undefended row at the end as the yardstick.
     ordered = [row for *_, row in sorted(rows, key=lambda item: (not item[1], item[0]))]
     return _markdown(ordered)
+
+
+def _estimate(table: Table) -> Estimate:
+    """How the intervals of the run were made."""
+    profile = str(table.setting.get("profile"))
+    if table.setting.get("victims") != "auto" or profile not in PROFILES:
+        return interval
+    return functools.partial(at_look, planned=looks(FIRST, PROFILES[profile].most_victims))
 
 
 def _exposure(table: Table) -> str:

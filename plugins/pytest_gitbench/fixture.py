@@ -59,7 +59,7 @@ class Measurer:
             bench.measure(
                 case_of(
                     attack=attack, defense=defense, model=model, dataset=dataset, threat=config.threat, profile=config.profile,
-                    victims=config.victims, batch_size=config.batch_size, seed=seed,
+                    victims=config.looks[-1], batch_size=config.batch_size, seed=seed,
                 ),
                 defense=None if isinstance(defense, str) else defense,
             )
