@@ -22,6 +22,7 @@ from gitbench import registry
 from gitbench.case import Case, make_case
 from gitbench.errors import ConfigError, nearest
 from gitbench.metric import METRICS
+from gitbench.sequential import FIRST, looks
 from gitbench.spec import KINDS, Kind, Spec, parse_spec
 from gitbench.text import shown
 from gitbench.threat import THREATS
@@ -38,6 +39,7 @@ class Profile:
     attack: tuple[str, ...]
     known_leaks: tuple[str, ...]
     victims: int
+    most_victims: int  # where --gitbench-victims auto ends
     batch_size: int = 1
     seeds: int = 1
     threshold: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_GATE))
@@ -59,6 +61,7 @@ PROFILES: dict[str, Profile] = {
         known_leaks=_KNOWN,
         victims=16,
         timeout=900.0,  # its slowest cell takes seconds: only what hangs gets there
+        most_victims=64,
     ),
     "standard": Profile(
         dataset=("photos",),
@@ -67,6 +70,7 @@ PROFILES: dict[str, Profile] = {
         attack=(*_ATTACKS, "git+ig"),
         known_leaks=(*_KNOWN, *(f"*/{defense}/*" for defense in _STRONGER)),
         victims=32,
+        most_victims=128,
     ),
     "paper": Profile(
         dataset=("photos",),
@@ -75,6 +79,7 @@ PROFILES: dict[str, Profile] = {
         attack=(*_ATTACKS, *_HYBRIDS),
         known_leaks=(*_KNOWN, *(f"*/{defense}/*" for defense in _STRONGER)),
         victims=100,
+        most_victims=256,
         seeds=3,
     ),
 }
@@ -101,6 +106,7 @@ class Config(BaseModel):
     dataset: tuple[str, ...] = Field(min_length=1)
     seeds: Annotated[PositiveInt, Field(le=10_000)]
     victims: PositiveInt
+    sequential: bool = False
     batch_size: PositiveInt
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threat: str = "server"
@@ -115,12 +121,17 @@ class Config(BaseModel):
     known_leaks: tuple[str, ...] = ()
 
     @property
+    def looks(self) -> tuple[int, ...]:
+        """The numbers of victims that a verdict may take; one where it is fixed."""
+        return looks(self.victims, PROFILES[self.profile].most_victims) if self.sequential else (self.victims,)
+
+    @property
     def setting(self) -> dict[str, object]:
         """What must be equal for two tables to be comparable."""
         return {
             "threat": self.threat,
             "profile": self.profile,
-            "victims": self.victims,
+            "victims": "auto" if self.sequential else self.victims,
             "batch_size": self.batch_size,
             "seeds": self.seeds,
         }
@@ -170,11 +181,13 @@ def make_config(settings: Mapping[str, Any], options: Mapping[str, Any]) -> Conf
     if not isinstance(name, str) or name not in PROFILES:
         raise ConfigError(f"Unknown profile {shown(name)}.{nearest(str(name), PROFILES)}")
     profile = PROFILES[name]
-    merged: dict[str, Any] = {**vars(profile), "profile": name}
+    merged: dict[str, Any] = {key: value for key, value in vars(profile).items() if key in Config.model_fields} | {"profile": name}
     for key, value in given.items():
         merged[key] = (value,) if key in KINDS and isinstance(value, str) else value
     if "defense" in given and "known_leaks" not in given:
         merged["known_leaks"] = ()  # only the built-in matrix declares its weak defenses
+    if merged["victims"] == "auto" or merged.get("sequential") is True:
+        merged |= {"victims": FIRST, "sequential": True}
     merged["threshold"] = parse_thresholds(merged["threshold"])
     for key in ("leaderboard", "timeout"):
         if isinstance(merged.get(key), str) and merged[key].lower() == "none":

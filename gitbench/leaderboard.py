@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -13,9 +14,11 @@ from gitbench.config import PROFILES, Config
 from gitbench.flags import FLAGS
 from gitbench.metric import METRICS
 from gitbench.result import TIMED_OUT, Measure, Result
+from gitbench.sequential import FIRST, at_look, looks
+from gitbench.statistics import interval
 from gitbench.store import write_atomic
 from gitbench.text import printable
-from gitbench.verdict import DEFAULT_GATE, exposures, judge_results, pooled
+from gitbench.verdict import DEFAULT_GATE, Estimate, exposures, judge_results, pooled
 
 _MARK = re.compile(r"<!-- gitbench-cells: (.*) -->")
 _ATTACK_METRICS = ("mse", "psnr", "lpips", "ssim", "identification")
@@ -197,8 +200,9 @@ def _defenses(table: Table) -> str:
                 row[_code(attack)] = "n/a" if (defense, attack) in table.not_applicable else "not measured"
                 continue
             control = None if defense == "none" else table.results.get(("none", attack), [])
-            verdict = judge_results(results, control, gate=table.gate)
-            found = pooled(results, table.gate)[metric]
+            estimate = _estimate(table)
+            verdict = judge_results(results, control, gate=table.gate, estimate=estimate)
+            found = pooled(results, table.gate, estimate=estimate)[metric]
             if found.mean is not None:
                 means[attack] = sign * found.mean
             late = any(TIMED_OUT in result.flags for result in results)
@@ -228,6 +232,14 @@ def _flags(table: Table) -> str:
         for name, named in sorted(cells.items())
     ]
     return _markdown(rows) if rows else ""
+
+
+def _estimate(table: Table) -> Estimate:
+    """How the intervals of the run were made."""
+    profile = str(table.setting.get("profile"))
+    if table.setting.get("victims") != "auto" or profile not in PROFILES:
+        return interval
+    return functools.partial(at_look, planned=looks(FIRST, PROFILES[profile].most_victims))
 
 
 def _exposure(table: Table) -> str:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from gitbench.flags import blocking, explained
 from gitbench.metric import METRICS
 from gitbench.result import TIMED_OUT, Exposure, Measure, Result, Verdict
-from gitbench.statistics import CONFIDENCE, Interval, interval, wilson
+from gitbench.statistics import Interval, interval, wilson
+
+Estimate = Callable[[Sequence[Sequence[float | None]]], Interval]
+"""From one sequence of per-victim values per seed to the interval of their mean."""
 
 DEFAULT_GATE: dict[str, float] = {"psnr_gain": 3.0}
 
@@ -63,7 +66,7 @@ def judge(
 
 
 def judge_results(
-    results: Sequence[Result], controls: Sequence[Result] | None, *, gate: Mapping[str, float], confidence: float = CONFIDENCE
+    results: Sequence[Result], controls: Sequence[Result] | None, *, gate: Mapping[str, float], estimate: Estimate = interval
 ) -> Judgement:
     """Judge a cell on all its seeds together. The reason names the victims that the mean hides."""
     for result in [*results, *(controls or ())]:
@@ -74,9 +77,9 @@ def judge_results(
     if late is not None:
         return late
     found = judge(
-        pooled(results, gate, confidence=confidence),
+        pooled(results, gate, estimate=estimate),
         gate=gate,
-        control=pooled(controls, gate, confidence=confidence) if controls is not None else None,
+        control=pooled(controls, gate, estimate=estimate) if controls is not None else None,
         victims=sum(result.case.victims for result in results),
     )
     told = [exposure_text(metric, one) for metric, one in exposures(results, gate).items()]
@@ -139,10 +142,10 @@ def exposure_text(metric: str, found: Exposure) -> str:
     return f"{past} ({share}), the worst is victim {found.worst_victim} of seed {found.worst_seed} with {worst}"
 
 
-def pooled(results: Sequence[Result], metrics: Mapping[str, object], *, confidence: float = CONFIDENCE) -> dict[str, Interval]:
+def pooled(results: Sequence[Result], metrics: Mapping[str, object], *, estimate: Estimate = interval) -> dict[str, Interval]:
     """Intervals over the victims of all seeds."""
     empty = Measure(mean=None, low=None, high=None, values=())
-    return {name: interval([result.metrics.get(name, empty).values for result in results], confidence=confidence) for name in metrics}
+    return {name: estimate([result.metrics.get(name, empty).values for result in results]) for name in metrics}
 
 
 def _one(

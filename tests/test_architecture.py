@@ -24,6 +24,7 @@ LEVELS = [
     ["result", "statistics"],
     ["flags"],
     ["verdict", "store"],
+    ["sequential"],
     ["config", "baseline", "bench"],
     ["comparison"],
     ["leaderboard", "comment"],
@@ -43,7 +44,7 @@ LEVELS = [
 ]
 RANK = {name: rank for rank, names in enumerate(LEVELS) for name in names}
 LIGHT = ["spec", "registry", "config", "case", "result", "verdict", "store", "leaderboard", "baseline", "bench", "cli", "threat", "metric"]
-LIGHT += ["comparison", "comment"]
+LIGHT += ["comparison", "comment", "sequential"]
 
 
 def modules() -> list[Path]:

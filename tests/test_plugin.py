@@ -368,6 +368,35 @@ def test_another_dataset_under_the_same_name_is_not_paired(bench: pytest.Pyteste
     result.stdout.fnmatch_lines(["baseline base.json: 0 cells compared*", "  not compared: *victim 3 of seed 0 is another image*"])
 
 
+def test_auto_adds_victims_to_undecided_cells_only(bench: pytest.Pytester) -> None:
+    for extra in ((), ("-n", "2")):
+        result = run(bench, "--gitbench-victims", "auto", "--gitbench-defense", "none", "--gitbench-defense", "defenses.py:Half", *extra)
+        result.stdout.fnmatch_lines(["*auto victims of 1*", "leaderboard: leaderboards/*victims_auto*.md"])
+    by_defense: dict[str, list[int]] = {}
+    for case in cases(bench.path).values():
+        by_defense.setdefault(case["case"]["defense"], []).append(case["case"]["victims"])
+    assert min(by_defense["none"]) == 8
+    assert all(victims in (8, 16, 32, 64) for victims in by_defense["defenses.py:Half"])
+    # Victims of a smaller look are the first of the larger one: the blind guess scores them alike.
+    control = sorted(cases(bench.path).values(), key=lambda case: case["case"]["victims"])
+    blind = [
+        [a - b for a, b in zip(case["metrics"]["psnr"]["values"], case["metrics"]["psnr_gain"]["values"], strict=True)]
+        for case in control
+        if case["status"] == "done"
+    ]
+    assert all(one[:8] == pytest.approx(blind[0][:8], abs=1e-3) for one in blind)
+
+
+def test_the_worst_victim_is_named_where_a_cell_fails(bench: pytest.Pytester) -> None:
+    result = run(bench, "--gitbench-defense", "defenses.py:Mine(scale=0.5)")
+    result.stdout.fnmatch_lines(
+        ["*past the threshold of 3 dB; * of 12 victims are past it (*), the worst is victim * of seed 0 with * dB*"]
+    )
+    (case,) = (case for case in cases(bench.path).values() if case["case"]["defense"] != "none")
+    assert case["exposure"]["psnr_gain"]["victims"] == 12
+    assert case["exposure"]["psnr_gain"]["worst"] == max(case["metrics"]["psnr_gain"]["values"])
+
+
 def test_help_names_every_option_of_the_contract(pytester: pytest.Pytester) -> None:
     text = "\n".join(pytester.runpytest_inprocess("--help").outlines)
     for option in (

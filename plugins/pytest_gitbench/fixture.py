@@ -191,7 +191,7 @@ def _group(cell: CellReport) -> tuple[str, str]:
 def _case(config: Config, dataset: str, model: str, defense: Defense | str, attack: str, seed: int) -> Case:
     return case_of(
         attack=attack, defense=defense, model=model, dataset=dataset, threat=config.threat, profile=config.profile,
-        victims=config.victims, batch_size=config.batch_size, seed=seed,
+        victims=config.looks[-1], batch_size=config.batch_size, seed=seed,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ PREFIX = "gitbench_"
 _VALUES = (
     ("profile", "NAME", "Sizes and budgets: quick (default), standard or paper"),
     ("seeds", "N", "Seeds per cell; intervals are over victims and seeds"),
-    ("victims", "N", "Private batches attacked per cell and seed"),
+    ("victims", "N", "Private batches attacked per cell and seed; auto adds victims until the verdict is decided"),
     ("batch-size", "N", "Inputs per victim"),
     ("device", "auto|cpu|cuda", "Where to compute (default: auto)"),
     ("threads", "N", "CPU threads per process (default: 1; more processes, -n, pay better than more threads)"),

@@ -11,9 +11,11 @@ from gitbench.bench import Bench
 from gitbench.comparison import compare_cell, tolerances
 from gitbench.config import Cell, Config
 from gitbench.result import TIMED_OUT, Result
+from gitbench.sequential import Decision, decide
+from gitbench.statistics import interval
 from gitbench.store import Store
 from gitbench.threat import knowledge_of
-from gitbench.verdict import Judgement, judge_results, pooled
+from gitbench.verdict import Estimate, Judgement, judge_results, pooled
 from pytest_gitbench.item import Outcome
 
 if TYPE_CHECKING:
@@ -81,17 +83,16 @@ class Runner:
             if not cell.is_control and not self._some_control_leaks(cell):
                 return self._outcome("failed", f"{reason}; and {_NO_CONTROL}", "n/a", [])
             return self._outcome("skipped", reason, "n/a", [])
-        results = self._results(cell)
-        controls = None if cell.is_control else self._controls(cell)
-        judgement = judge_results(results, controls, gate=self._config.threshold)
-        status, reason, word = self._status(cell, results, controls, judgement)
+        decision = self._decision(cell)
+        results, judgement = decision.results, decision.judgement
+        status, reason, word = self._status(cell, results, decision.controls, judgement)
         told = self._compared(results)
         kind, _, why = told.partition(": ")
         if kind in ("regressed", "unpaired") and word != "error":
             # A cell that fails anyway says so first.
             reason = f"{reason}; regression: {why}" if status == "failed" else f"regression: {why}"
             status, word = "failed", word if status == "failed" else "worse"
-        return dataclasses.replace(self._outcome(status, reason, word, results), baseline=told)
+        return dataclasses.replace(self._outcome(status, reason, word, results, decision.estimate), baseline=told)
 
     def _compared(self, results: Sequence[Result]) -> str:
         """The worst that the comparison with the baseline found: ``kind`` or ``kind: why``; empty without a baseline."""
@@ -138,15 +139,24 @@ class Runner:
         for other in self._selected:
             if (other.group, other.defense) != (cell.group, cell.defense) or self._not_granted(other):
                 continue
-            if judge_results(self._controls(other), None, gate=self._config.threshold).verdict == "leaks":
+            if self._decision(other, control=True).judgement.verdict == "leaks":
                 return True
         return False
 
-    def _results(self, cell: Cell) -> list[Result]:
-        return [self._bench.measure(case) for case in cell.cases]
+    def _decision(self, cell: Cell, *, control: bool = False) -> Decision:
+        """Measure a cell, or its control, with as many victims as the verdict takes."""
+        cases = [case.control() for case in cell.cases] if control else cell.cases
 
-    def _controls(self, cell: Cell) -> list[Result]:
-        return [self._bench.measure(case.control()) for case in cell.cases]
+        def measure(victims: int) -> tuple[list[Result], list[Result] | None]:
+            sized = [case.model_copy(update={"victims": victims}) for case in cases]
+            results = [self._bench.measure(case) for case in sized]
+            alone = control or cell.is_control
+            return results, None if alone else [self._bench.measure(case.control()) for case in sized]
+
+        if self._config.sequential:
+            return decide(measure, planned=self._config.looks, gate=self._config.threshold)
+        results, controls = measure(self._config.victims)
+        return Decision(results, controls, judge_results(results, controls, gate=self._config.threshold), interval)
 
     def _not_granted(self, cell: Cell) -> list[str]:
         """What the attack needs and the threat model does not grant. A stored result had it all."""
@@ -157,11 +167,11 @@ class Runner:
         attack = load_attack(str(cell.attack), profile=self._config.profile)
         return sorted(attack.requires - knowledge_of(self._config.threat))
 
-    def _outcome(self, status: str, reason: str, word: str, results: Sequence[Result]) -> Outcome:
+    def _outcome(self, status: str, reason: str, word: str, results: Sequence[Result], estimate: Estimate = interval) -> Outcome:
         metric = next(iter(self._config.threshold))
         gain: tuple[float | None, float | None, float | None] = (None, None, None)
         if results and all(result.status == "done" for result in results):
-            found = pooled(results, {metric: None})[metric]
+            found = pooled(results, {metric: None}, estimate=estimate)[metric]
             gain = (found.mean, found.low, found.high)
         return Outcome(
             status=status,

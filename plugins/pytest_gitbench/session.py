@@ -128,7 +128,7 @@ class GitbenchSession:
         return [
             (
                 f"gitbench: {len(self.cells)} cells, profile {config.profile}, threat {config.threat}, "
-                f"{config.victims} victims of {config.batch_size}, {config.seeds} seed(s); results in {config.results}"
+                f"{config.setting['victims']} victims of {config.batch_size}, {config.seeds} seed(s); results in {config.results}"
             )
         ]
 
@@ -243,6 +243,12 @@ class GitbenchSession:
             return f"leaderboard {'/'.join(group)}: not written, {error}"
         return f"leaderboard {path}: not written, {refused}" if refused else f"leaderboard: {path}"
 
+    def _case_ids(self, cell: Cell) -> list[str]:
+        """The cases that a cell's verdict was made of: of as many victims as it took, where that was left open."""
+        report = self._reports.get(f"{RUN_ID}::{cell.name}")
+        ran = str(lines.properties(report).get("case_ids") or "").split() if report is not None else []
+        return ran or [case.case_id for case in cell.cases]
+
     def _results_of(
         self, group: tuple[str, str]
     ) -> tuple[dict[tuple[str, str], list[Result]], dict[tuple[str, str], str], list[tuple[str, str]]]:
@@ -256,7 +262,7 @@ class GitbenchSession:
             if report is not None and lines.properties(report).get("gitbench") == "n/a":
                 skipped[key] = str(lines.properties(report).get("reason"))
                 continue
-            found = [self.store.load(case.case_id) for case in cell.cases]
+            found = [self.store.load(case_id) for case_id in self._case_ids(cell)]
             if all(result is not None for result in found):
                 results[key] = [result for result in found if result is not None]
         return results, skipped, expected
