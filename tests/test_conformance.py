@@ -149,9 +149,9 @@ def test_the_check_leaves_the_defense_as_it_was(data: Data) -> None:
 def test_the_check_takes_milliseconds(data: Data) -> None:
     model, defense = gitbench.load_model("lenet", data), load_defense("gaussian_noise(std=0.1)")
     check_conformance(defense, model, data.public, batch_size=1)  # torch's first calls are slow
-    start = time.perf_counter()
+    start = time.process_time()
     check_conformance(defense, model, data.public, batch_size=1)
-    assert time.perf_counter() - start < 1.0  # 30 ms on an idle machine
+    assert time.process_time() - start < 1.0
 
 
 # ------------------------------------------------------------------ six bad defenses, through the whole chain
