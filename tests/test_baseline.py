@@ -337,6 +337,15 @@ def test_the_comment_of_equal_runs(tmp_path: Path, capsys: pytest.CaptureFixture
     assert capsys.readouterr().out.startswith("### gitbench: ✅ **No cell leaks more than before** (1 compared)\n\nChanges are paired")
 
 
+@pytest.mark.parametrize("tolerance", ["-1", "nan", "inf"])
+def test_a_tolerance_that_accepts_nothing_or_all_is_a_usage_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], tolerance: str
+) -> None:
+    folder = stored(tmp_path, result(VALUES))
+    assert cli.main(["compare", str(folder), str(folder), f"--tolerance={tolerance}"]) == 2
+    assert "Expected a tolerance of zero or more dB" in capsys.readouterr().err
+
+
 def test_the_comment_names_what_else_differs() -> None:
     then = entry([1.0, 2.0, 3.0], verdict="holds")
     now = entry(

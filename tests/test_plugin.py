@@ -371,7 +371,7 @@ def test_another_dataset_under_the_same_name_is_not_paired(bench: pytest.Pyteste
 def test_auto_adds_victims_to_undecided_cells_only(bench: pytest.Pytester) -> None:
     for extra in ((), ("-n", "2")):
         result = run(bench, "--gitbench-victims", "auto", "--gitbench-defense", "none", "--gitbench-defense", "defenses.py:Half", *extra)
-        result.stdout.fnmatch_lines(["*auto victims of 1*", "leaderboard: leaderboards/*victims_auto*.md"])
+        result.stdout.fnmatch_lines(["*auto victims of 1*", "leaderboard: leaderboards/*victims=auto*.md"])
     by_defense: dict[str, list[int]] = {}
     for case in cases(bench.path).values():
         by_defense.setdefault(case["case"]["defense"], []).append(case["case"]["victims"])
