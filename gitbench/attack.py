@@ -25,6 +25,19 @@ _GIB = 2**30
 
 
 @dataclass(frozen=True)
+class Candidates:
+    """What :meth:`Attack.run` may return in place of the tensor alone.
+
+    Args:
+        inputs: ``(V, B, C, H, W)`` in [0, 1].
+        still_improving: the attack's own objective was still falling when its budget ended.
+    """
+
+    inputs: torch.Tensor
+    still_improving: bool = False
+
+
+@dataclass(frozen=True)
 class Reconstruction:
     """What an attack makes of an observation.
 
@@ -32,11 +45,13 @@ class Reconstruction:
         inputs: ``(V, B, C, H, W)`` in [0, 1]; the order within a batch means nothing.
         fit_seconds: spent on the attack's own training.
         attack_seconds: spent on the victims.
+        still_improving: the attack's own objective was still falling when its budget ended.
     """
 
     inputs: torch.Tensor
     fit_seconds: float
     attack_seconds: float
+    still_improving: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,13 +116,15 @@ class Attack(Component):
             self._check_memory(seen)
             fitted = self._fitted(seen.without_update(), generator=generator, progress=progress, fits=fits)
             start = time.perf_counter()
-            inputs = self.run(seen, fitted.state, generator=generator, progress=progress)
+            found = self.run(seen, fitted.state, generator=generator, progress=progress)
         except GitbenchError:
             raise
         except Exception as error:
             raise AttackError(f"The attack {self!r} raised {type(error).__name__}: {error}") from error
-        self._check(inputs, observation)
-        return Reconstruction(inputs.detach(), fitted.seconds, time.perf_counter() - start)
+        candidates = found if isinstance(found, Candidates) else Candidates(found)
+        self._check(candidates.inputs, observation)
+        seconds = time.perf_counter() - start
+        return Reconstruction(candidates.inputs.detach(), fitted.seconds, seconds, candidates.still_improving)
 
     def memory(self, observation: Observation) -> int:
         """Bytes that :meth:`fit` and :meth:`run` take at their peak, beyond data and model; 0 if little.
@@ -130,7 +147,7 @@ class Attack(Component):
         """
         return {}
 
-    def run(self, observation: Observation, state: State, *, generator: torch.Generator, progress: Progress) -> torch.Tensor:
+    def run(self, observation: Observation, state: State, *, generator: torch.Generator, progress: Progress) -> torch.Tensor | Candidates:
         """Reconstruct: ``(V, B, C, H, W)`` in [0, 1]."""
         raise TypeError(f"The attack {self!r} must define run(self, observation, state, *, generator, progress).")
 
@@ -181,12 +198,12 @@ class Refiner(Attack):
     """An attack that can start from another attack's reconstruction: the right side of ``+``."""
 
     @final
-    def run(self, observation: Observation, state: State, *, generator: torch.Generator, progress: Progress) -> torch.Tensor:
+    def run(self, observation: Observation, state: State, *, generator: torch.Generator, progress: Progress) -> torch.Tensor | Candidates:
         return self.refine(observation, None, generator=generator, progress=progress)
 
     def refine(
         self, observation: Observation, start: torch.Tensor | None, *, generator: torch.Generator, progress: Progress
-    ) -> torch.Tensor:
+    ) -> torch.Tensor | Candidates:
         """Reconstruct from ``start`` ``(V, B, C, H, W)``, or from scratch when it is None."""
         raise TypeError(f"The attack {self!r} must define refine(self, observation, start, *, generator, progress).")
 
@@ -213,8 +230,9 @@ class Hybrid(Attack):
         # The prior's own state, under its own name: the prior alone and all its hybrids share it.
         return self.prior._fitted(self._share(observation, self.prior), generator=generator, progress=progress, fits=fits)
 
-    def run(self, observation: Observation, state: State, *, generator: torch.Generator, progress: Progress) -> torch.Tensor:
-        start = self.prior.run(self._share(observation, self.prior), state, generator=generator, progress=progress)
+    def run(self, observation: Observation, state: State, *, generator: torch.Generator, progress: Progress) -> torch.Tensor | Candidates:
+        found = self.prior.run(self._share(observation, self.prior), state, generator=generator, progress=progress)
+        start = found.inputs if isinstance(found, Candidates) else found
         return self.refiner.refine(self._share(observation, self.refiner), start, generator=generator, progress=progress)
 
     @staticmethod

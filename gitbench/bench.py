@@ -14,15 +14,19 @@ from typing import TYPE_CHECKING
 from gitbench import registry
 from gitbench.case import UNDEFENDED, Case, make_case
 from gitbench.deadline import checked
+from gitbench.flags import compared_flags
 from gitbench.progress import Progress, silent
 from gitbench.result import TIMED_OUT, Baselines, Result
 from gitbench.spec import parse_spec
 from gitbench.store import Store
-from gitbench.verdict import DEFAULT_GATE, judge_results
+from gitbench.verdict import DEFAULT_GATE, exposures, judge_results
 
 if TYPE_CHECKING:
     from gitbench.defense import Defense
     from gitbench.evaluation import Chain
+
+
+_JUDGED = {"control-failed", "leaks-more-than-undefended", "adaptive-weaker"}  # follow from other cases, anew each time
 
 
 class Bench:
@@ -121,12 +125,19 @@ class Bench:
         self._own.add(case.case_id)
         return self._chain.run(case, defense)
 
+    def _oblivious(self, case: Case) -> Result | None:
+        """The same case with the attacker that does not know the defense, if this bench or its store has it."""
+        return next((found for found in map(self.stored, case.oblivious()) if found is not None), None)
+
     def _judged(self, result: Result, control: Result | None) -> Result:
         changes: dict[str, object] = {"gate": self._gate}
         if result.status == "done":
             judgement = judge_results([result], [control] if control else None, gate=self._gate)
-            flags = set(result.flags) - {"control-failed"} | ({"control-failed"} if judgement.control_failed else set())
+            flags = set(result.flags) - _JUDGED | ({"control-failed"} if judgement.control_failed else set())
+            if control is not None and control.status == "done":
+                flags |= compared_flags(result, control=control, oblivious=self._oblivious(result.case))
             changes |= {"verdict": judgement.verdict, "verdict_reason": judgement.reason, "flags": tuple(sorted(flags))}
+            changes["exposure"] = exposures([result], self._gate)
         if control is not None:
             means = {name: measure.mean for name, measure in control.metrics.items()}
             changes["baselines"] = Baselines(blind=result.baselines.blind, control=means)
@@ -210,6 +221,13 @@ def case_of(
 
 def _code_of(defense: Defense) -> str:
     """Digest of the source of a defense that was passed as an object."""
+    from gitbench.defense import Composition
+
+    parts = defense.defenses if isinstance(defense, Composition) else (defense,)
+    return "+".join(_code_of_part(part) for part in parts)
+
+
+def _code_of_part(defense: Defense) -> str:
     module = sys.modules.get(type(defense).__module__)
     file = getattr(module, "__file__", None)
     if not file:

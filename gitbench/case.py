@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from gitbench import registry
 from gitbench._version import __version__
-from gitbench.spec import Kind, Spec, canonical_json, parse_spec
+from gitbench.spec import Kind, Part, Spec, canonical_json, parse_spec
 from gitbench.threat import knowledge_of
 
 UNDEFENDED = "none"
@@ -59,6 +59,20 @@ class Case(BaseModel):
         """The undefended case of the same attack, model, data and seed."""
         code = {**self.code, "defense": code_digest(parse_spec("defense", UNDEFENDED))}
         return self.model_copy(update={"defense": UNDEFENDED, "code": code})
+
+    def oblivious(self) -> tuple[Case, ...]:
+        """This case with the attacker that does not know the defense, as ``adapt=False`` may be spelled; none for that one itself."""
+        spec = parse_spec("attack", self.attack)
+        if any(dict(part.arguments).get("adapt") is False for part in spec.parts):
+            return ()
+        found = []
+        for first in (True, False):
+            parts = []
+            for part in spec.parts:
+                others = tuple(item for item in part.arguments if item[0] != "adapt")
+                parts.append(Part(part.target, (("adapt", False), *others) if first else (*others, ("adapt", False))))
+            found.append(self.model_copy(update={"attack": str(Spec(spec.kind, tuple(parts)))}))
+        return tuple(found)
 
 
 def make_case(

@@ -4,27 +4,54 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gitbench._version import __version__
 from gitbench.errors import GitbenchError
+from gitbench.scaffold import scaffold
 from gitbench.text import printable
+
+if TYPE_CHECKING:
+    from gitbench.baseline import Entry
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line. Returns the exit status: 0, or 2 for a usage error."""
-    parser = argparse.ArgumentParser(prog="gitbench", description="Leaderboards and lists. To measure, run: pytest --gitbench")
+    """Run the command line. Returns the exit status: 0, 1 for a regression, or 2 for a usage error."""
+    parser = argparse.ArgumentParser(
+        prog="gitbench", description="A first defense, leaderboards, comparisons, lists. To measure, run: pytest --gitbench"
+    )
     parser.add_argument("--version", action="version", version=f"gitbench {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
+    start = commands.add_parser("init", help="write a first defense, its test and [tool.gitbench]; overwrites nothing")
+    start.add_argument("folder", metavar="DIR", type=Path, nargs="?", default=Path(), help="where to (default: this folder)")
     listing = commands.add_parser("list", help="show the attacks, defenses, models and datasets that are installed")
     listing.add_argument("kind", nargs="?", choices=("attack", "defense", "model", "dataset"))
     board = commands.add_parser("leaderboard", help="rebuild leaderboards from stored results")
     board.add_argument("results", type=Path, nargs="?", default=Path(".gitbench"), help="results folder (default: %(default)s)")
     board.add_argument("--out", type=Path, default=Path("leaderboards"), help="where the Markdown goes (default: %(default)s)")
+    base = commands.add_parser("baseline", help="write the one file for committing that --gitbench-baseline compares with")
+    base.add_argument("results", type=Path, nargs="?", default=Path(".gitbench"), help="results folder (default: %(default)s)")
+    base.add_argument("--out", type=Path, default=Path("gitbench-baseline.json"), help="the file (default: %(default)s)")
+    comparing = commands.add_parser(
+        "compare", help="compare two runs, as Markdown; exit status 1 where leakage got worse or cannot be compared"
+    )
+    comparing.add_argument("before", type=Path, help="results folder, or file of gitbench baseline")
+    comparing.add_argument("after", type=Path, help="the same of the later run")
+    comparing.add_argument("--tolerance", type=float, default=0.5, help="how much worse is accepted, in dB (default: %(default)s)")
     given = parser.parse_args(arguments)
+    if given.command == "compare":
+        return _compare(given.before, given.after, given.tolerance)
     try:
-        lines = _list(given.kind) if given.command == "list" else _leaderboard(given.results, given.out)
+        if given.command == "init":
+            lines = scaffold(given.folder)
+        elif given.command == "list":
+            lines = _list(given.kind)
+        elif given.command == "baseline":
+            lines = _baseline(given.results, given.out)
+        else:
+            lines = _leaderboard(given.results, given.out)
     except GitbenchError as error:
         sys.stderr.write(f"gitbench: {printable(str(error))}\n")
         return 2
@@ -53,3 +80,35 @@ def _leaderboard(results: Path, out: Path) -> list[str]:
         path, refused = leaderboard.write(table, out, list(table.results))
         lines.append(f"{path}: not written, {refused}" if refused else f"wrote {path}")
     return lines
+
+
+def _baseline(results: Path, out: Path) -> list[str]:
+    from gitbench.baseline import dump, load_baseline
+    from gitbench.store import write_atomic
+
+    cells = load_baseline(results, errors=True)
+    broken = [f"not in it, because it ended in an error: {key}" for key, seeds in cells.items() if _has_error(seeds)]
+    kept = {key: seeds for key, seeds in cells.items() if not _has_error(seeds)}
+    write_atomic(out, dump(kept).encode())
+    return [*broken, f"wrote {out}: {len(kept)} cells. Commit it, and run: pytest --gitbench --gitbench-baseline {out}"]
+
+
+def _has_error(seeds: Mapping[int, Entry]) -> bool:
+    return any(entry.verdict == "error" for entry in seeds.values())
+
+
+def _compare(before: Path, after: Path, tolerance: float) -> int:
+    from gitbench.baseline import load_baseline
+    from gitbench.comment import markdown
+    from gitbench.comparison import compare, tolerances
+    from gitbench.errors import ConfigError
+
+    try:
+        if not 0 <= tolerance < float("inf"):
+            raise ConfigError(f"Expected a tolerance of zero or more dB, got {tolerance}.")
+        found = compare(load_baseline(before), load_baseline(after, errors=True), tolerance=tolerances(tolerance))
+    except GitbenchError as error:
+        sys.stderr.write(f"gitbench: {error}\n")
+        return 2
+    sys.stdout.write(markdown(found))
+    return 1 if found.failed else 0

@@ -11,7 +11,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
 from gitbench.data import Split
-from gitbench.defense import Defense, load_defense
+from gitbench.defense import Defense, fresh, load_defense
 from gitbench.errors import DefenseError, GitbenchError, ModelError
 from gitbench.random import make_generator, seeded
 from gitbench.update import Update
@@ -34,18 +34,49 @@ def client_update(
         model: as the client received it.
         inputs: ``(V, B, C, H, W)`` in [0, 1].
         labels: ``(V, B)``.
-        defense: what the client does before sending, or its SPEC; None sends the raw gradient.
+        defense: what the client does before sending, or its SPEC; None sends the raw gradient. It is copied.
         generator: for the defense's randomness; a fixed one when None.
-        public: the data a condition such as parameter drift trains on.
+        public: the data a condition such as parameter drift trains on, and that earlier rounds are about.
 
     Raises:
         DefenseError: the defense raised, or returned something malformed; the message names it.
         ModelError: shapes do not fit.
     """
-    defense = None if defense is None else load_defense(defense)
     generator = generator or make_generator(0, "defense")
+    if defense is not None:
+        victims, batch_size = labels.shape[:2]
+        defense = after_earlier_rounds(
+            load_defense(defense), model, victims=victims, batch_size=batch_size, generator=generator, public=public
+        )
     raw = local_gradients(model, inputs, labels, defense=defense, generator=generator, public=public)
     return raw if defense is None else protect(raw, defense=defense, generator=generator)
+
+
+def after_earlier_rounds(
+    defense: Defense, model: nn.Module, *, victims: int, batch_size: int, generator: torch.Generator, public: Split | None
+) -> Defense:
+    """A copy of a defense that has lived through all rounds of its ``rounds`` but the last.
+
+    Their batches are drawn from the public split, as a stand-in for the clients' other data, and their
+    updates are forgotten: what is left is what the defense keeps of them.
+
+    Raises:
+        DefenseError: it cannot be copied, raised, or wants rounds without public images to fill them.
+    """
+    client = fresh(defense)
+    if not isinstance(client.rounds, int) or client.rounds < 1:
+        raise DefenseError(f"Expected {defense!r} to have rounds >= 1, got {client.rounds!r}.")
+    for _ in range(client.rounds - 1):
+        if public is None or not len(public):
+            raise DefenseError(
+                f"{defense!r} lives through {client.rounds} rounds and needs public images for the earlier ones. Pass public=."
+            )
+        chosen = torch.randint(len(public), (victims, batch_size), generator=generator).to(public.inputs.device)
+        inputs, labels = public.inputs[chosen], public.labels[chosen]
+        protect(
+            local_gradients(model, inputs, labels, defense=client, generator=generator, public=public), defense=client, generator=generator
+        )
+    return client
 
 
 def local_gradients(
@@ -62,7 +93,7 @@ def local_gradients(
         raise ModelError(f"Expected inputs (V, B, C, H, W) and labels (V, B), got {tuple(inputs.shape)} and {tuple(labels.shape)}.")
     if defense is None:
         return gradients(model, inputs, labels)
-    with _blaming(defense):
+    with blaming(defense):
         local = defense.local_model(model, public=public, generator=generator)
         inputs, labels = defense.prepare(inputs, labels, generator=generator)
         return gradients(local, inputs, labels, per_example=defense.needs_per_example)
@@ -74,14 +105,15 @@ def protect(raw: Update, *, defense: Defense, generator: torch.Generator) -> Upd
     Raises:
         DefenseError: the defense raised, or returned something malformed; the message names it.
     """
-    with _blaming(defense):
+    with blaming(defense):
         protected = defense.protect(raw, generator=generator)
     check_update(protected, raw, defense)
     return protected
 
 
 @contextlib.contextmanager
-def _blaming(defense: Defense) -> Iterator[None]:
+def blaming(defense: Defense) -> Iterator[None]:
+    """Whatever a defense raises becomes a :class:`DefenseError` that names it."""
     try:
         yield
     except GitbenchError:

@@ -109,7 +109,7 @@ class Config(BaseModel):
     leaderboard: _Path | None = Path("leaderboards")
     fresh: bool = False
     baseline: _Path | None = None
-    tolerance: FiniteFloat = 0.5
+    tolerance: FiniteFloat = Field(default=0.5, ge=0)
     threads: Annotated[PositiveInt, Field(le=1024)] = 1
     timeout: Annotated[FiniteFloat, Field(gt=0)] | None = None
     known_leaks: tuple[str, ...] = ()
@@ -246,6 +246,19 @@ def make_cells(config: Config) -> list[Cell]:
         for defense in axes["defense"]
         for attack in axes["attack"]
     ]
+
+
+def make_cell(config: Config, *, dataset: str, model: str, defense: str, attack: str) -> Cell:
+    """One cell with the options of a run, from SPECs.
+
+    Raises:
+        SpecError: a SPEC cannot be read or names something unknown.
+    """
+    texts: dict[Kind, str] = {"dataset": dataset, "model": model, "defense": defense, "attack": attack}
+    specs = {kind: parse_spec(kind, text) for kind, text in texts.items()}
+    for spec in specs.values():
+        registry.check(spec)
+    return _cell(config, specs["dataset"], specs["model"], specs["defense"], specs["attack"])
 
 
 def _cell(config: Config, dataset: Spec, model: Spec, defense: Spec, attack: Spec) -> Cell:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -10,9 +12,27 @@ from torch import nn
 from gitbench import registry
 from gitbench.component import Component
 from gitbench.data import Split
+from gitbench.errors import DefenseError
 from gitbench.random import make_generator
 from gitbench.spec import parse_spec
 from gitbench.update import Update
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What a defense promises of every update that it sends. :mod:`gitbench.conformance` checks it.
+
+    Args:
+        max_norm: no victim's update is longer (L2, over all tensors).
+        zeroed: at least this share of each victim's entries is zero.
+        noise_std: standard deviation of the noise on each entry.
+        hides: the raw gradient is never sent.
+    """
+
+    max_norm: float | None = None
+    zeroed: float | None = None
+    noise_std: float | None = None
+    hides: bool = False
 
 
 class Defense(Component):
@@ -32,6 +52,12 @@ class Defense(Component):
 
     needs_per_example: bool = False
     """True when :meth:`protect` reads ``update.per_example``."""
+    rounds: int = 1
+    """How many rounds the clients have taken part in when their update leaks, this one included.
+
+    More than 1 for a defense that keeps something from round to round, in attributes of its own: a copy of
+    it lives through all rounds with the same victims, and the attacker sees the last one's update.
+    """
 
     def modify_model(self, model: nn.Module) -> nn.Module:
         """The model that server and client share under this defense. Public."""
@@ -61,17 +87,31 @@ class Defense(Component):
         """
         if not self._deterministic(update):
             return update
-        protected = self.protect(update, generator=make_generator(0))
+        protected = self._anew().protect(update, generator=make_generator(0))
         lost = _differentiable(update) and not _differentiable(protected)
         return update if lost else protected
+
+    def declared(self, *, batch_size: int) -> Declared:
+        """What this defense promises; checked before any attack runs. Nothing by default."""
+        return Declared()
+
+    def __or__(self, other: Defense) -> Composition:
+        """This defense, then ``other``: what ``|`` is in a SPEC."""
+        if not isinstance(other, Defense):
+            return NotImplemented
+        return Composition(defenses=[part for one in (self, other) for part in (one.defenses if isinstance(one, Composition) else (one,))])
 
     def _deterministic(self, update: Update) -> bool:
         found = vars(self).get("_is_deterministic")
         if found is None:
             plain = update.detach()
-            first, second = (self.protect(plain, generator=make_generator(seed)).flatten() for seed in (0, 1))
+            first, second = (self._anew().protect(plain, generator=make_generator(seed)).flatten() for seed in (0, 1))
             found = vars(self)["_is_deterministic"] = torch.equal(first, second)
         return bool(found)
+
+    def _anew(self) -> Defense:
+        """This defense as a client's first round finds it: what it keeps is never the attacker's own gradient."""
+        return self if self.rounds == 1 else fresh(self)
 
 
 def _differentiable(update: Update) -> bool:
@@ -84,6 +124,7 @@ class Composition(Defense):
     def __init__(self, *, defenses: Sequence[Defense]) -> None:
         self.defenses = tuple(defenses)
         self.needs_per_example = any(defense.needs_per_example for defense in defenses)
+        self.rounds = max(defense.rounds for defense in defenses)
 
     def __repr__(self) -> str:
         return " | ".join(repr(defense) for defense in self.defenses)
@@ -113,6 +154,9 @@ class Composition(Defense):
             update = defense.expected(update, observed=observed)
         return update
 
+    def declared(self, *, batch_size: int) -> Declared:
+        return self.defenses[-1].declared(batch_size=batch_size)  # what came before it may be undone
+
 
 def load_defense(defense: str | Defense) -> Defense:
     """Build a defense from its SPEC; ``|`` composes. An instance is returned as it is.
@@ -126,3 +170,18 @@ def load_defense(defense: str | Defense) -> Defense:
     registry.check(spec)
     parts: list[Defense] = [registry.build("defense", part, Defense) for part in spec.parts]
     return parts[0] if len(parts) == 1 else Composition(defenses=parts)
+
+
+def fresh(defense: Defense) -> Defense:
+    """A copy of a defense, so that what a measurement leaves in it stays there.
+
+    Raises:
+        DefenseError: it cannot be copied.
+    """
+    try:
+        return copy.deepcopy(defense)
+    except Exception as error:
+        raise DefenseError(
+            f"The defense {defense!r} cannot be copied ({type(error).__name__}: {error}), and every measurement starts from a copy. "
+            "Open files, locks and the like where they are needed, not in __init__."
+        ) from error

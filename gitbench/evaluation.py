@@ -16,11 +16,13 @@ from gitbench._version import __version__
 from gitbench.attack import Reconstruction, load_attack, settings
 from gitbench.case import Case
 from gitbench.client import batchnorm_statistics, client_update, gradients
+from gitbench.conformance import check_conformance
 from gitbench.data import Data, Split, load_dataset
 from gitbench.deadline import Deadline, checked
 from gitbench.defense import Defense, load_defense
 from gitbench.errors import ConfigError, DataError, GitbenchError
 from gitbench.fits import FitCache
+from gitbench.flags import own_flags
 from gitbench.memory import peak_memory_mb, reset_peak
 from gitbench.model import load_model
 from gitbench.observation import Observation
@@ -31,8 +33,7 @@ from gitbench.result import TIMED_OUT, Baselines, Cost, Environment, Measure, Re
 from gitbench.scoring import score
 from gitbench.statistics import interval
 from gitbench.store import Store
-
-FEW_VICTIMS = 8
+from gitbench.utility import measure_utility
 
 
 class Chain:
@@ -61,6 +62,7 @@ class Chain:
         self.timeout = checked(timeout)
         self._data: dict[str, Data] = {}
         self._models: dict[tuple[str, str, int], nn.Module] = {}
+        self._conforming: dict[tuple[str, str, int, int, str], bool] = {}
         self._fits = FitCache(store, fresh_since=fresh_since)
 
     def run(self, case: Case, defense: Defense | None = None) -> Result:
@@ -115,6 +117,7 @@ class Chain:
             _warm_up()
         deadline.begin()
         model = defense.modify_model(original)
+        random = None if case.is_control else self._conforms(case, defense, model, data)
         update = client_update(
             model, inputs, labels, defense=defense, generator=make_generator(case.seed, "defense", case.defense), public=public
         )
@@ -138,14 +141,13 @@ class Chain:
         )
         deadline.end()
         self.progress("score", 0, 1)
+        utility = None if random is None else measure_utility(model, inputs, labels, update, random=random)
         measures, baselines, flags = _measures(found, inputs, data)
         if self.store:
             self.store.save_picture(case.case_id, picture(inputs, found.inputs))
-        if case.victims < FEW_VICTIMS:
-            flags.append("few-victims")
         if deadline.over:
             flags.append(TIMED_OUT)
-        return Result(
+        result = Result(
             case=case,
             case_id=case.case_id,
             status="done",
@@ -154,6 +156,7 @@ class Chain:
             metrics=measures,
             baselines=baselines,
             flags=tuple(flags),
+            utility=utility,
             cost=Cost(
                 fit_seconds=round(found.fit_seconds, 4),
                 attack_seconds=round(found.attack_seconds, 4),
@@ -164,6 +167,14 @@ class Chain:
             timeout=deadline.seconds if deadline.over else None,
             finished_at=_now(),
         )
+        return result.model_copy(update={"flags": tuple(sorted({*flags, *own_flags(result, still_improving=found.still_improving)}))})
+
+    def _conforms(self, case: Case, defense: Defense, model: nn.Module, data: Data) -> bool:
+        """Whether the defense is random; checked once for all attacks on it."""
+        key = (case.dataset, case.model, case.seed, case.batch_size, f"{defense!r} {case.code['defense']}")
+        if key not in self._conforming:
+            self._conforming[key] = check_conformance(defense, model, data.public.to(self.device), batch_size=case.batch_size)
+        return self._conforming[key]
 
     def _load_data(self, dataset: str) -> Data:
         if dataset not in self._data:

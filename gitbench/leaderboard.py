@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gitbench.config import PROFILES, Config
+from gitbench.flags import FLAGS
 from gitbench.metric import METRICS
 from gitbench.result import TIMED_OUT, Measure, Result
 from gitbench.store import write_atomic
 from gitbench.text import printable
-from gitbench.verdict import DEFAULT_GATE, judge_results, pooled
+from gitbench.verdict import DEFAULT_GATE, exposures, judge_results, pooled
 
 _MARK = re.compile(r"<!-- gitbench-cells: (.*) -->")
 _ATTACK_METRICS = ("mse", "psnr", "lpips", "ssim", "identification")
@@ -31,6 +32,7 @@ class Table:
         setting: threat model, profile, victims, batch size, seeds.
         gate: metric name to threshold.
         not_applicable: (defense, attack) to the reason why it was not run.
+        columns: defense to heading and text of the columns that plugins add.
     """
 
     dataset: str
@@ -39,6 +41,7 @@ class Table:
     setting: Mapping[str, object]
     gate: Mapping[str, float]
     not_applicable: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 def file_name(dataset: str, model: str, setting: Mapping[str, object]) -> str:
@@ -85,10 +88,23 @@ def render(table: Table) -> str:
         ),
         "",
     ]
+    flags = _flags(table)
+    if flags:
+        lines += [
+            "## Flags",
+            "",
+            flags,
+            "",
+            "docs/flags.md explains them. A cell flagged `control-failed` or as no success acquits nobody.",
+            "",
+        ]
     attacks = _attacks(table)
     if attacks:
         lines += ["## Attacks on undefended gradients", "", attacks, ""]
         lines += ["Settings of the attacks:", "", *_settings(table), ""]
+    exposed = _exposure(table)
+    if exposed:
+        lines += ["## Victims past the threshold", "", "Their share [95 % Wilson interval], and the worst victim.", "", exposed, ""]
     return "\n".join(lines)
 
 
@@ -158,9 +174,11 @@ def table_of(
     group: tuple[str, str],
     results: Mapping[tuple[str, str], Sequence[Result]],
     not_applicable: Mapping[tuple[str, str], str],
+    *,
+    columns: Mapping[str, Mapping[str, str]],
 ) -> Table:
     """The table of one dataset and model of a run."""
-    return Table(*group, results=results, setting=config.setting, gate=config.threshold, not_applicable=not_applicable)
+    return Table(*group, results=results, setting=config.setting, gate=config.threshold, not_applicable=not_applicable, columns=columns)
 
 
 def _defenses(table: Table) -> str:
@@ -191,10 +209,41 @@ def _defenses(table: Table) -> str:
                 row[_code(attack)] = f"{found.mean:+.2f} [{found.low:.2f}, {found.high:.2f}] {word}"
         row["worst attack"] = _code(max(means, key=lambda name: means[name])) if means else "none"
         row["worst"] = f"{sign * max(means.values()):+.2f}" if means else "unknown"
+        headings = dict.fromkeys(heading for texts in table.columns.values() for heading in texts)
+        added = {_escaped(heading): _escaped(table.columns.get(defense, {}).get(heading, "")) for heading in headings}
+        row |= {heading: text for heading, text in added.items() if heading not in row}
         rows.append((max(means.values(), default=float("inf")), defense != "none", row))
     # The best defense first, the undefended row at the end as the yardstick.
     ordered = [row for *_, row in sorted(rows, key=lambda item: (not item[1], item[0]))]
     return _markdown(ordered)
+
+
+def _flags(table: Table) -> str:
+    cells: dict[str, list[str]] = {}
+    for (defense, attack), results in table.results.items():
+        for name in sorted({flag for result in results for flag in result.flags}):
+            cells.setdefault(name, []).append(f"{_code(defense)} / {_code(attack)}")
+    rows = [
+        {"flag": _code(name), "cells": ", ".join(named), "raised when": _escaped(FLAGS[name].raised) if name in FLAGS else ""}
+        for name, named in sorted(cells.items())
+    ]
+    return _markdown(rows) if rows else ""
+
+
+def _exposure(table: Table) -> str:
+    """Privacy is not an average: a table of the victims that the means hide."""
+    defenses = list(dict.fromkeys(defense for defense, _ in table.results))
+    attacks = list(dict.fromkeys(attack for _, attack in table.results))
+    metric = next(iter(table.gate))
+    rows = []
+    for attack in attacks:
+        row: dict[str, str] = {"attacked by": _code(attack)}
+        for defense in defenses:
+            found = exposures(table.results.get((defense, attack), ()), {metric: table.gate[metric]}).get(metric)
+            share = f"{100 * found.share:.0f} % [{100 * found.low:.0f}, {100 * found.high:.0f}], {found.worst:+.2f}" if found else "n/a"
+            row[_code(defense)] = share
+        rows.append(row)
+    return _markdown(rows)
 
 
 def _attacks(table: Table) -> str:

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 import torch
 
-from gitbench.client import gradients
+from gitbench.client import blaming, gradients
 from gitbench.observation import Observation
 
 Distance = Literal["l2", "cosine", "layerwise"]
@@ -15,6 +15,7 @@ DISTANCES: tuple[str, ...] = get_args(Distance)
 
 _SCALE_WEIGHT = 0.03  # chosen on held-out public photos (benchmarks/held_out.py)
 _TINY = 1e-24
+_STILL = 0.05
 Init = Literal["normal", "grey"]
 INITS: tuple[str, ...] = get_args(Init)
 
@@ -37,6 +38,37 @@ def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
     """
     if value not in choices:
         raise ValueError(f"expected {option} to be one of {', '.join(choices)}, got {value!r}")
+
+
+class Falling:
+    """Watches the losses of an iterative attack, to tell whether its budget ended too early.
+
+    Args:
+        iterations: of the budget.
+    """
+
+    def __init__(self, iterations: int) -> None:
+        self._late = 3 * iterations // 4
+        self._first: torch.Tensor | None = None
+        self._then: torch.Tensor | None = None
+        self._last: torch.Tensor | None = None
+
+    def see(self, iteration: int, losses: torch.Tensor) -> None:
+        """Losses ``(V,)`` at an iteration, counted from 0."""
+        self._last = losses.detach().clone()
+        if self._first is None:
+            self._first = self._last
+        if iteration <= self._late:
+            self._then = self._last
+
+    @property
+    def still(self) -> bool:
+        """Whether the last quarter brought the median victim over 5 % of the whole fall."""
+        if self._first is None or self._then is None or self._last is None:
+            return False
+        whole, late = self._first - self._last, self._then - self._last
+        fell = whole.isfinite() & (whole > 0)
+        return bool(fell.any()) and float((late[fell] / whole[fell]).median()) > _STILL
 
 
 class Objective:
@@ -66,7 +98,8 @@ class Objective:
         need = self._defense is not None and self._defense.needs_per_example
         update = gradients(self._model, inputs, labels, per_example=need)
         if self._defense is not None:
-            update = self._defense.expected(update, observed=self._observed)
+            with blaming(self._defense):
+                update = self._defense.expected(update, observed=self._observed)
         rows = [tensor.flatten(1) for tensor in update.tensors.values()]
         if self._distance == "l2":
             return torch.stack([(mine - theirs).square().sum(1) for mine, theirs in zip(rows, self._rows, strict=True)]).sum(0)

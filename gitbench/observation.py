@@ -12,9 +12,9 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from gitbench.client import local_gradients, protect
+from gitbench.client import after_earlier_rounds, local_gradients, protect
 from gitbench.data import Split
-from gitbench.defense import Defense, load_defense
+from gitbench.defense import Defense, fresh, load_defense
 from gitbench.errors import NotGrantedError
 from gitbench.threat import Knowledge
 from gitbench.update import Update
@@ -46,7 +46,7 @@ class Observation:
         batch_size: inputs per victim; taken from ``labels`` when these are given.
         labels: ``(V, B)``, if granted.
         public: the attacker's own data, if granted.
-        defense: the defense's definition or its SPEC, if granted.
+        defense: the defense's definition or its SPEC, if granted. It is copied: what a client keeps stays secret.
         batchnorm_statistics: of the private batches, if granted.
         parameters: False keeps the parameters secret: only the architecture is known then.
     """
@@ -73,7 +73,7 @@ class Observation:
             batch_size=batch_size or (labels.shape[1] if labels is not None else 1),
             labels=labels,
             public=public,
-            defense=None if defense is None else load_defense(defense),
+            defense=None if defense is None else fresh(load_defense(defense)),
             batchnorm_statistics=batchnorm_statistics,
             parameters=parameters,
         )
@@ -183,8 +183,15 @@ class Observation:
 
     def protected(self, raw: Update, *, generator: torch.Generator) -> Update:
         """Gradients as the defense would send them; as they are where its definition is not granted."""
-        defense = self._contents.defense
-        return raw if defense is None else protect(raw, defense=defense, generator=generator)
+        contents = self._contents
+        defense = contents.defense
+        if defense is None:
+            return raw
+        if defense.rounds > 1:
+            defense = after_earlier_rounds(
+                defense, contents.model, victims=raw.victims, batch_size=contents.batch_size, generator=generator, public=contents.public
+            )
+        return protect(raw, defense=defense, generator=generator)
 
     def restricted(self, knowledge: frozenset[Knowledge]) -> Observation:
         """The same observation with nothing granted beyond ``knowledge``."""

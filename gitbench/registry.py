@@ -13,7 +13,7 @@ import importlib
 import importlib.machinery
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any
 
 from gitbench.component import Component
 from gitbench.errors import SpecError, nearest
-from gitbench.spec import Kind, Part, Spec
+from gitbench.spec import Kind, Part, Spec, parse_spec
 
 GROUPS: dict[Kind, str] = {kind: f"gitbench.{kind}s" for kind in ("attack", "defense", "model", "dataset")}
 # Options that the loader of a kind takes itself, whatever the component.
@@ -47,13 +47,57 @@ class Signature:
     open: bool
 
 
-@functools.cache
+# What register() added in this process: where a name leads must be known wherever a SPEC is read.
+_added: dict[Kind, dict[str, str]] = {}
+
+
 def entry_points(kind: Kind) -> dict[str, str]:
-    """Registered names of a kind and what they point to (``module:Name``).
+    """Registered names of a kind and what they point to (``module:Name``): installed ones, and those of :func:`register`.
 
     Raises:
         SpecError: two packages register different things under one name.
     """
+    return {**_installed(kind), **_added.get(kind, {})}
+
+
+def register(found: Mapping[str, Mapping[str, str]]) -> Callable[[], None]:
+    """Register components in this process, as entry points do for all.
+
+    Args:
+        found: kind to names and what they point to: ``module:Name`` or ``file.py:Name``.
+
+    Returns:
+        Takes them back.
+
+    Raises:
+        SpecError: no such kind, a name that is taken or no name, or a target that is none. Nothing is registered then.
+    """
+    new: dict[Kind, dict[str, str]] = {}
+    for kind in found:
+        if kind not in GROUPS:
+            raise SpecError(f"Cannot register the kind {kind!r}.{nearest(str(kind), GROUPS)}")
+    for kind in GROUPS:
+        for name, target in found.get(kind, {}).items():
+            if not name.isidentifier() or not isinstance(target, str) or ":" not in target:
+                raise SpecError(f"Cannot register the {kind} {name!r} as {target!r}: expected a name and module:Name or file.py:Name.")
+            parse_spec(kind, target)
+            taken = entry_points(kind).get(name, target)
+            if taken != target:
+                raise SpecError(f"Cannot register the {kind} {name!r} as {target}: it is {taken} already. Choose another name.")
+            new.setdefault(kind, {})[name] = target
+    for kind, names in new.items():
+        _added.setdefault(kind, {}).update(names)
+
+    def forget() -> None:
+        for kind, names in new.items():
+            for name in names:
+                _added[kind].pop(name, None)
+
+    return forget
+
+
+@functools.cache
+def _installed(kind: Kind) -> dict[str, str]:
     found: dict[str, str] = {}
     for point in metadata.entry_points(group=GROUPS[kind]):
         if found.setdefault(point.name, point.value) != point.value:
@@ -158,8 +202,11 @@ def source_digest(target: Target) -> str:
     """Hash of a component's source and of the sources it imports from the same package (16 hex digits)."""
     if target.path is None:
         return "no-source"
+    package = target.module.partition(".")[0]
+    # By dotted name: where the packages are installed must not change the order, nor the digest.
+    named = {target.module if path == target.path else _module_name(path, package) or path.name: path for path in _closure(target)}
     digest = hashlib.sha256()
-    for path in sorted(_closure(target), key=str):
+    for _, path in sorted(named.items()):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 

@@ -39,6 +39,30 @@ class Measure(_Model):
     values: tuple[FiniteFloat | None, ...]
 
 
+class Exposure(_Model):
+    """What the mean does not say: how many victims are past the threshold of a metric, and the worst of them.
+
+    Args:
+        leaked: victims past the threshold.
+        victims: all that could be measured.
+        share: ``leaked / victims``.
+        low: lower end of Wilson's 95 % interval of the share.
+        high: upper end.
+        worst: the value of the victim that leaks most.
+        worst_victim: its number, counted from 0.
+        worst_seed: its seed.
+    """
+
+    leaked: int
+    victims: int
+    share: FiniteFloat
+    low: FiniteFloat
+    high: FiniteFloat
+    worst: FiniteFloat
+    worst_victim: int
+    worst_seed: int
+
+
 class Baselines(_Model):
     """What the numbers are compared with: the blind guess, and the undefended control."""
 
@@ -52,6 +76,28 @@ class Cost(_Model):
     fit_seconds: FiniteFloat = 0.0
     attack_seconds: FiniteFloat = 0.0
     peak_memory_mb: FiniteFloat | None = None
+
+
+class Utility(_Model):
+    """What the defended update is still good for, measured by the evaluator on the victims' own batches.
+
+    Args:
+        alignment: of each victim ``<defended, raw> / |raw|²``: 1 for the raw gradient, about 1 on average for
+            unbiased noise, 0 where nothing is left to learn from.
+        cosine: of the defended and the raw update, both averaged over the victims first.
+        descent: how far one step along the averaged defended update lowers the victims' loss, as a share of
+            what the same step lengths along the raw one do. Not positive: training would not progress.
+        norm_ratio: median of ``|defended| / |raw|``.
+        equal: share of victims whose update was sent as it was.
+        random: whether the defense draws random numbers.
+    """
+
+    alignment: Measure
+    cosine: FiniteFloat | None
+    descent: FiniteFloat | None
+    norm_ratio: FiniteFloat | None
+    equal: FiniteFloat
+    random: bool
 
 
 class Environment(_Model):
@@ -78,8 +124,10 @@ class Result(_Model):
     verdict_reason: Text
     gate: dict[str, FiniteFloat] = Field(default_factory=dict)
     metrics: dict[str, Measure] = Field(default_factory=dict)
+    exposure: dict[str, Exposure] = Field(default_factory=dict)
     baselines: Baselines = Field(default_factory=Baselines)
     flags: tuple[str, ...] = ()
+    utility: Utility | None = None
     cost: Cost = Field(default_factory=Cost)
     environment: Environment
     settings: dict[str, str] = Field(default_factory=dict)

@@ -1,9 +1,13 @@
-"""Confidence intervals over victims and seeds."""
+"""Confidence intervals over victims and seeds, and the share of victims past a threshold."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
 
 RESAMPLES = 4000
 CONFIDENCE = 0.95
@@ -18,22 +22,26 @@ class Interval:
     high: float | None
 
 
-def interval(groups: Sequence[Sequence[float | None]]) -> Interval:
-    """Bootstrap interval of the mean over victims and seeds.
+def interval(groups: Sequence[Sequence[float | None]], *, confidence: float = CONFIDENCE) -> Interval:
+    """Interval of the mean over victims and seeds.
 
-    Victims are resampled within their seed, and seeds are resampled too where there are several.
-    The percentiles are the *expanded* ones of Hesterberg (2015, arXiv 1411.5279): plain percentiles
-    are too narrow for the dozen victims of a quick run. The resampling is seeded, so the same values
-    always give the same interval.
+    Victims are resampled within their seed (bootstrap). The percentiles are the *expanded* ones of
+    Hesterberg (2015, arXiv 1411.5279): plain percentiles are too narrow for the dozen victims of a quick
+    run. The resampling is seeded, so the same values always give the same interval.
+
+    Seeds are clusters: where their means differ by more than their victims explain, the seeds are the
+    sample, and the interval is at least Student's t over their means. One seed says nothing about others:
+    its interval is over victims only.
 
     Args:
         groups: one sequence of per-victim values per seed.
+        confidence: share of such intervals that hold the true mean.
 
     Returns:
         No number at all when a value is missing; no interval with fewer than two victims.
     """
     import numpy as np
-    from scipy import stats
+    from scipy import special
 
     if not groups or any(value is None for group in groups for value in group) or not all(groups):
         return Interval(None, None, None)
@@ -45,16 +53,87 @@ def interval(groups: Sequence[Sequence[float | None]]) -> Interval:
     if count < 2:
         return Interval(mean, None, None)
     random = np.random.default_rng(0)
-    sums = np.empty((len(arrays), RESAMPLES))
+    means = np.zeros(RESAMPLES)
+    for array in arrays:
+        means += array[random.integers(0, array.size, (RESAMPLES, array.size))].sum(axis=1) / count
+    tail = special.stdtrit(count - 1, (1 - confidence) / 2) * np.sqrt(count / (count - 1))
+    share = float(special.ndtr(tail))
+    low, high = (float(bound) for bound in np.quantile(means, [share, 1 - share]))
+    between = _spread_of_seeds(arrays)
+    if between is not None:
+        half = float(special.stdtrit(len(arrays) - 1, (1 + confidence) / 2)) * between
+        low, high = min(low, mean - half), max(high, mean + half)
+    return Interval(mean, min(low, mean), max(high, mean))
+
+
+def _spread_of_seeds(arrays: Sequence[np.ndarray]) -> float | None:
+    """Standard error of the mean as the seeds show it; None where victims alone explain how the seeds differ."""
+    import numpy as np
+
+    if len(arrays) < 2:
+        return None
     sizes = np.array([array.size for array in arrays], dtype=np.float64)
-    for row, array in enumerate(arrays):
-        sums[row] = array[random.integers(0, array.size, (RESAMPLES, array.size))].sum(axis=1)
-    if len(arrays) > 1:
-        chosen = random.integers(0, len(arrays), (len(arrays), RESAMPLES))
-        means = np.take_along_axis(sums, chosen, axis=0).sum(axis=0) / sizes[chosen].sum(axis=0)
-    else:
-        means = sums[0] / sizes[0]
-    tail = stats.t.ppf((1 - CONFIDENCE) / 2, count - 1) * np.sqrt(count / (count - 1))
-    share = float(stats.norm.cdf(tail))
-    low, high = np.quantile(means, [share, 1 - share])
-    return Interval(mean, min(float(low), mean), max(float(high), mean))
+    weights = sizes / sizes.sum()
+    centres = np.array([array.mean() for array in arrays])
+    between = float((weights**2 * (centres - weights @ centres) ** 2).sum()) * len(arrays) / (len(arrays) - 1)
+    spread = sum(float(((array - array.mean()) ** 2).sum()) for array in arrays)
+    freedom = sizes.sum() - len(arrays)
+    variance = spread / freedom if freedom else 0.0
+    within = variance * float((weights**2 / sizes).sum())
+    return float(np.sqrt(between)) if between > within else None
+
+
+def wilson(count: int, total: int, *, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Wilson's interval of a share: ``count`` of ``total``."""
+    from scipy import stats
+
+    found = stats.binomtest(count, total).proportion_ci(confidence_level=confidence, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def student(groups: Sequence[Sequence[float]], *, trim: float = 0.0, confidence: float = CONFIDENCE) -> Interval:
+    """Student's interval of the mean, or Yuen's of the trimmed mean, over victims and seeds.
+
+    For differences between two runs: re-drawn noise makes them symmetric about zero however heavy their
+    tails are, and Student's interval is then on the safe side. Seeds are clusters as in :func:`interval`.
+
+    Args:
+        groups: one sequence of finite values per seed.
+        trim: share of the values that is cut off at either end (of every seed).
+        confidence: share of such intervals that hold the true mean.
+
+    Returns:
+        No interval where a seed has fewer than two values left.
+    """
+    import numpy as np
+    from scipy import special
+
+    arrays = [_pseudo_values(np.asarray(group, dtype=np.float64), trim) for group in groups]
+    count = sum(array.size for array in arrays)
+    if not count:
+        return Interval(None, None, None)
+    mean = float(np.concatenate(arrays).mean())
+    freedom = sum(array.size - 2 * int(trim * array.size) - 1 for array in arrays)
+    if freedom < 1:
+        return Interval(mean, None, None)
+    spread = sum(float(((array - array.mean()) ** 2).sum()) for array in arrays)
+    error = float(np.sqrt(spread / (count - len(arrays)) / count))
+    between = _spread_of_seeds(arrays)
+    half = float(special.stdtrit(freedom, (1 + confidence) / 2)) * error
+    if between is not None:
+        half = max(half, float(special.stdtrit(len(arrays) - 1, (1 + confidence) / 2)) * between)
+    return Interval(mean, mean - half, mean + half)
+
+
+def _pseudo_values(values: np.ndarray, trim: float) -> np.ndarray:
+    """Values whose mean is the trimmed mean of ``values``, and whose spread is that of a trimmed mean."""
+    import numpy as np
+
+    cut = int(trim * values.size)
+    if not cut:
+        return values
+    ordered = np.sort(values)
+    winsorized = np.clip(values, ordered[cut], ordered[-cut - 1])
+    centre = float(ordered[cut:-cut].mean())
+    pseudo: np.ndarray = centre + (winsorized - winsorized.mean()) / (1 - 2 * cut / values.size)
+    return pseudo

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from gitbench.flags import blocking, explained
 from gitbench.metric import METRICS
-from gitbench.result import TIMED_OUT, Measure, Result, Verdict
-from gitbench.statistics import Interval, interval
+from gitbench.result import TIMED_OUT, Exposure, Measure, Result, Verdict
+from gitbench.statistics import CONFIDENCE, Interval, interval, wilson
 
 DEFAULT_GATE: dict[str, float] = {"psnr_gain": 3.0}
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """A verdict, why, and whether the control is what left it open."""
+    """A verdict, why, and what left it open: the control, or a flag that no defense may hold with."""
 
     verdict: Verdict
     reason: str
     control_failed: bool = False
+    blocked: bool = False
 
 
 def side(metric: str, interval: Interval, threshold: float) -> Verdict:
@@ -59,8 +62,10 @@ def judge(
     return Judgement("holds", "; ".join(judgement.reason for judgement in judged), control_failed=failed)
 
 
-def judge_results(results: Sequence[Result], controls: Sequence[Result] | None, *, gate: Mapping[str, float]) -> Judgement:
-    """Judge a cell on all its seeds together."""
+def judge_results(
+    results: Sequence[Result], controls: Sequence[Result] | None, *, gate: Mapping[str, float], confidence: float = CONFIDENCE
+) -> Judgement:
+    """Judge a cell on all its seeds together. The reason names the victims that the mean hides."""
     for result in [*results, *(controls or ())]:
         if result.status == "error":
             whose = "the control" if result not in results else "this cell"
@@ -68,12 +73,18 @@ def judge_results(results: Sequence[Result], controls: Sequence[Result] | None, 
     late = _late(results, controls or (), gate)
     if late is not None:
         return late
-    return judge(
-        pooled(results, gate),
+    found = judge(
+        pooled(results, gate, confidence=confidence),
         gate=gate,
-        control=pooled(controls, gate) if controls is not None else None,
+        control=pooled(controls, gate, confidence=confidence) if controls is not None else None,
         victims=sum(result.case.victims for result in results),
     )
+    told = [exposure_text(metric, one) for metric, one in exposures(results, gate).items()]
+    found = dataclasses.replace(found, reason="; ".join([found.reason, *told]))
+    doubts = blocking(results)
+    if doubts and found.verdict == "holds":
+        return Judgement("inconclusive", f"{found.reason}; but that is no success: {explained(doubts)}", blocked=True)
+    return found
 
 
 def _late(results: Sequence[Result], controls: Sequence[Result], gate: Mapping[str, float]) -> Judgement | None:
@@ -93,10 +104,45 @@ def _late(results: Sequence[Result], controls: Sequence[Result], gate: Mapping[s
     return None
 
 
-def pooled(results: Sequence[Result], metrics: Mapping[str, object]) -> dict[str, Interval]:
+def exposures(results: Sequence[Result], gate: Mapping[str, float]) -> dict[str, Exposure]:
+    """The victims of all seeds past each threshold, and the worst; nothing of a metric that no victim has.
+
+    Wilson's interval takes the victims as independent: seeds that differ are not widened for, as the mean's are.
+    """
+    found = {}
+    for metric, threshold in gate.items():
+        sign = 1 if METRICS[metric].higher_leaks else -1
+        values = [
+            (sign * value, result.case.seed, victim)
+            for result in results
+            if metric in result.metrics
+            for victim, value in enumerate(result.metrics[metric].values)
+            if value is not None
+        ]
+        if not values:
+            continue
+        leaked = sum(value >= sign * threshold for value, _, _ in values)
+        worst, seed, victim = max(values, key=lambda one: one[0])
+        low, high = wilson(leaked, len(values))
+        found[metric] = Exposure(
+            leaked=leaked, victims=len(values), share=leaked / len(values), low=low, high=high,
+            worst=sign * worst, worst_victim=victim, worst_seed=seed,
+        )  # fmt: skip
+    return found
+
+
+def exposure_text(metric: str, found: Exposure) -> str:
+    """``3 of 16 victims are past it (19 % [7, 43]), the worst is victim 2 of seed 0 with 7.10 dB``."""
+    share = f"{100 * found.share:.0f} % [{100 * found.low:.0f}, {100 * found.high:.0f}]"
+    worst = f"{found.worst:.2f} {METRICS[metric].unit}".strip()
+    past = f"{found.leaked} of {found.victims} victims {'is' if found.leaked == 1 else 'are'} past it"
+    return f"{past} ({share}), the worst is victim {found.worst_victim} of seed {found.worst_seed} with {worst}"
+
+
+def pooled(results: Sequence[Result], metrics: Mapping[str, object], *, confidence: float = CONFIDENCE) -> dict[str, Interval]:
     """Intervals over the victims of all seeds."""
     empty = Measure(mean=None, low=None, high=None, values=())
-    return {name: interval([result.metrics.get(name, empty).values for result in results]) for name in metrics}
+    return {name: interval([result.metrics.get(name, empty).values for result in results], confidence=confidence) for name in metrics}
 
 
 def _one(

@@ -47,7 +47,9 @@ def tiny_npz(tmp_path_factory: pytest.TempPathFactory, data: Data) -> Path:
 def warm(tiny_npz: Path) -> None:
     """Import all that a run imports: pytester forgets what is first imported inside it, and torch cannot be imported twice."""
     import gitbench
+    import pytest_gitbench.session
 
+    assert pytest_gitbench.session
     dataset = f"npz(path={str(tiny_npz)!r})"
     result = gitbench.evaluate(
         attack="ridge+ig(iterations=1)", defense="gaussian_noise(std=0.1)", model="mlp", dataset=dataset, victims=2, device="cpu"

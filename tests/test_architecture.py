@@ -17,21 +17,23 @@ ROOT = Path(gitbench.__file__).parent
 # From the foundations to the entry: a module may import only what stands before it. One line, one level.
 LEVELS = [
     ["_version", "text", "errors", "metric", "progress", "assets"],
-    ["spec", "threat", "deadline"],
+    ["spec", "threat", "deadline", "scaffold"],
     ["component"],
     ["registry"],
     ["case"],
     ["result", "statistics"],
+    ["flags"],
     ["verdict", "store"],
     ["config", "baseline", "bench"],
-    ["leaderboard"],
+    ["comparison"],
+    ["leaderboard", "comment"],
     ["cli"],
     ["activation", "memory", "random", "update", "data", "metrics", "pictures"],
     ["training", "fitting"],
     ["model", "defense"],
     ["datasets", "models"],
     ["client"],
-    ["observation"],
+    ["observation", "conformance", "utility"],
     ["pairs", "regression"],
     ["labels", "features", "matching", "lbfgs", "attack"],
     ["transcript"],
@@ -41,6 +43,7 @@ LEVELS = [
 ]
 RANK = {name: rank for rank, names in enumerate(LEVELS) for name in names}
 LIGHT = ["spec", "registry", "config", "case", "result", "verdict", "store", "leaderboard", "baseline", "bench", "cli", "threat", "metric"]
+LIGHT += ["comparison", "comment"]
 
 
 def modules() -> list[Path]:

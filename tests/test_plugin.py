@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 import gitbench
+from gitbench import cli
 
 DEFENSES = """
 import gitbench
+from gitbench import cli
 
 class Mine(gitbench.Defense):
     def __init__(self, *, scale: float = 0.1):
@@ -23,9 +25,10 @@ class Mine(gitbench.Defense):
     def protect(self, update, *, generator):
         return update.map(lambda name, tensor: tensor * self.scale)
 
-class Zero(gitbench.Defense):
+class Noise(gitbench.Defense):
+    # strong, and yet unbiased: the updates still point the right way on average
     def protect(self, update, *, generator):
-        return update.map(lambda name, tensor: tensor * 0)
+        return update.map(lambda name, tensor: tensor + gitbench.randn_like(tensor, generator))
 
 class Half(gitbench.Defense):
     # hides every other victim
@@ -65,7 +68,7 @@ def bench(pytester: pytest.Pytester, tiny_npz: Path):
         dataset = "npz(path={str(tiny_npz)!r})"
         model = ["mlp(hidden=(24,))"]
         attack = ["ridge"]
-        defense = ["none", "clipping(max_norm=100.0)", "gaussian_noise(std=5.0)"]
+        defense = ["none", "clipping(max_norm=100.0)", "gaussian_noise(std=1.0)"]
         known_leaks = ["*/clipping(max_norm=100.0)/*", "*/defenses.py:Known/*"]
         victims = 12
         threads = 1
@@ -107,13 +110,29 @@ def test_the_matrix_runs_and_only_it(bench: pytest.Pytester, extra: tuple[str, .
     assert all(name.endswith("/ridge") for name in names)
 
 
-def test_results_are_the_same_with_xdist_and_without(bench: pytest.Pytester) -> None:
-    run(bench, "--gitbench-attack", "ridge", "--gitbench-attack", "ig(iterations=20)")
-    plain = stable(cases(bench.path))
-    (bench.path / ".gitbench").rename(bench.path / "first")
-    run(bench, "-n", "2", "--gitbench-attack", "ridge", "--gitbench-attack", "ig(iterations=20)")
-    assert stable(cases(bench.path)) == plain
-    assert len(plain) == 6
+def test_results_are_the_same_plain_with_xdist_and_without_it(bench: pytest.Pytester) -> None:
+    """The matrix, and a suite that measures by the fixture: every file but its times and its memory."""
+    bench.makepyfile(
+        test_mine="""
+        import pytest
+        from defenses import Mine, Zero
+
+        @pytest.mark.gitbench(attacks=["ridge", "ig(iterations=20)"], victims=9)
+        @pytest.mark.parametrize("defense", [Mine(scale=0.5), Zero()], ids=repr)
+        def test_it(gitbench_evaluate, defense):
+            assert gitbench_evaluate(defense).verdict in ("leaks", "holds")
+        """
+    )
+    found = []
+    for extra in ((), ("-n", "2"), ("-p", "no:xdist")):
+        run(bench, *extra, "--gitbench-attack", "ridge", "--gitbench-attack", "ig(iterations=20)")
+        (bench.runpytest_subprocess if extra else bench.runpytest_inprocess)("test_mine.py", *extra).assert_outcomes(passed=2)
+        pictures = {path.name: path.read_bytes() for path in (bench.path / ".gitbench" / "pictures").iterdir()}
+        found.append((stable(cases(bench.path)), pictures))
+        (bench.path / ".gitbench").rename(bench.path / f"results{len(found)}")
+    assert found[0] == found[1]
+    assert found[0] == found[2]
+    assert len(found[0][0]) == len(found[0][1]) == 6 + 4 + 2  # the matrix, the suite, the suite's controls
 
 
 def test_a_second_run_measures_nothing(bench: pytest.Pytester) -> None:
@@ -190,7 +209,7 @@ def test_lf_and_x(bench: pytest.Pytester) -> None:
         "--gitbench-defense",
         "defenses.py:Mine",
         "--gitbench-defense",
-        "defenses.py:Zero",
+        "defenses.py:Noise",
         "--gitbench-defense",
         "defenses.py:Mine(scale=2.0)",
     )
@@ -200,7 +219,7 @@ def test_lf_and_x(bench: pytest.Pytester) -> None:
 
 
 def test_a_defense_that_fails_is_named_and_the_run_goes_on(bench: pytest.Pytester) -> None:
-    result = run(bench, *(f"--gitbench-defense=defenses.py:{name}" for name in ("Broken", "Nan", "Zero")))
+    result = run(bench, *(f"--gitbench-defense=defenses.py:{name}" for name in ("Broken", "Nan", "Noise")))
     result.assert_outcomes(failed=2, passed=1)
     result.stdout.fnmatch_lines(
         ["*The defense defenses.py:Broken raised RuntimeError: my bad*", "*The defense defenses.py:Nan returned * NaN*"]
@@ -208,21 +227,21 @@ def test_a_defense_that_fails_is_named_and_the_run_goes_on(bench: pytest.Pyteste
     by_defense = {case["case"]["defense"]: case for case in cases(bench.path).values()}
     assert by_defense["defenses.py:Broken"]["status"] == "error"
     assert "my bad" in by_defense["defenses.py:Broken"]["error"]
-    assert by_defense["defenses.py:Zero"]["verdict"] == "holds"
+    assert by_defense["defenses.py:Noise"]["verdict"] == "holds"
 
 
 def test_an_edited_defense_is_measured_again(bench: pytest.Pytester) -> None:
     run(bench, "--gitbench-defense", "defenses.py:Mine")
     first = set(cases(bench.path))
     source = bench.path / "defenses.py"
-    source.write_text(source.read_text().replace("tensor * self.scale", "tensor * self.scale * 0"))
+    source.write_text(source.read_text().replace("tensor * self.scale", "tensor + gitbench.randn_like(tensor, generator)"))
     run(bench, "--gitbench-defense", "defenses.py:Mine").assert_outcomes(passed=1)
     assert len(set(cases(bench.path)) - first) == 1
 
 
 def test_fails_closed_when_no_attack_passes_its_control(bench: pytest.Pytester) -> None:
     result = run(
-        bench, "--gitbench-attack", "ig(iterations=1)", "--gitbench-defense", "none", "--gitbench-defense", "gaussian_noise(std=5.0)"
+        bench, "--gitbench-attack", "ig(iterations=1)", "--gitbench-defense", "none", "--gitbench-defense", "gaussian_noise(std=1.0)"
     )
     result.assert_outcomes(skipped=1, failed=1)
     result.stdout.fnmatch_lines(["*control does not leak*no other attack of this run passed its control*"])
@@ -230,7 +249,7 @@ def test_fails_closed_when_no_attack_passes_its_control(bench: pytest.Pytester) 
 
 def test_an_attack_without_control_is_skipped_where_another_has_one(bench: pytest.Pytester) -> None:
     result = run(
-        bench, "--gitbench-attack", "ridge", "--gitbench-attack", "ig(iterations=1)", "--gitbench-defense", "gaussian_noise(std=5.0)", "-rs"
+        bench, "--gitbench-attack", "ridge", "--gitbench-attack", "ig(iterations=1)", "--gitbench-defense", "gaussian_noise(std=1.0)", "-rs"
     )
     result.assert_outcomes(passed=1, skipped=1)
     result.stdout.fnmatch_lines(["*this attack proves nothing here*"])
@@ -308,14 +327,45 @@ def test_unknown_keys_in_pyproject_are_usage_errors(pytester: pytest.Pytester) -
 def test_a_regression_against_a_baseline_fails(bench: pytest.Pytester) -> None:
     source = bench.path / "defenses.py"
     plain = source.read_text()
-    weak = "\nclass Known(gitbench.Defense):\n    def protect(self, update, *, generator):\n        return update.map(lambda n, t: t * {factor})\n"
-    source.write_text(plain + weak.format(factor=0))
+    weak = (
+        "\nclass Known(gitbench.Defense):\n    def protect(self, update, *, generator):\n        return update.map(lambda n, t: t{noise})\n"
+    )
+    source.write_text(plain + weak.format(noise=" + gitbench.randn_like(t, generator)"))
     options = ("--gitbench-defense", "defenses.py:Known", "-rx")
     run(bench, *options, "--gitbench-results", "before").assert_outcomes(passed=1)
-    source.write_text(plain + weak.format(factor=1))
+    source.write_text(plain + weak.format(noise=" * 1"))
     result = run(bench, *options, "--gitbench-baseline", "before")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*regression: psnr_gain leaks * more than the baseline*"])
+
+
+def test_every_cell_of_either_side_of_a_comparison_is_named(bench: pytest.Pytester) -> None:
+    run(bench, "--gitbench-results", "before")
+    assert cli.main(["baseline", str(bench.path / "before"), "--out", str(bench.path / "base.json")]) == 0
+    options = ("--gitbench-defense", "none", "--gitbench-defense", "defenses.py:Zero", "--gitbench-baseline", "base.json")
+    for extra in ((), ("-n", "2")):
+        result = run(bench, *options, *extra)
+        result.assert_outcomes(passed=2)
+        result.stdout.fnmatch_lines(
+            [
+                "baseline base.json: 1 cells compared, 0 regressed, 0 improved",
+                "  not in the baseline: *defenses.py:Zero/ridge",
+                "  in the baseline, not run: *clipping(max_norm=100.0)/ridge (server, quick)",
+                "  in the baseline, not run: *gaussian_noise(std=5.0)/ridge (server, quick)",
+            ]
+        )
+
+
+def test_another_dataset_under_the_same_name_is_not_paired(bench: pytest.Pytester, tiny_npz: Path) -> None:
+    run(bench, "--gitbench-defense", "none", "--gitbench-results", "before")
+    base = bench.path / "base.json"
+    assert cli.main(["baseline", str(bench.path / "before"), "--out", str(base)]) == 0
+    content = json.loads(base.read_text())
+    content["cases"][0]["blind"][3] += 1
+    base.write_text(json.dumps(content))
+    result = run(bench, "--gitbench-defense", "none", "--gitbench-baseline", "base.json")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["baseline base.json: 0 cells compared*", "  not compared: *victim 3 of seed 0 is another image*"])
 
 
 def test_help_names_every_option_of_the_contract(pytester: pytest.Pytester) -> None:
@@ -332,11 +382,11 @@ def test_the_fixture_reports_on_a_defense(bench: pytest.Pytester, enabled: bool)
     bench.makepyfile(
         test_mine="""
         import pytest
-        from defenses import Mine, Zero
+        from defenses import Mine, Noise
 
         @pytest.mark.gitbench(attacks=["ridge"])
-        def test_zero_holds(gitbench_evaluate):
-            report = gitbench_evaluate(Zero())
+        def test_noise_holds(gitbench_evaluate):
+            report = gitbench_evaluate(Noise())
             assert report.verdict == "holds", report
 
         @pytest.mark.gitbench(attacks=["ridge"])

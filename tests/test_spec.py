@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import keyword
 import math
+import shutil
 import subprocess
 import sys
 from importlib import metadata
@@ -370,7 +371,7 @@ def test_two_packages_with_one_name_are_refused(monkeypatch: pytest.MonkeyPatch)
         return [metadata.EntryPoint("mine", value, "gitbench.defenses") for value in values]
 
     monkeypatch.setattr(metadata, "entry_points", lambda group: points("a:A", "b:B"))
-    read = registry.entry_points.__wrapped__  # the cache keeps what is really installed
+    read = registry._installed.__wrapped__  # the cache keeps what is really installed
     with pytest.raises(SpecError, match=r"Two packages register the defense 'mine': a:A and b:B\. Uninstall one"):
         read("defense")
     monkeypatch.setattr(metadata, "entry_points", lambda group: points("a:A", "a:A"))
@@ -429,3 +430,25 @@ def test_an_edit_of_an_imported_neighbour_changes_the_digest(
     monkeypatch.syspath_prepend(tmp_path)
     before, after = package_digest(tmp_path, f"gitbench_test_{number}", statement.format(n=number))
     assert before != after
+
+
+def test_the_digest_does_not_depend_on_where_the_packages_lie(tmp_path: Path) -> None:
+    import gitbench
+    import gitbench_defenses
+
+    digests = []
+    for layout in (("same", "same"), ("z", "a")):
+        folders = [tmp_path / "-".join(layout) / name for name in layout]
+        for package, folder in zip((gitbench, gitbench_defenses), folders, strict=True):
+            source = Path(package.__file__).parent
+            shutil.copytree(source, folder / source.name, ignore=shutil.ignore_patterns("__pycache__"))
+        code = (
+            f"import sys; sys.path[:0] = {[str(folder) for folder in folders]!r}\n"
+            "from gitbench import registry\n"
+            "print(registry.digest_of_module('gitbench_defenses.clipping'), registry.__file__)"
+        )
+        found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+        digest, file = found.stdout.split()
+        assert file.startswith(str(tmp_path))
+        digests.append(digest)
+    assert digests[0] == digests[1]

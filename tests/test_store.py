@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from gitbench import leaderboard
-from gitbench.baseline import Baseline, load_baseline, regression
+from gitbench.baseline import Cells, cells_of, key_of, load_baseline
 from gitbench.bench import case_of
+from gitbench.comparison import compare_cell
 from gitbench.errors import ConfigError, GitbenchError, StoreError
 from gitbench.leaderboard import Table
 from gitbench.result import SCHEMA, Baselines, Cost, Environment, Measure, Result
@@ -441,8 +442,10 @@ def test_names_cannot_break_the_table() -> None:
     results = {(defense, attack): [result()] for defense in ("none", NASTY) for attack in ("ig", NASTY)}
     text = leaderboard.render(table(results, dataset=NASTY, model=NASTY))
     found = rows(text)
-    defenses = found[: found.index(next(row for row in found if row[0] == "attack"))]
+    defenses = found[: found.index(next(row for row in found if row[0] in ("flag", "attack")))]
     assert {len(row) for row in defenses} == {5}
+    flags = found[len(defenses) : found.index(next(row for row in found if row[0] == "attack"))]
+    assert {len(row) for row in flags} == {3}
     assert len(defenses) == 4
     for row in defenses:
         for cell in row:
@@ -556,12 +559,18 @@ THEN = RANDOM.normal(5, 3, 32)
 
 def change(difference: np.ndarray | float, *, metric: str = "psnr_gain", tolerance: float = 0.5) -> str | None:
     now, then = result((THEN + difference).tolist(), metric=metric), result(THEN.tolist(), metric=metric)
-    return regression([now], baseline_of(then), metrics=[metric], tolerance=tolerance)
+    return regression(now, baseline_of(then), metric=metric, tolerance=tolerance)
 
 
-def baseline_of(*results: Result, folder: Path | None = None) -> Baseline:
+def regression(now: Result, baseline: Cells, *, metric: str = "psnr_gain", tolerance: float = 0.5) -> str | None:
+    key = key_of(now.case)
+    found = compare_cell(key, baseline[key], cells_of([now])[key], metric=metric, tolerance={metric: tolerance})
+    return found.reason if found.kind in ("regressed", "unpaired") else None
+
+
+def baseline_of(*results: Result, folder: Path | None = None) -> Cells:
     if folder is None:
-        return {json.dumps(found.case.model_dump(mode="json", exclude={"code"}), sort_keys=True): found for found in results}
+        return cells_of(results)
     for found in results:
         Store(folder).save(found)
     return load_baseline(folder)
@@ -571,7 +580,9 @@ def test_one_decibel_more_is_a_regression() -> None:
     # Victims differ by 3 dB among each other, far more than by 1: only pairs can tell.
     told = change(1 + RANDOM.normal(0, 0.5, 32))
     assert told is not None
-    assert re.fullmatch(r"psnr_gain leaks \d\.\d\d more than the baseline \(95 % from 0\.\d\d, tolerance 0\.5\)", told)
+    assert re.fullmatch(
+        r"psnr_gain leaks \d\.\d\d dB \[0\.\d\d, 1\.\d\d\] more than the baseline, on 32 pairs of one seed \(tolerance 0\.5 dB\)", told
+    )
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -600,36 +611,37 @@ def test_regressions_know_which_way_a_metric_leaks(metric: str, leaks: int) -> N
 def test_a_missing_value_is_a_regression() -> None:
     whole, holed = result((1.0, 2.0, 3.0)), result((1.0, None, 3.0))
     for now, then in ((whole, holed), (holed, whole)):
-        assert (
-            regression([now], baseline_of(then), metrics=["psnr_gain"], tolerance=0.5)
-            == "psnr_gain cannot be compared with the baseline: a value is missing"
-        )
-    told = regression([whole], baseline_of(whole), metrics=["ssim"], tolerance=0.5)
-    assert told == "ssim is missing on one side of the comparison with the baseline"
-    told = regression([result((1.0,))], baseline_of(result((1.0,))), metrics=["psnr_gain"], tolerance=0.5)
+        told = regression(now, baseline_of(then))
+        assert told is not None
+        assert "a value is missing" in told
+    told = regression(whole, baseline_of(whole), metric="ssim")
+    assert told is not None
+    assert told.startswith("ssim cannot be compared: a value is missing")
+    told = regression(result((1.0,)), baseline_of(result((1.0,))))
     assert told is not None
     assert "cannot be compared" in told
 
 
 def test_a_cell_that_the_baseline_lacks_is_an_error() -> None:
     baseline = baseline_of(result())
-    assert regression([result()], baseline, metrics=["psnr_gain"], tolerance=0.5) is None
-    for other in ({"seed": 1}, {"defense": "clipping"}, {"threat": "upper-bound"}, {"batch_size": 2}):
+    assert regression(result(), baseline) is None
+    for other in ({"defense": "clipping"}, {"threat": "upper-bound"}, {"batch_size": 2}):
         with pytest.raises(KeyError):
-            regression([result(**other)], baseline, metrics=["psnr_gain"], tolerance=0.5)
+            regression(result(**other), baseline)
+    assert regression(result(seed=1), baseline) == "no seed in common: 0 before, 1 now"
     # Code that changed is what a baseline is for.
-    assert regression([result(code={"core": "edited"})], baseline, metrics=["psnr_gain"], tolerance=0.5) is None
+    assert regression(result(code={"core": "edited"}), baseline) is None
 
 
 def test_a_baseline_is_a_folder_or_a_file(tmp_path: Path) -> None:
     both = [result(), result(seed=1)]
     folder = baseline_of(*both, result(seed=2, error="boom"), folder=tmp_path / "results")
-    assert sorted(found.case.seed for found in folder.values()) == [0, 1]
+    assert [sorted(seeds) for seeds in folder.values()] == [[0, 1]]
     file = tmp_path / "baseline.json"
     file.write_text(f"[{both[0].to_json()}, {both[1].to_json()}]")
     assert load_baseline(file) == folder
     file.write_text(both[0].to_json())
-    assert list(load_baseline(file).values()) == both[:1]
+    assert load_baseline(file) == cells_of(both[:1])
 
 
 @pytest.mark.parametrize(
@@ -675,7 +687,7 @@ def test_of_several_measurements_the_baseline_takes_the_latest(tmp_path: Path) -
         old = result(SAFE, at="2025-01-01T00:00:00+00:00", code={"core": f"old {number}"})
         new = result(LEAKING, at="2025-02-01T00:00:00+00:00", code={"core": f"new {number}"})
         baseline = baseline_of(old, new, folder=tmp_path / str(number))
-        assert list(baseline.values()) == [new]
+        assert baseline == cells_of([new])
 
 
 def test_a_baseline_with_a_value_too_few_is_named(tmp_path: Path) -> None:
@@ -684,7 +696,7 @@ def test_a_baseline_with_a_value_too_few_is_named(tmp_path: Path) -> None:
     path = tmp_path / "baseline.json"
     path.write_text(json.dumps(content))
     try:
-        told = regression([result()], load_baseline(path), metrics=["psnr_gain"], tolerance=0.5)
+        told = regression(result(), load_baseline(path))
     except GitbenchError:
         return
     assert told is not None

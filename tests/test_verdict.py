@@ -100,11 +100,13 @@ def test_seeds_with_unlike_numbers_of_victims_weigh_by_victim() -> None:
 
 
 @given(groups=st.lists(st.lists(finite, min_size=1, max_size=6), min_size=1, max_size=3))
-def test_the_interval_encloses_the_mean_and_lies_within_the_values(groups: list[list[float]]) -> None:
+def test_the_interval_encloses_the_mean_and_that_of_one_seed_lies_within_the_values(groups: list[list[float]]) -> None:
     found, values = interval(groups), [value for group in groups for value in group]
     assert found.mean == pytest.approx(float(np.mean(values)), abs=1e-9)
     if len(values) > 1:
-        assert min(values) - 1e-9 <= found.low <= found.mean <= found.high <= max(values) + 1e-9
+        assert found.low <= found.mean <= found.high
+    if len(values) > 1 and len(groups) == 1:  # seeds that differ say more of other seeds than their values do
+        assert min(values) - 1e-9 <= found.low <= found.high <= max(values) + 1e-9
 
 
 # Verdicts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gitbench.defense import Defense
+from gitbench.defense import Declared, Defense
 from gitbench.update import Update
 
 
@@ -21,6 +21,9 @@ class Clipping(Defense):
         if not max_norm > 0:
             raise ValueError(f"expected max_norm > 0, got {max_norm}")
         self.max_norm = max_norm
+
+    def declared(self, *, batch_size: int) -> Declared:
+        return Declared(max_norm=self.max_norm)
 
     def protect(self, update: Update, *, generator: torch.Generator) -> Update:
         return self.expected(update, observed=update)

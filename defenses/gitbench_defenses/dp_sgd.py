@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gitbench.defense import Defense
+from gitbench.defense import Declared, Defense
 from gitbench.errors import DefenseError
 from gitbench.random import randn_like
 from gitbench.update import Update
@@ -30,6 +30,10 @@ class DpSgd(Defense):
             raise ValueError(f"expected noise_multiplier >= 0 and max_grad_norm > 0, got {noise_multiplier} and {max_grad_norm}")
         self.noise_multiplier = noise_multiplier
         self.max_grad_norm = max_grad_norm
+
+    def declared(self, *, batch_size: int) -> Declared:
+        std = self.noise_multiplier * self.max_grad_norm / batch_size
+        return Declared(noise_std=std, hides=std > 0, max_norm=self.max_grad_norm if std == 0 else None)
 
     def protect(self, update: Update, *, generator: torch.Generator) -> Update:
         clipped = self.expected(update, observed=update)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gitbench.defense import Defense
+from gitbench.defense import Declared, Defense
 from gitbench.random import randn_like
 from gitbench.update import Update
 
@@ -22,6 +22,9 @@ class GaussianNoise(Defense):
         if not std >= 0:
             raise ValueError(f"expected std >= 0, got {std}")
         self.std = std
+
+    def declared(self, *, batch_size: int) -> Declared:
+        return Declared(noise_std=self.std, hides=self.std > 0)
 
     def protect(self, update: Update, *, generator: torch.Generator) -> Update:
         return update.map(lambda _, tensor: tensor + self.std * randn_like(tensor, generator))

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from gitbench.defense import Defense
+from gitbench.defense import Declared, Defense
 from gitbench.update import Update
 
 
@@ -27,6 +27,9 @@ class Pruning(Defense):
             raise ValueError(f"expected scope 'global' or 'layer', got {scope!r}")
         self.rate = rate
         self.scope = scope
+
+    def declared(self, *, batch_size: int) -> Declared:
+        return Declared(zeroed=self.rate)
 
     def protect(self, update: Update, *, generator: torch.Generator) -> Update:
         if self.scope == "global":

@@ -8,10 +8,10 @@ import math
 import torch
 from torch.nn import functional
 
-from gitbench.attack import Refiner
+from gitbench.attack import Candidates, Refiner
 from gitbench.labels import infer_labels
 from gitbench.lbfgs import BatchedLbfgs
-from gitbench.matching import INITS, Init, Objective, check_choice, initial_images
+from gitbench.matching import INITS, Falling, Init, Objective, check_choice, initial_images
 from gitbench.model import last_linear
 from gitbench.observation import Observation
 from gitbench.progress import Progress, TimeUp
@@ -72,7 +72,7 @@ class DLG(Refiner):
 
     def refine(
         self, observation: Observation, start: torch.Tensor | None, *, generator: torch.Generator, progress: Progress
-    ) -> torch.Tensor:
+    ) -> torch.Tensor | Candidates:
         objective = Objective(observation, distance="l2", adapt=self.adapt)
         problem = _Problem(observation, objective, self._fixed_labels(observation), self.init)
         points = problem.start(generator)
@@ -84,6 +84,7 @@ class DLG(Refiner):
         run_loss, since = best_loss.clone(), torch.zeros_like(best_loss)
         # Matched to float32's precision: the squared distance of the gradients against their square.
         matched = _PRECISION * observation.update.flatten().square().sum(1)
+        falling = Falling(self.iterations)
         with contextlib.suppress(TimeUp):
             for iteration in range(self.iterations):
                 active = best_loss > matched
@@ -94,6 +95,7 @@ class DLG(Refiner):
                 losses = torch.where(losses.isfinite(), losses, math.inf)
                 better = losses < best_loss
                 best[better], best_loss[better] = before[better], losses[better]
+                falling.see(iteration, best_loss)
                 since = torch.where(losses < run_loss, 0, since + 1)
                 run_loss = torch.minimum(run_loss, losses)
                 lost = active & ((since > self.patience) | ~losses.isfinite() | ~optimizer.points.isfinite().all(1))
@@ -101,7 +103,7 @@ class DLG(Refiner):
                     optimizer.restart(lost, problem.start(generator))
                     run_loss[lost], since[lost] = math.inf, 0
                 progress("dlg", iteration + 1, self.iterations)
-        return problem.images(best).clamp(0, 1)
+        return Candidates(problem.images(best).clamp(0, 1), still_improving=falling.still)
 
     def _fixed_labels(self, observation: Observation) -> torch.Tensor | None:
         if self.labels == "joint":

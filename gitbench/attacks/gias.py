@@ -12,11 +12,11 @@ from torch import nn
 from torch.func import functional_call, vmap
 from torch.nn import functional
 
-from gitbench.attack import Attack, State
+from gitbench.attack import Attack, Candidates, State
 from gitbench.errors import AttackError
 from gitbench.fitting import Checkpoint, train_network
 from gitbench.labels import infer_labels
-from gitbench.matching import DISTANCES, Distance, Objective, check_choice, total_variation
+from gitbench.matching import DISTANCES, Distance, Falling, Objective, check_choice, total_variation
 from gitbench.observation import Observation
 from gitbench.progress import Progress, TimeUp
 from gitbench.random import seeded
@@ -186,14 +186,22 @@ class GIAS(Attack):
 
     # ------------------------------------------------------------------ the victims
 
-    def run(self, observation: Observation, state: State, *, generator: torch.Generator, progress: Progress) -> torch.Tensor:
+    def run(self, observation: Observation, state: State, *, generator: torch.Generator, progress: Progress) -> Candidates:
         network = self._generator(observation)
         network.load_state_dict(dict(state))
         network.to(observation.device).requires_grad_(False)
         objective = Objective(observation, distance=self.distance, adapt=self.adapt)
         matching = functools.partial(objective, labels=infer_labels(observation))
         codes, images, losses = self._search_codes(network, observation, matching, generator, progress)
-        return self._search_parameters(network, codes, images, losses, matching, progress)
+        falling, steps = Falling(self.iterations), itertools.count()
+
+        def watched(images: torch.Tensor) -> torch.Tensor:
+            found = matching(images)
+            falling.see(next(steps), found)
+            return found
+
+        images = self._search_parameters(network, codes, images, losses, watched, progress)
+        return Candidates(images, still_improving=falling.still)
 
     def _search_codes(
         self,

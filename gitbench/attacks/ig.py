@@ -8,11 +8,12 @@ from collections.abc import Callable
 
 import torch
 
-from gitbench.attack import Refiner
+from gitbench.attack import Candidates, Refiner
 from gitbench.labels import infer_labels
 from gitbench.matching import (
     DISTANCES,
     Distance,
+    Falling,
     Objective,
     check_choice,
     initial_images,
@@ -89,7 +90,7 @@ class IG(Refiner):
 
     def refine(
         self, observation: Observation, start: torch.Tensor | None, *, generator: torch.Generator, progress: Progress
-    ) -> torch.Tensor:
+    ) -> torch.Tensor | Candidates:
         objective = Objective(observation, distance=self.distance, adapt=self.adapt)
         labels = observation.labels if self.labels == "known" else infer_labels(observation)
         shape = (len(labels), observation.batch_size, *observation.input_shape)
@@ -104,7 +105,8 @@ class IG(Refiner):
                 return objective(inputs, labels) + tv * total_variation(inputs)
 
             done, total = restart * self.iterations, self.restarts * self.iterations
-            found, in_time = self._descend(loss_of, first, lr, functools.partial(_tell, progress, done, total))
+            falling = Falling(self.iterations)
+            found, in_time = self._descend(loss_of, first, lr, functools.partial(_tell, progress, done, total), falling)
             with torch.no_grad():
                 loss = objective(found, labels)
             if best is None or best_loss is None:
@@ -115,10 +117,15 @@ class IG(Refiner):
             if not in_time:
                 break
         assert best is not None
-        return best
+        return Candidates(best, still_improving=falling.still)
 
     def _descend(
-        self, loss_of: Callable[[torch.Tensor], torch.Tensor], start: torch.Tensor, lr: float, tell: Callable[[int], None]
+        self,
+        loss_of: Callable[[torch.Tensor], torch.Tensor],
+        start: torch.Tensor,
+        lr: float,
+        tell: Callable[[int], None],
+        falling: Falling,
     ) -> tuple[torch.Tensor, bool]:
         """The last point, and whether all iterations were made before time was up."""
         inputs = start.clone().requires_grad_(True)
@@ -127,7 +134,9 @@ class IG(Refiner):
         in_time = False
         with contextlib.suppress(TimeUp):
             for iteration in range(self.iterations):
-                (gradient,) = torch.autograd.grad(loss_of(inputs).sum(), inputs)
+                losses = loss_of(inputs)
+                falling.see(iteration, losses)
+                (gradient,) = torch.autograd.grad(losses.sum(), inputs)
                 inputs.grad = gradient.sign() if self.signed else gradient
                 optimizer.step()
                 schedule.step()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch.nn import functional
 
+from gitbench.client import blaming
 from gitbench.defense import Defense
 from gitbench.progress import Progress
 from gitbench.transcript.chain import Chain
@@ -102,7 +103,9 @@ class Polish:
         tensors = simulate(self.chain, self._weights, inputs.reshape(-1, *self.chain.layers[0].input_shape), labels)
         each = {name: tensor[:, None] for name, tensor in tensors.items()} if self._defense.needs_per_example else None
         raw = Update(tensors, each)
-        return self._flat(self._defense.expected(raw, observed=observed or raw.detach()))
+        with blaming(self._defense):
+            sent = self._defense.expected(raw, observed=observed or raw.detach())
+        return self._flat(sent)
 
     def _flat(self, update: Update) -> torch.Tensor:
         return torch.cat([update.tensors[name].flatten(1) / deviation for name, deviation in self._deviation.items()], dim=1)

@@ -2,40 +2,132 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
 from gitbench.bench import Bench, case_of
-from gitbench.errors import ConfigError, nearest
+from gitbench.case import Case
+from gitbench.config import Config
+from gitbench.errors import ConfigError, GitbenchError, nearest
+from gitbench.metric import METRICS
 from gitbench.result import Result, Verdict
+from gitbench.statistics import Interval
 from gitbench.store import Store
+from gitbench.verdict import Judgement, judge_results, pooled
+from pytest_gitbench import report as lines
 from pytest_gitbench.options import read_config
 
 if TYPE_CHECKING:
     from gitbench.defense import Defense
 
-# Keywords of the marker: the axes in the plural, and sizes spelled as in [tool.gitbench].
-_AXES = {"attacks": "attack", "models": "model", "datasets": "dataset", "dataset": "dataset"}
-_SIZES = ("profile", "seeds", "victims", "batch_size", "device", "threat", "threshold", "results", "timeout")
+# Keywords of the marker: axes, in the plural too, and sizes spelled as in [tool.gitbench].
+_AXES = {"attacks": "attack", "models": "model", "datasets": "dataset"}
+_OPTIONS = (*_AXES.values(), "profile", "seeds", "victims", "batch_size", "device", "threat", "threshold", "results", "timeout")
 
 
 @dataclass(frozen=True)
-class Report:
-    """A defense against a small matrix. ``str(report)`` is the table and the reasons."""
+class CellReport:
+    """A defense against one attack: all seeds together, judged as ``pytest --gitbench`` judges a cell.
 
-    verdict: Verdict
+    Args:
+        results: one for each seed.
+        judgement: of all of them.
+        metric: the first that is gated.
+        threshold: its threshold.
+        found: its mean and interval.
+        pictures: the truth above the reconstruction, one file for each seed.
+    """
+
     results: tuple[Result, ...]
-    pictures: str
+    judgement: Judgement
+    metric: str
+    threshold: float
+    found: Interval
+    pictures: tuple[Path, ...]
+
+    @property
+    def name(self) -> str:
+        """``dataset/model/defense/attack``."""
+        return self.results[0].case.cell
+
+    @property
+    def victims(self) -> int:
+        """How many batches were attacked, over all seeds."""
+        return sum(result.case.victims for result in self.results)
+
+    @property
+    def error(self) -> str | None:
+        """What the defense or the attack raised."""
+        return next((result.error for result in self.results if result.status == "error"), None)
+
+    @property
+    def margin(self) -> float | None:
+        """From the threshold to the nearer end of the interval, in the metric's unit.
+
+        Above 0 where the defense holds, below 0 where it leaks, 0 where the interval straddles the
+        threshold, None where there is no interval.
+        """
+        low, high = self.found.low, self.found.high
+        if low is None or high is None:
+            return None
+        under, past = self.threshold - high, low - self.threshold
+        if not METRICS[self.metric].higher_leaks:
+            under, past = past, under
+        return under if under > 0 else min(0.0, -past)
+
+    @property
+    def word(self) -> str:
+        """The verdict as the matrix shows it."""
+        if self.error is not None:
+            return "error"
+        if self.judgement.control_failed:
+            return "no control"
+        if self.judgement.blocked:
+            return "no success"
+        return "undecided" if self.judgement.verdict == "inconclusive" else self.judgement.verdict
+
+    @property
+    def figures(self) -> str:
+        """``+12.4 dB [10.2, 14.8]``, empty where nothing was measured."""
+        return lines.figures({"mean": self.found.mean, "low": self.found.low, "high": self.found.high, "metric": self.metric})
+
+
+class Report(str):
+    """A defense against a small matrix. As a text it is the table, the worst attack and the reasons.
+
+    It is a string because pytest cuts the repr of anything else in an assertion's message to 240 characters.
+    """
+
+    __slots__ = ("cells", "verdict")
+    verdict: Verdict
+    cells: tuple[CellReport, ...]
+
+    def __new__(cls, cells: Sequence[CellReport]) -> Self:
+        verdict = overall(cells)
+        self = super().__new__(
+            cls, "\n".join([f"verdict: {verdict}", *_table(cells), *_worst_lines(cells), *_reasons(cells), *_flags(cells)])
+        )
+        self.verdict, self.cells = verdict, tuple(cells)
+        return self
 
     def __repr__(self) -> str:
-        lines = [f"verdict: {self.verdict}"]
-        for result in self.results:
-            lines.append(f"  {result.case.cell} seed {result.case.seed}: {result.verdict}: {result.verdict_reason}")
-            lines.append(f"    picture: {self.pictures}/{result.case_id}.png")
-        return "\n".join(lines)
+        return str(self)
+
+    @property
+    def results(self) -> tuple[Result, ...]:
+        """Every case that was measured: one for each seed of each cell."""
+        return tuple(result for cell in self.cells for result in cell.results)
+
+    @property
+    def worst(self) -> CellReport | None:
+        """The cell that leaks most; None where nothing was measured."""
+        return _worst(self.cells)
 
 
 class Measurer:
@@ -49,44 +141,135 @@ class Measurer:
 
         Raises:
             ConfigError: an unknown option.
+            SpecError: a SPEC cannot be read or names something unknown.
         """
-        marker = self._request.node.get_closest_marker("gitbench")
-        given = {**(marker.kwargs if marker else {}), **options}
-        config = read_config(self._request.config, defense=["none"], **_options(given))
-        store = Store(config.results)
-        bench = Bench(store=store, device=config.device, gate=config.threshold, timeout=config.timeout)
-        results = [
-            bench.measure(
-                case_of(
-                    attack=attack, defense=defense, model=model, dataset=dataset, threat=config.threat, profile=config.profile,
-                    victims=config.victims, batch_size=config.batch_size, seed=seed,
-                ),
-                defense=None if isinstance(defense, str) else defense,
-            )
-            for dataset in config.dataset for model in config.model for attack in config.attack for seed in range(config.seeds)
-        ]  # fmt: skip
-        return Report(overall(results), tuple(results), str(config.results / "pictures"))
+        __tracebackhide__ = True
+        try:
+            return self._measured(defense, options)
+        except GitbenchError as error:
+            raise error.with_traceback(None) from None  # where in gitbench it was found helps nobody
+
+    def _measured(self, defense: Defense | str, options: Mapping[str, Any]) -> Report:
+        given: dict[str, Any] = {}
+        for marker in reversed([*self._request.node.iter_markers("gitbench")]):  # the closest last: it wins
+            if marker.args:
+                raise ConfigError(f"The gitbench marker takes keywords only, got {marker.args[0]!r}. Write attacks=[...], for example.")
+            given |= _options(marker.kwargs)
+        given |= _options(options)
+        config = read_config(self._request.config, defense=["none"], **given)
+        bench = Bench(
+            store=Store(config.results), device=config.device, gate=config.threshold, threads=config.threads, timeout=config.timeout
+        )
+        with _threads_restored():
+            cells = [
+                _cell(bench, config, [_case(config, dataset, model, defense, attack, seed) for seed in range(config.seeds)], defense)
+                for dataset in config.dataset
+                for model in config.model
+                for attack in config.attack
+            ]
+        return Report(cells)
 
 
-def overall(results: Sequence[Result]) -> Verdict:
+def overall(cells: Sequence[CellReport]) -> Verdict:
     """The verdict on a defense: it leaks where any cell does, and holds only where every model has proof.
 
     Cells whose control failed say nothing; a model of which nothing is left is inconclusive.
     """
-    if any(result.verdict == "leaks" for result in results):
+    if any(cell.word == "leaks" for cell in cells):
         return "leaks"
-    telling = [result for result in results if result.status == "error" or "control-failed" not in result.flags]
-    every = {(result.case.dataset, result.case.model) for result in results}
-    proven = {(result.case.dataset, result.case.model) for result in telling}
-    if every == proven and telling and all(result.verdict == "holds" for result in telling):
+    telling = [cell for cell in cells if cell.word != "no control"]
+    every = {_group(cell) for cell in cells}
+    if every == {_group(cell) for cell in telling} and telling and all(cell.word == "holds" for cell in telling):
         return "holds"
     return "inconclusive"
 
 
-def _options(given: dict[str, Any]) -> dict[str, Any]:
-    options = {}
+def _group(cell: CellReport) -> tuple[str, str]:
+    return cell.results[0].case.dataset, cell.results[0].case.model
+
+
+def _case(config: Config, dataset: str, model: str, defense: Defense | str, attack: str, seed: int) -> Case:
+    return case_of(
+        attack=attack, defense=defense, model=model, dataset=dataset, threat=config.threat, profile=config.profile,
+        victims=config.victims, batch_size=config.batch_size, seed=seed,
+    )  # fmt: skip
+
+
+def _cell(bench: Bench, config: Config, cases: Sequence[Case], defense: Defense | str) -> CellReport:
+    results = [bench.measure(case, defense=None if isinstance(defense, str) else defense) for case in cases]
+    controls = None if cases[0].is_control else [bench.measure(case.control()) for case in cases]
+    metric, threshold = next(iter(config.threshold.items()))
+    done = all(result.status == "done" for result in results)
+    return CellReport(
+        results=tuple(results),
+        judgement=judge_results(results, controls, gate=config.threshold),
+        metric=metric,
+        threshold=threshold,
+        found=pooled(results, {metric: None})[metric] if done else Interval(None, None, None),
+        pictures=tuple(config.results / "pictures" / f"{result.case_id}.png" for result in results),
+    )
+
+
+@contextmanager
+def _threads_restored() -> Iterator[None]:
+    """Measuring sets torch's number of threads; the other tests of the suite get theirs back."""
+    before = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            sys.modules["torch"].set_num_threads(before)
+
+
+def _options(given: Mapping[str, Any]) -> dict[str, Any]:
+    options: dict[str, Any] = {}
     for key, value in given.items():
-        if key not in _AXES and key not in _SIZES:
-            raise ConfigError(f"The gitbench marker has no option {key!r}.{nearest(key, (*_AXES, *_SIZES))}")
-        options[_AXES.get(key, key)] = value
+        name = _AXES.get(key, key)
+        if name not in _OPTIONS:
+            raise ConfigError(f"The gitbench marker has no option {key!r}.{nearest(key, (*_AXES, *_OPTIONS))}")
+        if name in options:
+            raise ConfigError(f"The gitbench marker has {key!r} twice, in the plural and without. Keep one of them.")
+        options[name] = value
     return options
+
+
+def _worst(cells: Sequence[CellReport]) -> CellReport | None:
+    def leakage(cell: CellReport) -> float:
+        return (cell.found.mean or 0.0) * (1 if METRICS[cell.metric].higher_leaks else -1)
+
+    return max((cell for cell in cells if cell.found.mean is not None), key=leakage, default=None)
+
+
+def _table(cells: Sequence[CellReport]) -> list[str]:
+    marks = {"holds": "ok", "no control": "s"}
+    return lines.table_lines([(cell.name, f"{marks.get(cell.word, 'F')} {cell.word} {cell.figures}".rstrip()) for cell in cells])
+
+
+def _worst_lines(cells: Sequence[CellReport]) -> list[str]:
+    worst = _worst(cells)
+    if worst is None:
+        return []
+    unit = METRICS[worst.metric].unit
+    limit = f"{worst.threshold:g} {unit}".rstrip()
+    if worst.margin is None:
+        margin = f"none, there is no interval to compare with the threshold of {limit}"
+    elif worst.margin == 0:
+        margin = f"none, the threshold of {limit} lies within the interval"
+    else:
+        side = "under" if worst.margin > 0 else "past"
+        margin = f"{f'{abs(worst.margin):.2f} {unit}'.rstrip()}, the whole interval is {side} the threshold of {limit}"
+    return [
+        f"worst attack: {worst.name}",
+        f"  {worst.metric} {worst.figures} of {worst.victims} victims",
+        f"  margin: {margin}",
+        *(f"  picture: {path} (the truth above the reconstruction)" for path in worst.pictures),
+    ]
+
+
+def _flags(cells: Sequence[CellReport]) -> list[str]:
+    return lines.flag_lines({cell.name: sorted({flag for result in cell.results for flag in result.flags}) for cell in cells})
+
+
+def _reasons(cells: Sequence[CellReport]) -> list[str]:
+    open_ones = [cell for cell in cells if cell.word != "holds"]
+    return ["why:", *(f"  {cell.name}: {cell.error or cell.judgement.reason}" for cell in open_ones)] if open_ones else []

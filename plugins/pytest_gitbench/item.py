@@ -23,6 +23,8 @@ class Outcome:
     gain: tuple[float | None, float | None, float | None]
     metric: str
     case_ids: tuple[str, ...]
+    flags: tuple[str, ...] = ()
+    baseline: str = ""  # what the comparison with the baseline found: a kind of change, and why
 
 
 class CellItem(pytest.Item):
@@ -42,6 +44,8 @@ class CellItem(pytest.Item):
             ("high", high),
             ("case_ids", " ".join(outcome.case_ids)),
             ("reason", outcome.reason),
+            ("flags", " ".join(outcome.flags)),
+            ("baseline", outcome.baseline),
         ]
         if outcome.status == "failed":
             pytest.fail(outcome.reason, pytrace=False)

@@ -22,8 +22,8 @@ _VALUES = (
     ("threat", "NAME", "What the attacker is granted: server (default), eavesdropper or upper-bound"),
     ("results", "DIR", "Where results and trained attack models are kept (default: .gitbench)"),
     ("leaderboard", "DIR", "Where the Markdown goes (default: leaderboards); none writes nothing"),
-    ("baseline", "PATH", "Fail where leakage got worse than in this results folder or file"),
-    ("tolerance", "VALUE", "How much worse than the baseline is accepted (default: 0.5)"),
+    ("baseline", "PATH", "Fail where leakage got worse than in this results folder, or file of gitbench baseline"),
+    ("tolerance", "DB", "How much worse than the baseline is accepted, in dB (default: 0.5); other metrics in proportion"),
 )
 _LISTS = (
     ("attack", "SPEC", "Attack, for example ig(iterations=1000) or ridge+ig; repeatable, replaces that axis"),
@@ -44,12 +44,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--gitbench-fresh", action="store_true", default=None, help="Measure again what is stored already")
 
 
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    from pytest_gitbench import hooks
+
+    pluginmanager.add_hookspecs(hooks)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
         "gitbench(attacks, models, dataset, victims, ...): what the gitbench_evaluate fixture measures in this test.",
     )
-    if config.option.gitbench and not config.option.help and not config.option.version:
+    if config.option.help or config.option.version:
+        return
+    if config.hook.pytest_gitbench_register.get_hookimpls():
+        from pytest_gitbench.extensions import registered
+
+        registered(config)
+    if config.option.gitbench:
         from pytest_gitbench.session import GitbenchSession
 
         config.pluginmanager.register(GitbenchSession(config), "gitbench-session")

@@ -9,6 +9,9 @@ import pytest
 
 from gitbench.spec import split_outside
 
+_NAMED = 3  # cells per flag
+Row = tuple[str, str, str]
+"""Dataset, model and defense of a row of the matrix, as labels."""
 SYMBOLS = {"passed": "ok", "failed": "F", "skipped": "s", "xfailed": "x"}
 
 
@@ -27,9 +30,10 @@ def figures(found: Mapping[str, Any]) -> str:
     mean, low, high = found.get("mean"), found.get("low"), found.get("high")
     if mean is None:
         return ""
-    unit = " dB" if str(found.get("metric", "")).startswith("psnr") else ""
-    bounds = f" [{low:.1f}, {high:.1f}]" if low is not None and high is not None else ""
-    return f"{mean:+.1f}{unit}{bounds}"
+    decibel = str(found.get("metric", "")).startswith("psnr")
+    digits = ".1f" if decibel else ".3f"
+    bounds = f" [{low:{digits}}, {high:{digits}}]" if low is not None and high is not None else ""
+    return f"{mean:+{digits}}{' dB' if decibel else ''}{bounds}"
 
 
 def duration(seconds: float) -> str:
@@ -95,25 +99,85 @@ def progress_line(report: pytest.TestReport, done: int, total: int, left: float 
     return f"[{done:{width}}/{total}] {symbol:2} {name}  {word} {figures(found)}  {report.duration:.1f} s{tail}"
 
 
-def matrix_lines(reports: Sequence[pytest.TestReport]) -> list[str]:
-    """The matrix: one table per dataset and model, a row per defense, a column per attack."""
-    groups: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
+def matrix_lines(reports: Sequence[pytest.TestReport], columns: Mapping[Row, Mapping[str, str]]) -> list[str]:
+    """The matrix: one table per dataset and model, a row per defense, a column per attack, and what plugins add to rows."""
+    cells = []
     for report in reports:
-        dataset, model, defense, attack = split_name(report.nodeid.partition("::")[2])
         found = properties(report)
-        cell = f"{SYMBOLS[status_of(report)]} {found.get('gitbench', 'error')} {figures(found)}".strip()
-        groups.setdefault((dataset, model), {}).setdefault(defense, {})[attack] = cell
+        shown = f"{SYMBOLS[status_of(report)]} {found.get('gitbench', 'error')} {figures(found)}".strip()
+        cells.append((report.nodeid.partition("::")[2], shown))
+    return table_lines(cells, columns)
+
+
+def table_lines(cells: Sequence[tuple[str, str]], columns: Mapping[Row, Mapping[str, str]] | None = None) -> list[str]:
+    """The same from names of cells (``dataset/model/defense/attack``) and what to show of them."""
+    groups: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
+    for name, shown in cells:
+        dataset, model, defense, attack = split_name(name)
+        groups.setdefault((dataset, model), {}).setdefault(defense, {})[attack] = shown
+    for (dataset, model, defense), added in (columns or {}).items():
+        row = groups.get((dataset, model), {}).get(defense)
+        if row is not None:
+            row.update({heading: text for heading, text in added.items() if heading not in row})
     lines = []
     for (dataset, model), rows in groups.items():
-        attacks = list(dict.fromkeys(attack for row in rows.values() for attack in row))
+        headings = list(dict.fromkeys(heading for row in rows.values() for heading in row))
         table = [
-            [f"{dataset}/{model}", *attacks],
-            *([defense, *(row.get(attack, "") for attack in attacks)] for defense, row in rows.items()),
+            [f"{dataset}/{model}", *headings],
+            *([defense, *(row.get(heading, "") for heading in headings)] for defense, row in rows.items()),
         ]
         widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
         lines += ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in table]
         lines.append("")
     return lines
+
+
+def flags_of(reports: Sequence[pytest.TestReport]) -> dict[str, list[str]]:
+    """The flags of each cell, by its name."""
+    return {report.nodeid.partition("::")[2]: str(properties(report).get("flags") or "").split() for report in reports}
+
+
+def flag_lines(flags: Mapping[str, Sequence[str]]) -> list[str]:
+    """For each kind of doubt what to do, and which cells raised it.
+
+    Args:
+        flags: of each cell, by its name.
+    """
+    from gitbench.flags import FLAGS
+
+    cells: dict[str, list[str]] = {}
+    for cell, names in flags.items():
+        for name in names:
+            cells.setdefault(name, []).append(cell)
+    lines = []
+    for name, named in sorted(cells.items()):
+        shown = ", ".join(named[:_NAMED]) + (f" and {len(named) - _NAMED} more" if len(named) > _NAMED else "")
+        advice = f": {FLAGS[name].what_to_do}" if name in FLAGS else ""
+        lines += [f"flag {name}{advice}", f"      {shown}"]
+    return [*lines, "docs/flags.md explains the flags", ""] if lines else []
+
+
+def baseline_lines(reports: Sequence[pytest.TestReport], not_run: Sequence[str], path: str) -> list[str]:
+    """What became of every cell of this run and of the baseline: how many were compared, and which could not be.
+
+    Args:
+        reports: of the cells that ran.
+        not_run: the cells of the baseline that did not.
+        path: of the baseline.
+    """
+    found = {report.nodeid.partition("::")[2]: str(properties(report).get("baseline") or "not measured") for report in reports}
+    kinds = {name: text.partition(": ")[0] for name, text in found.items()}
+    compared = [kind for kind in kinds.values() if kind in ("regressed", "improved", "unchanged")]
+    told = [
+        f"baseline {path}: {len(compared)} cells compared, {compared.count('regressed')} regressed, {compared.count('improved')} improved"
+    ]
+    for name, kind in kinds.items():
+        if kind == "new":
+            told.append(f"  not in the baseline: {name}")
+        elif kind not in ("regressed", "improved", "unchanged"):
+            told.append(f"  not compared: {name}: {found[name].removeprefix('unpaired: ')}")
+    told += [f"  in the baseline, not run: {name}" for name in not_run]
+    return [*told, ""]
 
 
 def split_name(name: str) -> tuple[str, str, str, str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from gitbench.baseline import Baseline, regression
+from gitbench.baseline import Cells, cells_of, key_of
 from gitbench.bench import Bench
+from gitbench.comparison import compare_cell, tolerances
 from gitbench.config import Cell, Config
 from gitbench.result import TIMED_OUT, Result
 from gitbench.store import Store
@@ -36,7 +38,7 @@ class Runner:
         store: Store,
         *,
         selected: Sequence[Cell],
-        baseline: Baseline | None,
+        baseline: Cells | None,
         started: float,
         progress: Progress,
     ) -> None:
@@ -83,14 +85,28 @@ class Runner:
         controls = None if cell.is_control else self._controls(cell)
         judgement = judge_results(results, controls, gate=self._config.threshold)
         status, reason, word = self._status(cell, results, controls, judgement)
-        if self._baseline is not None and status != "failed":
-            try:
-                worse = regression(results, self._baseline, metrics=list(self._config.threshold), tolerance=self._config.tolerance)
-            except KeyError:
-                worse, reason = None, f"{reason}; not in the baseline"
-            if worse:
-                status, reason, word = "failed", f"regression: {worse}", "worse"
-        return self._outcome(status, reason, word, results)
+        told = self._compared(results)
+        kind, _, why = told.partition(": ")
+        if kind in ("regressed", "unpaired") and word != "error":
+            # A cell that fails anyway says so first.
+            reason = f"{reason}; regression: {why}" if status == "failed" else f"regression: {why}"
+            status, word = "failed", word if status == "failed" else "worse"
+        return dataclasses.replace(self._outcome(status, reason, word, results), baseline=told)
+
+    def _compared(self, results: Sequence[Result]) -> str:
+        """The worst that the comparison with the baseline found: ``kind`` or ``kind: why``; empty without a baseline."""
+        if self._baseline is None:
+            return ""
+        key = key_of(results[0].case)
+        if key not in self._baseline:
+            return "new"
+        now = cells_of(results)[key]
+        changes = [
+            compare_cell(key, self._baseline[key], now, metric=metric, tolerance=tolerances(self._config.tolerance))
+            for metric in self._config.threshold
+        ]
+        worst = min(changes, key=lambda change: ("regressed", "unpaired", "improved", "unchanged").index(change.kind))
+        return f"{worst.kind}: {worst.reason}" if worst.reason else worst.kind
 
     def _status(
         self, cell: Cell, results: Sequence[Result], controls: Sequence[Result] | None, judgement: Judgement
@@ -108,6 +124,8 @@ class Runner:
             return ("xfailed" if cell.known_leak else "failed"), judgement.reason, "leaks"
         if judgement.verdict == "holds":
             return "passed", judgement.reason, "holds"
+        if judgement.blocked:
+            return ("xfailed" if cell.known_leak else "failed"), judgement.reason, "no success"
         if judgement.control_failed:
             if self._some_control_leaks(cell):
                 return "skipped", judgement.reason, "no control"
@@ -152,6 +170,7 @@ class Runner:
             gain=gain,
             metric=metric,
             case_ids=tuple(result.case_id for result in results),
+            flags=tuple(sorted({flag for result in results for flag in result.flags})),
         )
 
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from gitbench import leaderboard
-from gitbench.baseline import load_baseline
+from gitbench.baseline import key_of, load_baseline
 from gitbench.config import Cell, make_cells
 from gitbench.errors import GitbenchError
 from gitbench.result import Result
 from gitbench.store import Store
 from pytest_gitbench import report as lines
+from pytest_gitbench.extensions import added_columns, added_lines, shaped
 from pytest_gitbench.item import RUN_ID, CellItem, Matrix, Outcome
 from pytest_gitbench.options import read_config
 from pytest_gitbench.runner import Runner
@@ -43,7 +44,7 @@ class GitbenchSession:
         config.args = []  # only the matrix is collected
         try:
             self.config = read_config(config)
-            self.cells = make_cells(self.config)
+            self.cells = shaped(config, self.config, make_cells(self.config))
             self._baseline = load_baseline(self.config.baseline) if self.config.baseline else None
         except GitbenchError as error:
             raise pytest.UsageError(f"gitbench: {error}") from None
@@ -145,10 +146,13 @@ class GitbenchSession:
 
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        terminal = self._terminal
-        if terminal is None or not self._is_final(report):
+        if self._worker or not self._is_final(report):
             return
         self._reports[report.nodeid] = report
+        self._show_result(report)
+        terminal = self._terminal
+        if terminal is None:
+            return
         attack = lines.split_name(report.nodeid.partition("::")[2])[3]
         self._durations.setdefault(attack, []).append(report.duration)
         if terminal.verbosity == 0:
@@ -159,6 +163,17 @@ class GitbenchSession:
             if terminal.isatty:
                 terminal.rewrite("", erase=True)
             terminal.write_line(lines.progress_line(report, len(self._reports), total, left))
+
+    def _show_result(self, report: pytest.TestReport) -> None:
+        hook = self._pytest_config.hook.pytest_gitbench_result
+        if hook.get_hookimpls():
+            cell = next(cell for cell in self.cells if f"{RUN_ID}::{cell.name}" == report.nodeid)
+            hook(config=self._pytest_config, cell=cell, outcome=lines.status_of(report), results=tuple(self._stored(report)))
+
+    def _stored(self, report: pytest.TestReport) -> list[Result]:
+        """The results behind a report, from the store: with xdist another process has measured them."""
+        found = [self.store.load(case_id) for case_id in str(lines.properties(report).get("case_ids", "")).split()]
+        return [result for result in found if result is not None]
 
     def _expected(self) -> Sequence[Cell]:
         return self._selected or self.cells  # the controller of xdist collects nothing itself
@@ -176,16 +191,36 @@ class GitbenchSession:
         if self._reports:
             ordered = [self._reports[key] for key in (f"{RUN_ID}::{cell.name}" for cell in self.cells) if key in self._reports]
             terminalreporter.section("gitbench")
-            for line in (*lines.matrix_lines(ordered), *lines.LEGEND, "", *self._publish()):
+            columns, added = self._extended(ordered)
+            told = (*lines.flag_lines(lines.flags_of(ordered)), *self._compared(ordered))
+            for line in (*lines.matrix_lines(ordered, columns), *added, *lines.LEGEND, "", *told, *self._publish(columns)):
                 terminalreporter.write_line(line)
         return (yield)
 
-    def _publish(self) -> list[str]:
+    def _extended(self, reports: Sequence[pytest.TestReport]) -> tuple[dict[lines.Row, dict[str, str]], list[str]]:
+        """Columns and lines that other plugins add to the summary."""
+        hook = self._pytest_config.hook
+        if not (hook.pytest_gitbench_columns.get_hookimpls() or hook.pytest_gitbench_summary.get_hookimpls()):
+            return {}, []
+        done = [result for report in reports for result in self._stored(report) if result.status == "done"]
+        try:
+            added = added_lines(self._pytest_config, done)
+            return added_columns(self._pytest_config, done), [*added, ""] if added else []
+        except GitbenchError as error:  # the verdicts stand; only what was to be added is missing
+            return {}, [f"gitbench: {error}", ""]
+
+    def _compared(self, reports: Sequence[pytest.TestReport]) -> list[str]:
+        if self._baseline is None:
+            return []
+        run = {key_of(cell.cases[0]) for cell in self.cells if f"{RUN_ID}::{cell.name}" in self._reports}
+        return lines.baseline_lines(reports, [str(key) for key in sorted(self._baseline) if key not in run], str(self.config.baseline))
+
+    def _publish(self, columns: Mapping[lines.Row, Mapping[str, str]]) -> list[str]:
         """Write the leaderboards that are complete; say what the others lack, and what to type next."""
         told = []
         if self.config.leaderboard is not None:
             for group in dict.fromkeys(cell.group for cell in self.cells):
-                told.append(self._publish_one(group, self.config.leaderboard))
+                told.append(self._publish_one(group, self.config.leaderboard, columns))
         told.append(f"pictures: {self.config.results / 'pictures'}")
         worst = next((report for report in self._reports.values() if report.failed), None)
         if worst is not None:
@@ -196,12 +231,13 @@ class GitbenchSession:
             told.append("next: test your own defense: pytest --gitbench --gitbench-defense path/to/file.py:Name")
         return told
 
-    def _publish_one(self, group: tuple[str, str], folder: Path) -> str:
+    def _publish_one(self, group: tuple[str, str], folder: Path, columns: Mapping[lines.Row, Mapping[str, str]]) -> str:
         try:
             results, skipped, expected = self._results_of(group)
             if not results:
                 return f"leaderboard {'/'.join(group)}: not written, nothing was measured"
-            table = leaderboard.table_of(self.config, group, results, skipped)
+            added = {defense: texts for (*where, defense), texts in columns.items() if tuple(where) == group}
+            table = leaderboard.table_of(self.config, group, results, skipped, columns=added)
             path, refused = leaderboard.write(table, folder, expected)
         except GitbenchError as error:
             return f"leaderboard {'/'.join(group)}: not written, {error}"

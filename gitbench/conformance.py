@@ -1,0 +1,148 @@
+"""Is a defense what it says it is? Asked in milliseconds, before any attack runs."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from gitbench.client import blaming, gradients, protect
+from gitbench.data import Split
+from gitbench.defense import Defense, fresh
+from gitbench.errors import DefenseError
+from gitbench.random import make_generator
+from gitbench.update import Update
+
+_SEEDS = 16  # draws that must not all be the same for two victims: a fair coin is thrown, too
+_ROUNDING = 1e-4  # relative slack of a declared bound
+_SIGMAS = 6.0  # of an estimate of the noise's deviation
+
+
+def check_conformance(defense: Defense, model: nn.Module, public: Split, *, batch_size: int) -> bool:
+    """Check a defense on three batches of public images, the first two of which are the same.
+
+    Shapes, types and finiteness of what it returns; that it leaves its arguments as they were; that the same
+    seed gives the same update, and two victims of the same batch get their own randomness; that what it
+    declares (:meth:`gitbench.Defense.declared`) is true. State does not carry over: each check has a copy.
+
+    Args:
+        defense: to check.
+        model: that the server and the clients share.
+        public: images to try it on.
+        batch_size: of each victim.
+
+    Returns:
+        Whether the defense draws random numbers.
+
+    Raises:
+        DefenseError: naming the defense, what was expected, what was found and what to do.
+    """
+    check = _Check(defense, model, public, batch_size)
+    first, again, other = check.sent(0), check.sent(0), check.sent(1)
+    if not _same(first, again):
+        raise check.error(
+            "sent two different updates for the same seed, expected the same",
+            "Draw all randomness from the generator it is given (gitbench.randn_like), and keep no state between calls.",
+        )
+    random = not _same(first, other)
+    if random and all(_same(_row(sent, 0), _row(sent, 1)) for sent in (first, other, *(check.sent(seed) for seed in range(2, _SEEDS)))):
+        raise check.error(
+            "drew the same randomness for every victim, expected fresh randomness for each",
+            "Draw tensors of the stacked shape (V, ...): who knows one victim's update would know everybody's noise.",
+        )
+    check.declared(first, other)
+    return random
+
+
+class _Check:
+    def __init__(self, defense: Defense, model: nn.Module, public: Split, batch_size: int) -> None:
+        self._defense = defense
+        self._model = model
+        self._batch_size = batch_size
+        rows = torch.arange(2 * batch_size).reshape(2, batch_size)[[0, 0, 1]] % len(public)
+        self._inputs, self._labels = public.inputs[rows], public.labels[rows]
+        self.raw: Update | None = None
+
+    def sent(self, seed: int) -> Update:
+        defense = fresh(self._defense)
+        generator = make_generator(seed, "conformance")
+        inputs, labels = self._inputs.clone(), self._labels.clone()
+        with blaming(self._defense):
+            batch = defense.prepare(inputs, labels, generator=generator)
+        prepared = self._prepared(batch)
+        if not torch.equal(inputs, self._inputs) or not torch.equal(labels, self._labels):
+            raise self.error("changed the batch that prepare() was given, expected it untouched", "Return new tensors.")
+        raw = gradients(self._model, *prepared, per_example=defense.needs_per_example)
+        if all(torch.equal(part[0], part[1]) for part in prepared):
+            raw = _twins(raw)  # the last bit may depend on the place in the stack
+        before = raw.detach()
+        found = protect(raw, defense=defense, generator=generator)
+        if not _same(raw, before):
+            raise self.error("changed the update that protect() was given, expected it untouched", "Return update.map(...) instead.")
+        self.raw = before
+        return found
+
+    def _prepared(self, batch: object) -> tuple[torch.Tensor, torch.Tensor]:
+        found = batch if isinstance(batch, tuple) and len(batch) == 2 else None
+        if found is None or not all(isinstance(part, torch.Tensor) for part in found):
+            raise self.error(f"returned {type(batch).__name__} from prepare(), expected inputs and labels", "Return two tensors.")
+        inputs, labels = found
+        wanted = (len(self._inputs), *self._inputs.shape[2:])
+        if inputs.ndim != 5 or (len(inputs), *inputs.shape[2:]) != wanted or labels.shape[:2] != inputs.shape[:2]:
+            raise self.error(
+                f"returned inputs {tuple(inputs.shape)} and labels {tuple(labels.shape)} from prepare(), expected "
+                f"{tuple(self._inputs.shape)} and {tuple(self._labels.shape)}; only the batch's size may change",
+                "Victims come first, then the batch.",
+            )
+        if inputs.dtype != self._inputs.dtype or inputs.device != self._inputs.device or not torch.isfinite(inputs).all():
+            raise self.error(
+                f"returned {inputs.dtype} inputs on {inputs.device} from prepare(), expected finite {self._inputs.dtype} on "
+                f"{self._inputs.device}",
+                "Keep type and device, and avoid NaN.",
+            )
+        return inputs, labels
+
+    def declared(self, first: Update, other: Update) -> None:
+        promised = self._defense.declared(batch_size=self._batch_size)
+        flat = first.flatten()
+        if promised.max_norm is not None:
+            norm = float(flat.norm(dim=1).max())
+            if norm > promised.max_norm * (1 + _ROUNDING):
+                raise self.error(f"declares updates no longer than {promised.max_norm:g}, sent one of {norm:.4g}", _DECLARATION)
+        if promised.zeroed is not None:
+            share = float((flat == 0).double().mean(1).min())
+            slack = 0.5 * len(first.tensors) / flat.shape[1]  # each tensor rounds
+            if share < promised.zeroed - slack - 1e-9:
+                raise self.error(f"declares that it zeroes {promised.zeroed:.2%} of the entries, zeroed {share:.2%}", _DECLARATION)
+        if promised.noise_std is not None:
+            # The difference of two draws: what is not noise drops out.
+            difference = (flat - other.flatten())[1:].flatten().double()
+            found = float(difference.square().mean().sqrt()) / math.sqrt(2)
+            slack = promised.noise_std * (_SIGMAS / math.sqrt(2 * difference.numel()) + _ROUNDING)
+            if abs(found - promised.noise_std) > slack:
+                raise self.error(f"declares noise of standard deviation {promised.noise_std:g}, adds {found:.4g}", _DECLARATION)
+        if promised.hides and self.raw is not None and any(_same(_row(first, row), _row(self.raw, row)) for row in range(flat.shape[0])):
+            raise self.error("declares that it never sends the raw gradient, and sent it", _DECLARATION)
+
+    def error(self, found: str, to_do: str) -> DefenseError:
+        return DefenseError(f"The defense {self._defense!r} {found}. {to_do}")
+
+
+_DECLARATION = "Correct protect() or declared()."
+
+
+def _same(one: Update, other: Update) -> bool:
+    return all(torch.equal(tensor, other.tensors[name]) for name, tensor in one.tensors.items())
+
+
+def _row(update: Update, row: int) -> Update:
+    return update.map(lambda _, tensor: tensor[row])
+
+
+def _twins(update: Update) -> Update:
+    def twin(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.cat([tensor[:1], tensor[:1], tensor[2:]])
+
+    each = None if update.per_example is None else {name: twin(tensor) for name, tensor in update.per_example.items()}
+    return Update({name: twin(tensor) for name, tensor in update.tensors.items()}, each)

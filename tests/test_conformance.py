@@ -1,0 +1,241 @@
+"""Bad defenses are caught before any attack runs, or by a flag beside the verdict; good ones pass."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import gitbench
+from gitbench.conformance import check_conformance
+from gitbench.data import Data
+from gitbench.defense import Declared, Defense, load_defense
+from gitbench.errors import DefenseError
+from gitbench.random import randn_like
+from gitbench.update import Update
+
+
+class Custom(gitbench.Defense):
+    """Protects as the test says."""
+
+    def __init__(self, *, how=None, promise: Declared | None = None):
+        self.how = how
+        self.promise = promise
+
+    def __repr__(self) -> str:
+        return "Custom()"
+
+    def protect(self, update, *, generator):
+        return update.map(lambda name, tensor: self.how(name, tensor, generator))
+
+    def declared(self, *, batch_size):
+        return self.promise or Declared()
+
+
+def reused(name: str, tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return tensor + 0.1 * torch.randn(tensor.shape[1:], generator=generator)
+
+
+def from_elsewhere(name: str, tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return tensor + 0.1 * torch.randn(tensor.shape)
+
+
+def in_place(name: str, tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return tensor.mul_(0.5)
+
+
+def noisy(name: str, tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return tensor + 0.1 * randn_like(tensor, generator)
+
+
+def identity(name: str, tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return tensor.clone()
+
+
+class Counting(gitbench.Defense):
+    """Raises on the third call."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def protect(self, update, *, generator):
+        self.calls += 1
+        if self.calls == 3:
+            raise RuntimeError("the third call")
+        return update.map(lambda name, tensor: tensor * 0.5)
+
+
+class Preparing(gitbench.Defense):
+    def __init__(self, *, what: str):
+        self.what = what
+
+    def prepare(self, inputs, labels, *, generator):
+        if self.what == "one":
+            return inputs
+        if self.what == "flat":
+            return inputs.flatten(1), labels
+        if self.what == "nan":
+            return inputs * float("nan"), labels
+        return inputs.mul_(0.5), labels
+
+
+def check(defense: Defense, data: Data, *, model: str = "mlp", batch_size: int = 1) -> bool:
+    return check_conformance(defense, gitbench.load_model(model, data), data.public, batch_size=batch_size)
+
+
+@pytest.mark.parametrize(
+    ("spec", "random"),
+    [
+        ("clipping(max_norm=0.5)", False),
+        ("pruning(rate=0.9)", False),
+        ("pruning(rate=0.37, scope='layer')", False),
+        ("gaussian_noise(std=0.01)", True),
+        ("gaussian_noise(std=10.0)", True),
+        ("dp_sgd(noise_multiplier=1.0)", True),
+        ("dp_sgd(noise_multiplier=0.0)", False),
+        ("parameter_drift(epochs=1, samples=8)", False),
+        ("clipping(max_norm=1.0) | gaussian_noise(std=0.1)", True),
+        ("gaussian_noise(std=0.1) | pruning(rate=0.5)", True),
+        ("gaussian_noise(std=0.1) | clipping(max_norm=1.0)", True),
+    ],
+)
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_the_built_in_defenses_conform(spec: str, random: bool, batch_size: int, data: Data) -> None:
+    assert check(load_defense(spec), data, batch_size=batch_size) is random
+
+
+@pytest.mark.parametrize(
+    ("defense", "message"),
+    [
+        (Custom(how=reused), "same randomness for every victim"),
+        (Custom(how=from_elsewhere), "two different updates for the same seed"),
+        (Custom(how=in_place), "changed the update that protect"),
+        (Custom(how=lambda name, tensor, _: tensor * float("nan") if "weight" in name else tensor), "NaN"),
+        (Custom(how=lambda name, tensor, _: tensor.double()), "expected torch.float32"),
+        (Custom(how=lambda name, tensor, _: tensor[:1]), "victims come first"),
+        (Custom(how=noisy, promise=Declared(noise_std=0.2)), r"declares noise of standard deviation 0.2, adds 0\.(09|10)"),
+        (Custom(how=identity, promise=Declared(max_norm=1e-3)), "declares updates no longer than 0.001"),
+        (Custom(how=identity, promise=Declared(zeroed=0.9)), "declares that it zeroes 90.00%"),
+        (Custom(how=identity, promise=Declared(hides=True)), "never sends the raw gradient, and sent it"),
+        (Preparing(what="one"), r"returned Tensor from prepare\(\)"),
+        (Preparing(what="flat"), "only the batch's size may change"),
+        (Preparing(what="nan"), "avoid NaN"),
+        (Preparing(what="in place"), "changed the batch that prepare"),
+    ],
+)
+def test_what_does_not_conform_is_named(defense: Defense, message: str, data: Data) -> None:
+    with pytest.raises(DefenseError, match=message) as caught:
+        check(defense, data)
+    assert repr(defense) in str(caught.value)
+
+
+def test_a_coin_that_falls_alike_now_and_then_is_fresh_randomness(data: Data) -> None:
+    class Coin(gitbench.Defense):
+        def protect(self, update, *, generator):
+            keep = torch.rand(update.victims, generator=generator) < 0.5
+            return update.map(lambda name, tensor: tensor * keep.reshape(-1, *[1] * (tensor.ndim - 1)))
+
+    assert check(Coin(), data) is True
+
+
+def test_the_check_leaves_the_defense_as_it_was(data: Data) -> None:
+    defense = Counting()
+    assert check(defense, data) is False
+    assert defense.calls == 0
+
+
+def test_the_check_takes_milliseconds(data: Data) -> None:
+    model, defense = gitbench.load_model("lenet", data), load_defense("gaussian_noise(std=0.1)")
+    check_conformance(defense, model, data.public, batch_size=1)  # torch's first calls are slow
+    start = time.perf_counter()
+    check_conformance(defense, model, data.public, batch_size=1)
+    assert time.perf_counter() - start < 1.0  # 30 ms on an idle machine
+
+
+# ------------------------------------------------------------------ six bad defenses, through the whole chain
+
+
+@pytest.fixture
+def options(tiny_npz: Path) -> dict[str, object]:
+    dataset = f"npz(path={str(tiny_npz)!r})"
+    return {"attack": "ridge(limit=90)", "model": "mlp", "dataset": dataset, "victims": 8, "device": "cpu", "profile": "quick"}
+
+
+def scaled(factor: float) -> Custom:
+    return Custom(how=lambda name, tensor, _: tensor * factor)
+
+
+def test_the_identity_in_disguise_leaks_and_is_flagged(options) -> None:
+    result = gitbench.evaluate(defense=Custom(how=lambda name, tensor, _: (tensor * 4 + 0.0) / 4), **options)
+    assert result.verdict == "leaks"
+    assert "raw-update" in result.flags
+
+
+def test_nan_on_one_layer_is_an_error(options) -> None:
+    result = gitbench.evaluate(
+        defense=Custom(how=lambda name, tensor, _: tensor * float("nan") if name.endswith("bias") else tensor), **options
+    )
+    assert (result.status, result.verdict) == ("error", "inconclusive")
+    assert "NaN" in result.error
+
+
+def test_noise_reused_across_victims_is_an_error(options) -> None:
+    result = gitbench.evaluate(defense=Custom(how=reused), **options)
+    assert result.status == "error"
+    assert "same randomness for every victim" in result.error
+
+
+def test_scaling_by_a_millionth_is_no_success(options) -> None:
+    result = gitbench.evaluate(defense=scaled(1e-6), **options)
+    assert {"vanishing-update", "scale-changed"} <= set(result.flags)
+    assert result.verdict != "holds"
+
+
+def test_zeroing_everything_is_no_success(options) -> None:
+    result = gitbench.evaluate(defense=scaled(0.0), **options)
+    assert {"vanishing-update", "destroys-utility"} <= set(result.flags)
+    assert result.verdict == "inconclusive"
+    assert "no success" in result.verdict_reason
+
+
+@pytest.mark.parametrize("attack", ["lti(limit=60, epochs=2)", "ig(iterations=3)"])
+def test_raising_on_the_third_call_names_the_defense(attack: str, options) -> None:
+    result = gitbench.evaluate(**{**options, "defense": Counting(), "attack": attack})
+    assert result.status == "error"
+    assert "The defense Counting raised" in result.error
+    assert "the third call" in result.error
+
+
+def test_a_gradient_that_points_back_destroys_utility(options) -> None:
+    result = gitbench.evaluate(defense=scaled(-1.0), **options)
+    assert "destroys-utility" in result.flags
+    assert result.utility.alignment.mean == pytest.approx(-1)
+    assert result.utility.descent <= 0
+
+
+def test_utility_of_simple_defenses_is_what_arithmetic_says(options) -> None:
+    half = gitbench.evaluate(defense=scaled(0.5), **options).utility
+    assert half.alignment.values == pytest.approx([0.5] * 8)
+    assert half.cosine == pytest.approx(1)
+    assert half.descent == pytest.approx(1, abs=1e-3)
+    assert half.norm_ratio == pytest.approx(0.5)
+    assert (half.equal, half.random) == (0, False)
+    noise = gitbench.evaluate(**{**options, "defense": "gaussian_noise(std=0.001)"}).utility
+    assert noise.random
+    assert noise.alignment.mean == pytest.approx(1, abs=0.01)
+
+
+def test_the_control_carries_no_utility(options) -> None:
+    result = gitbench.evaluate(defense="none", **options)
+    assert result.utility is None
+    assert "raw-update" not in result.flags
+
+
+def test_dp_sgd_conforms_with_what_it_declares_for_batches(data: Data) -> None:
+    update = Update({"w": torch.zeros(2, 3)}, {"w": torch.ones(2, 4, 3)})
+    declared = load_defense("dp_sgd(noise_multiplier=2.0)").declared(batch_size=4)
+    assert declared.noise_std == 0.5
+    found = load_defense("dp_sgd(noise_multiplier=2.0)").protect(update, generator=torch.Generator().manual_seed(0))
+    assert found.tensors["w"].shape == (2, 3)

@@ -1,0 +1,76 @@
+"""A package of somebody else's, built and installed as such, adds components and a column without touching gitbench."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parent / "third_party" / "gitbench_example"
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Of a process that finds the package: its wheel installed in a folder of its own, with its entry points."""
+    folder = tmp_path_factory.mktemp("third_party")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
+    commands = (
+        [*pip, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(folder), str(SOURCE)],
+        [
+            *pip,
+            "install",
+            "--no-deps",
+            "--no-index",
+            "--target",
+            str(folder / "site"),
+            str(folder / "gitbench_example-0.1.0-py3-none-any.whl"),
+        ],
+    )
+    for command in commands:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert (folder / "site" / "gitbench_example-0.1.0.dist-info" / "entry_points.txt").is_file()
+    path = os.pathsep.join(filter(None, [str(folder / "site"), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path, "COLUMNS": "200"}
+
+
+def run(environment: dict[str, str], folder: Path, *command: str) -> str:
+    done = subprocess.run([sys.executable, "-m", *command], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_an_attack_a_defense_a_model_and_a_column_are_added(environment: dict[str, str], tmp_path: Path, tiny_npz: Path) -> None:
+    axes = ("attack=first_rows", "attack=ridge", "defense=none", "defense=signs(scale=0.1)", "model=softmax", "victims=12")
+    told = run(
+        environment,
+        tmp_path,
+        "pytest",
+        "--gitbench",
+        f"--gitbench-dataset=npz(path={str(tiny_npz)!r})",
+        *(f"--gitbench-{axis}" for axis in axes),
+    )
+    rows = {line.split("  ")[0]: line for line in told.splitlines() if not line.startswith("[")}
+    assert rows["none"].endswith("24 of 24")  # both attacks are exact
+    assert "ok leaks" in rows["none"]
+    assert "ok holds" in rows["signs(scale=0.1)"]
+    assert rows["signs(scale=0.1)"].endswith("0 of 24")
+    (board,) = (tmp_path / "leaderboards").iterdir()
+    assert [line.split("|")[-2].strip() for line in board.read_text().splitlines() if "`none`" in line or "`signs" in line] == [
+        "0 of 24",
+        "24 of 24",
+    ]
+
+
+def test_it_is_listed(environment: dict[str, str]) -> None:
+    code = "from gitbench.cli import main; main(['list'])"
+    listed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout
+    for kind, name, where in (
+        ("attack", "first_rows", "first_rows:FirstRows"),
+        ("defense", "signs", "signs:Signs"),
+        ("model", "softmax", "softmax:Softmax"),
+    ):
+        assert [kind, name, f"gitbench_example.{where}"] in [line.split() for line in listed.splitlines()]
