@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, Val
 from gitbench.case import Case
 from gitbench.errors import ConfigError, StoreError
 from gitbench.metric import METRICS
-from gitbench.result import Environment, Result, Text
+from gitbench.result import TIMED_OUT, Environment, Result, Text
 from gitbench.store import read_result
 from gitbench.verdict import DEFAULT_GATE
 
@@ -111,9 +111,13 @@ class _File(_Model):
 
 
 def entry_of(result: Result) -> Entry:
-    """What a comparison needs of a result. Values are rounded to six digits, so that files stay small."""
+    """What a comparison needs of a result. Values are rounded to six digits, so that files stay small.
+
+    One that timed out has none: what it had by then says as little about a change as about a leak.
+    """
     case = result.case
-    psnr, gain = (result.metrics[name].values if name in result.metrics else () for name in ("psnr", "psnr_gain"))
+    metrics = {} if TIMED_OUT in result.flags else result.metrics
+    psnr, gain = (metrics[name].values if name in metrics else () for name in ("psnr", "psnr_gain"))
     blind = tuple(None if a is None or b is None else round(a - b, 3) for a, b in zip(psnr, gain, strict=True)) if psnr and gain else ()
     return Entry(
         **case.model_dump(include={"dataset", "model", "defense", "attack", "threat", "profile", "batch_size", "seed", "victims"}),
@@ -123,7 +127,7 @@ def entry_of(result: Result) -> Entry:
         environment=result.environment,
         code=case.code,
         settings=result.settings,
-        values={name: tuple(map(_rounded, measure.values)) for name, measure in result.metrics.items() if name in METRICS},
+        values={name: tuple(map(_rounded, measure.values)) for name, measure in metrics.items() if name in METRICS},
         blind=blind,
     )
 

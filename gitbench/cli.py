@@ -108,7 +108,7 @@ def _compare(before: Path, after: Path, tolerance: float) -> int:
             raise ConfigError(f"Expected a tolerance of zero or more dB, got {tolerance}.")
         found = compare(load_baseline(before), load_baseline(after, errors=True), tolerance=tolerances(tolerance))
     except GitbenchError as error:
-        sys.stderr.write(f"gitbench: {error}\n")
+        sys.stderr.write(f"gitbench: {printable(str(error))}\n")
         return 2
     sys.stdout.write(markdown(found))
     return 1 if found.failed else 0

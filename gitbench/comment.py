@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from gitbench.comparison import Change, Comparison
 from gitbench.metric import METRICS
 from gitbench.statistics import Interval
+from gitbench.text import printable
 
 _LIMIT = 60_000  # GitHub refuses comments of more than 65536 characters
 
@@ -89,8 +90,12 @@ def _list(title: str, lines: Sequence[str]) -> str:
 
 def _code(text: str) -> str:
     """Code in a table cell: pipes would end the cell, backticks the code, newlines the row."""
-    return "`" + re.sub(r"\s+", " ", text).replace("`", "'").replace("|", "\\|") + "`"
+    return "`" + _one_line(text).replace("`", "'").replace("|", "\\|") + "`"
 
 
 def _text(text: str) -> str:
-    return re.sub(r"([\\`*_{}\[\]<>#|@])", r"\\\1", re.sub(r"\s+", " ", text))
+    return re.sub(r"([\\`*_{}\[\]<>#|@])", r"\\\1", _one_line(text))
+
+
+def _one_line(text: str) -> str:
+    return printable(re.sub(r"\s+", " ", text), keep="")

@@ -127,6 +127,8 @@ def compare_cell(
     for seed in seeds:
         then, now = (run[seed].values.get(metric, ()) for run in (before, after))
         pairs = list(zip(then, now, strict=False))  # victims of a smaller run are the first ones of a larger run
+        if then and not now:
+            return dataclasses.replace(found, kind="regressed", reason=f"{metric} was measured and is not any more: {after[seed].reason}")
         if any(a is not None and b is None for a, b in pairs):
             return dataclasses.replace(
                 found, kind="regressed", reason=f"{metric} could be measured and cannot be any more: a value is missing"

@@ -74,7 +74,7 @@ class Deadline:
         finally:
             if armed:
                 signal.setitimer(signal.ITIMER_REAL, 0)
-                signal.signal(signal.SIGALRM, self._previous)
+                signal.signal(signal.SIGALRM, signal.SIG_DFL if self._previous is None else self._previous)
 
     def __enter__(self) -> Self:
         return self

@@ -17,6 +17,7 @@ from test_verdict import result as made_up
 import gitbench
 from gitbench.bench import Bench, case_of
 from gitbench.case import Case
+from gitbench.cli import main
 from gitbench.config import make_config
 from gitbench.deadline import Deadline
 from gitbench.errors import ConfigError
@@ -282,6 +283,20 @@ def test_a_timeout_is_never_judged(values: tuple[float, ...] | None) -> None:
     assert (as_control.verdict, as_control.control_failed) == ("inconclusive", False)
     assert as_control.reason.startswith("the control timed out after 5 s")
     assert judge_results([late(values, defense="none")], None, gate=GATE).verdict == "inconclusive"
+
+
+@pytest.mark.parametrize("values", [None, (0.0, 0.1)])
+def test_a_cell_that_timed_out_is_no_pass_in_a_comparison(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], values: tuple[float, ...] | None
+) -> None:
+    # What it had by then leaks less than before: that must not read as an improvement.
+    Store(tmp_path / "before").save(made_up((9.0, 9.5)))
+    after = late(values).model_copy(update={"verdict_reason": "this cell timed out after 5 s"})
+    Store(tmp_path / "after").save(after)
+    assert main(["compare", str(tmp_path / "before"), str(tmp_path / "after")]) == 1
+    assert "this cell timed out after 5 s" in capsys.readouterr().out
+    assert main(["compare", str(tmp_path / "after"), str(tmp_path / "before")]) == 1  # nor does it serve as a baseline
+    assert "cannot be compared" in capsys.readouterr().out
 
 
 # The plugin
