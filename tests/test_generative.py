@@ -152,7 +152,7 @@ def test_gias_is_deterministic(data: Data) -> None:
     attack = GIAS(**FAST_GIAS)
     states = [fit(attack, observation) for _ in range(2)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-    found = [attack.run(observation, state, generator=make_generator(0), progress=silent) for state in states]
+    found = [attack.run(observation, state, generator=make_generator(0), progress=silent).inputs for state in states]
     assert torch.equal(*found)
 
 
@@ -161,7 +161,8 @@ def test_a_victim_does_not_depend_on_the_others(data: Data, batch: int) -> None:
     attack = GIAS(**FAST_GIAS)
     state = fit(attack, observe(data, batch=batch))
     alone, among = (
-        attack.run(observe(data, victims=victims, batch=batch), state, generator=make_generator(0), progress=silent) for victims in (1, 4)
+        attack.run(observe(data, victims=victims, batch=batch), state, generator=make_generator(0), progress=silent).inputs
+        for victims in (1, 4)
     )
     assert torch.allclose(alone[0], among[0], atol=1e-5)
     assert not torch.allclose(among[0], among[1], atol=1e-3)

@@ -21,7 +21,7 @@ def project(pytester: pytest.Pytester, tiny_npz: Path) -> pytest.Pytester:
         dataset = "npz(path={str(tiny_npz)!r})"
         model = ["mlp(hidden=(24,))"]
         attack = ["ridge"]
-        defense = ["none", "gaussian_noise(std=5.0)"]
+        defense = ["none", "gaussian_noise(std=1.0)"]
         victims = 12
         """
     )
@@ -29,12 +29,12 @@ def project(pytester: pytest.Pytester, tiny_npz: Path) -> pytest.Pytester:
         mine="""
         import gitbench
 
-        class Zero(gitbench.Defense):
-            name = "zero"
-            def __init__(self, *, scale: float = 0.0):
+        class Noise(gitbench.Defense):
+            name = "noise"
+            def __init__(self, *, scale: float = 1.0):
                 self.scale = scale
             def protect(self, update, *, generator):
-                return update.map(lambda name, tensor: tensor * self.scale)
+                return update.map(lambda name, tensor: tensor + self.scale * gitbench.randn_like(tensor, generator))
         """
     )
     return pytester
@@ -47,20 +47,20 @@ def run(project: pytest.Pytester, conftest: str, *arguments: str) -> pytest.RunR
 
 REGISTER = """
 def pytest_gitbench_register(config):
-    return {"defense": {"zero": "mine.py:Zero"}}
+    return {"defense": {"noise": "mine.py:Noise"}}
 """
 
 
 def test_a_registered_defense_goes_by_its_name(project: pytest.Pytester) -> None:
-    result = run(project, REGISTER, "--gitbench", "--gitbench-defense", "zero(scale=0.0)")
+    result = run(project, REGISTER, "--gitbench", "--gitbench-defense", "noise(scale=1.0)")
     result.assert_outcomes(passed=1)
-    result.stdout.fnmatch_lines(["zero(scale=0.0) *ok holds*"])
-    with pytest.raises(SpecError, match="Unknown defense 'zero'"):  # forgotten with its run
-        registry.check(registry.parse_spec("defense", "zero"))
+    result.stdout.fnmatch_lines(["noise(scale=1.0) *ok holds*"])
+    with pytest.raises(SpecError, match="Unknown defense 'noise'"):  # forgotten with its run
+        registry.check(registry.parse_spec("defense", "noise"))
 
 
 def test_registered_names_are_known_without_gitbench_too(project: pytest.Pytester) -> None:
-    project.makepyfile(test_it="def test_it(gitbench_evaluate):\n    assert gitbench_evaluate('zero').verdict == 'holds'")
+    project.makepyfile(test_it="def test_it(gitbench_evaluate):\n    assert gitbench_evaluate('noise').verdict == 'holds'")
     run(project, REGISTER).assert_outcomes(passed=1)
 
 
@@ -69,15 +69,15 @@ def test_registered_names_are_known_without_gitbench_too(project: pytest.Pyteste
     [
         ("{'defence': {}}", r"Cannot register the kind 'defence'\. Did you mean 'defense'"),
         (
-            "{'defense': {'none': 'mine:Zero'}}",
-            "Cannot register the defense 'none' as mine:Zero: it is gitbench_defenses.none:Undefended already",
+            "{'defense': {'none': 'mine:Noise'}}",
+            "Cannot register the defense 'none' as mine:Noise: it is gitbench_defenses.none:Undefended already",
         ),
-        ("{'defense': {'a b': 'mine:Zero'}}", "expected a name and module:Name or file.py:Name"),
-        ("{'defense': {'zero': 'mine'}}", "expected a name and module:Name or file.py:Name"),
-        ("{'defense': {'zero': 3}}", "expected a name and module:Name or file.py:Name"),
-        ("{'defense': {'zero': 'mine py:Zero'}}", "Cannot read the defense"),
-        ("['zero']", r"A pytest_gitbench_register hook returned \['zero'\], expected"),
-        ("{'defense': ['zero']}", r"A pytest_gitbench_register hook returned \['zero'\], expected"),
+        ("{'defense': {'a b': 'mine:Noise'}}", "expected a name and module:Name or file.py:Name"),
+        ("{'defense': {'noise': 'mine'}}", "expected a name and module:Name or file.py:Name"),
+        ("{'defense': {'noise': 3}}", "expected a name and module:Name or file.py:Name"),
+        ("{'defense': {'noise': 'mine py:Noise'}}", "Cannot read the defense"),
+        ("['noise']", r"A pytest_gitbench_register hook returned \['noise'\], expected"),
+        ("{'defense': ['noise']}", r"A pytest_gitbench_register hook returned \['noise'\], expected"),
     ],
 )
 def test_what_cannot_be_registered_is_a_usage_error(project: pytest.Pytester, returned: str, message: str) -> None:
@@ -98,7 +98,7 @@ def pytest_gitbench_matrix(config, options, cells):
 def test_cells_can_be_dropped_added_and_reordered(project: pytest.Pytester) -> None:
     run(project, MATRIX, "--gitbench").assert_outcomes(passed=2)
     listed = run(project, MATRIX, "--gitbench", "--collect-only", "-q").outlines
-    assert [line.split("/")[-2] for line in listed if line.startswith("gitbench::")] == ["pruning(rate=1.0)", "gaussian_noise(std=5.0)"]
+    assert [line.split("/")[-2] for line in listed if line.startswith("gitbench::")] == ["pruning(rate=1.0)", "gaussian_noise(std=1.0)"]
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_each_result_is_seen_once(project: pytest.Pytester, extra: tuple[str, ..
     for _ in range(2):  # measured, and taken from the store
         result = run(project, SEEN, "--gitbench", "--gitbench-seeds", "2", "--gitbench-victims", "6", *extra)
         told = result.outlines
-        assert told[told.index("seen:") + 1 :] == ["gaussian_noise(std=5.0) passed 2 6", "none passed 2 6"]
+        assert told[told.index("seen:") + 1 :] == ["gaussian_noise(std=1.0) passed 2 6", "none passed 2 6"]
 
 
 SUMMARY = """
@@ -198,7 +198,7 @@ def test_the_examples_of_the_documentation_work_as_they_stand(project: pytest.Py
     page = (Path(__file__).parents[1] / "docs" / "plugins.md").read_text()
     examples = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     assert len(examples) == 4
-    result = run(project, "\n".join(examples), "--gitbench", "--gitbench-defense", "none", "--gitbench-defense", "zero", *extra)
+    result = run(project, "\n".join(examples), "--gitbench", "--gitbench-defense", "none", "--gitbench-defense", "noise", *extra)
     result.assert_outcomes(passed=3)
-    result.stdout.fnmatch_lines(["*ridge *worst ssim", "zero *ok holds * 0.[0-9]*", "36 victims attacked"])
+    result.stdout.fnmatch_lines(["*ridge *worst ssim", "noise *ok holds * 0.[0-9]*", "36 victims attacked"])
     assert len((project.path / "seen.txt").read_text().splitlines()) == 3

@@ -115,10 +115,10 @@ def test_results_are_the_same_plain_with_xdist_and_without_it(bench: pytest.Pyte
     bench.makepyfile(
         test_mine="""
         import pytest
-        from defenses import Mine, Zero
+        from defenses import Mine, Noise
 
         @pytest.mark.gitbench(attacks=["ridge", "ig(iterations=20)"], victims=9)
-        @pytest.mark.parametrize("defense", [Mine(scale=0.5), Zero()], ids=repr)
+        @pytest.mark.parametrize("defense", [Mine(scale=0.5), Noise()], ids=repr)
         def test_it(gitbench_evaluate, defense):
             assert gitbench_evaluate(defense).verdict in ("leaks", "holds")
         """
@@ -342,16 +342,16 @@ def test_a_regression_against_a_baseline_fails(bench: pytest.Pytester) -> None:
 def test_every_cell_of_either_side_of_a_comparison_is_named(bench: pytest.Pytester) -> None:
     run(bench, "--gitbench-results", "before")
     assert cli.main(["baseline", str(bench.path / "before"), "--out", str(bench.path / "base.json")]) == 0
-    options = ("--gitbench-defense", "none", "--gitbench-defense", "defenses.py:Zero", "--gitbench-baseline", "base.json")
+    options = ("--gitbench-defense", "none", "--gitbench-defense", "defenses.py:Noise", "--gitbench-baseline", "base.json")
     for extra in ((), ("-n", "2")):
         result = run(bench, *options, *extra)
         result.assert_outcomes(passed=2)
         result.stdout.fnmatch_lines(
             [
                 "baseline base.json: 1 cells compared, 0 regressed, 0 improved",
-                "  not in the baseline: *defenses.py:Zero/ridge",
+                "  not in the baseline: *defenses.py:Noise/ridge",
                 "  in the baseline, not run: *clipping(max_norm=100.0)/ridge (server, quick)",
-                "  in the baseline, not run: *gaussian_noise(std=5.0)/ridge (server, quick)",
+                "  in the baseline, not run: *gaussian_noise(std=1.0)/ridge (server, quick)",
             ]
         )
 

@@ -310,7 +310,7 @@ def bench(warm: None, pytester: pytest.Pytester, tiny_npz: Path) -> pytest.Pytes
         dataset = "npz(path={str(tiny_npz)!r})"
         model = "mlp"
         attack = "ridge"
-        defense = ["none", "clipping(max_norm=100.0)", "slow.py:Sleeping", "gaussian_noise(std=5.0)"]
+        defense = ["none", "clipping(max_norm=100.0)", "slow.py:Sleeping", "gaussian_noise(std=1.0)"]
         known_leaks = ["*/clipping(max_norm=100.0)/*", "*/slow.py:Sleeping/*"]
         victims = 8
         timeout = 4
@@ -351,7 +351,7 @@ def test_a_control_that_timed_out_is_red_too(bench: pytest.Pytester) -> None:
         "--gitbench-attack",
         "ig(iterations=1000000)",
         "--gitbench-defense",
-        "gaussian_noise(std=5.0)",
+        "gaussian_noise(std=1.0)",
         "--gitbench-timeout",
         "1",
     )
@@ -368,7 +368,7 @@ def test_the_fixture_takes_the_budget(bench: pytest.Pytester) -> None:
 
         @pytest.mark.gitbench(attacks=["ig(iterations=1000000)", "ridge"], timeout=0.5)
         def test_it(gitbench_evaluate):
-            report = gitbench_evaluate("gaussian_noise(std=5.0)")
+            report = gitbench_evaluate("gaussian_noise(std=1.0)")
             assert report.verdict == "inconclusive"
         """
     )
