@@ -91,14 +91,17 @@ from gitbench.config import make_cell
 
 def pytest_gitbench_matrix(config, options, cells):
     cells[:] = [cell for cell in cells if not cell.is_control]
-    cells.insert(0, make_cell(options, dataset=options.dataset[0], model="mlp", defense="pruning(rate=1.0)", attack="ridge"))
+    cells.insert(0, make_cell(options, dataset=options.dataset[0], model="mlp", defense="gaussian_noise(std=2.0)", attack="ridge"))
 """
 
 
 def test_cells_can_be_dropped_added_and_reordered(project: pytest.Pytester) -> None:
     run(project, MATRIX, "--gitbench").assert_outcomes(passed=2)
     listed = run(project, MATRIX, "--gitbench", "--collect-only", "-q").outlines
-    assert [line.split("/")[-2] for line in listed if line.startswith("gitbench::")] == ["pruning(rate=1.0)", "gaussian_noise(std=1.0)"]
+    assert [line.split("/")[-2] for line in listed if line.startswith("gitbench::")] == [
+        "gaussian_noise(std=2.0)",
+        "gaussian_noise(std=1.0)",
+    ]
 
 
 @pytest.mark.parametrize(

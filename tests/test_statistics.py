@@ -30,7 +30,7 @@ def result(values: list[float | None], *, metric: str = "psnr_gain", seed: int =
     case = CASE.model_copy(update={"victims": len(values), "seed": seed})
     return Result(
         case=case, case_id=case.case_id, status="error" if error else "done", error=error, verdict="inconclusive", verdict_reason="",
-        metrics={} if error else {metric: Measure(mean=0.0, low=0.0, high=0.0, values=tuple(values))}, finished_at="2026",
+        metrics={} if error else {metric: Measure(mean=0.0, low=0.0, high=0.0, values=tuple(values))}, finished_at="2026-01-01T00:00:00.000+00:00",
         environment=Environment(gitbench="0", torch="0", torchvision="0", python="0", platform="", device="cpu", threads=1),
     )  # fmt: skip
 

@@ -59,7 +59,11 @@ def test_an_attack_a_defense_a_model_and_a_column_are_added(environment: dict[st
     assert "ok holds" in rows["signs(scale=0.1)"]
     assert rows["signs(scale=0.1)"].endswith("0 of 24")
     (board,) = (tmp_path / "leaderboards").iterdir()
-    assert [line.split("|")[-2].strip() for line in board.read_text().splitlines() if "`none`" in line or "`signs" in line] == [
+    assert [
+        line.split("|")[-2].strip()
+        for line in board.read_text().partition("## Flags")[0].splitlines()
+        if "`none`" in line or "`signs" in line
+    ] == [
         "0 of 24",
         "24 of 24",
     ]
