@@ -285,7 +285,7 @@ def test_two_runs_in_one_folder_share_the_work(tmp_path: Path, tiny_npz: Path) -
     )
     command = [sys.executable, "-m", "pytest", "--gitbench", "-p", "no:cacheprovider"]
     runs = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(2)]
-    outputs = [process.communicate(timeout=200)[0] for process in runs]
+    outputs = [process.communicate(timeout=600)[0] for process in runs]
     for process, output in zip(runs, outputs, strict=True):
         assert process.returncode == 0, output
         assert "8 skipped" in output

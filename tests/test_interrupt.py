@@ -30,7 +30,7 @@ class Logged(gitbench.Attack):
         with Path("started.log").open("a") as log:
             log.write(f"{self.which}\\n")
         if self.which >= 2 and not Path("interrupted").exists():
-            time.sleep(60)
+            time.sleep(3600)
         shape = (observation.update.victims, observation.batch_size, *observation.input_shape)
         return torch.rand(shape, generator=generator)
 """
@@ -59,7 +59,7 @@ def finished(folder: Path) -> dict[str, bytes]:
 
 
 def wait_for(folder: Path, lines: int) -> None:
-    for _ in range(1200):
+    for _ in range(6000):
         log = folder / "started.log"
         if log.exists() and log.read_text().count("\n") >= lines:
             return
@@ -76,7 +76,7 @@ def test_ctrl_c_once_keeps_shows_and_exits_with_two(folder: Path, extra: tuple[s
         while len(finished(folder)) < 2:
             time.sleep(0.1)
         os.killpg(run.pid, signal.SIGINT)
-        output, _ = run.communicate(timeout=60)
+        output, _ = run.communicate(timeout=600)
     finally:
         if run.poll() is None:
             os.killpg(run.pid, signal.SIGKILL)
@@ -92,7 +92,7 @@ def test_ctrl_c_once_keeps_shows_and_exits_with_two(folder: Path, extra: tuple[s
     assert not (folder / "leaderboards").exists()
     (folder / "interrupted").touch()
     again = start(folder)
-    output, _ = again.communicate(timeout=100)
+    output, _ = again.communicate(timeout=600)
     after = finished(folder)
     assert len(after) == 5, output
     assert {name: after[name] for name in before} == before

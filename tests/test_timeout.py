@@ -15,6 +15,7 @@ import torch
 from test_verdict import result as made_up
 
 import gitbench
+from gitbench import evaluation
 from gitbench.bench import Bench, case_of
 from gitbench.case import Case
 from gitbench.cli import main
@@ -104,7 +105,7 @@ def test_the_clock_stops_at_the_end() -> None:
 @alarm
 @pytest.mark.parametrize("hang", [lambda: time.sleep(60), lambda: threading.Event().wait(60)], ids=["sleep", "wait"])
 def test_a_hang_is_interrupted(hang: Callable[[], None]) -> None:
-    with at_most(5), pytest.raises(TimeUp), Deadline(0.05) as deadline:
+    with at_most(50), pytest.raises(TimeUp), Deadline(0.05) as deadline:
         deadline.begin()
         hang()
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
@@ -168,7 +169,7 @@ def test_the_option_is_checked() -> None:
 def test_a_defense_that_hangs_is_inconclusive(case: Callable[..., Case], defense: gitbench.Defense) -> None:
     bench = Bench(device="cpu", timeout=0.3)
     bench.measure(case())
-    with at_most(30):
+    with at_most(50):
         found = gitbench.evaluate(
             attack="ridge", defense=defense, model="mlp", dataset=case().dataset, victims=8, device="cpu", timeout=1.0
         )
@@ -179,36 +180,65 @@ def test_a_defense_that_hangs_is_inconclusive(case: Callable[..., Case], defense
     assert Result.model_validate_json(found.to_json()) == found
 
 
-SLOW = [
-    "ig(iterations=1000000)",
-    "ig(iterations=1000000, restarts=3)",
-    "dlg(iterations=1000000, patience=1000000, lr=0.001)",
-    "ridge+ig(iterations=1000000)",
-]
+@pytest.fixture
+def time_is_up(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], None]:
+    """Time is up, for the clock too, when some work has been done so often: no test depends on how busy the machine is."""
+
+    def when(work: str, often: int) -> None:
+        class Soon(Deadline):
+            late = False
+
+            @property
+            def over(self) -> bool:
+                return self.late
+
+            def __call__(self, what: str, done: int, total: int) -> None:
+                self.late |= what.startswith(work) and done >= often
+                super().__call__(what, done, total)
+
+        monkeypatch.setattr(evaluation, "Deadline", Soon)
+
+    return when
 
 
-@pytest.mark.parametrize("attack", [*SLOW, "gias(latent_iterations=1000000, epochs=1)", "gias(iterations=1000000, epochs=1)"])
-def test_iterative_attacks_give_their_best_so_far(case: Callable[..., Case], attack: str) -> None:
-    bench = Bench(device="cpu", timeout=2.0)
-    with at_most(30):
-        found = bench.measure(case(attack=attack))
+@pytest.mark.parametrize(
+    ("attack", "work"),
+    [
+        ("ig(iterations=1000000)", "ig"),
+        ("ig(iterations=30, restarts=1000)", "ig"),
+        ("dlg(iterations=1000000, patience=1000000, lr=0.001)", "dlg"),
+        ("ridge+ig(iterations=1000000)", "ig"),
+        ("gias(latent_iterations=1000000, epochs=1)", "gias: codes"),
+        ("gias(iterations=1000000, epochs=1)", "gias: parameters"),
+    ],
+)
+def test_iterative_attacks_give_their_best_so_far(
+    case: Callable[..., Case], time_is_up: Callable[[str, int], None], attack: str, work: str
+) -> None:
+    time_is_up(work, 40)
+    found = Bench(device="cpu", timeout=900.0).measure(case(attack=attack))
     assert (found.status, found.verdict, TIMED_OUT in found.flags) == ("done", "inconclusive", True), found.verdict_reason
     assert len(found.metrics["psnr_gain"].values) == 8
-    assert found.metrics["psnr_gain"].mean is not None
-    assert found.verdict_reason.startswith("this cell timed out after 2 s: raise --gitbench-timeout (it had psnr_gain ")
+    assert found.timeout == 900.0
+    assert found.verdict_reason.startswith("this cell timed out after 900 s: raise --gitbench-timeout (it had psnr_gain ")
 
 
-def test_the_best_so_far_is_better_than_nothing(case: Callable[..., Case]) -> None:
-    # Undefended and on a network of one hidden layer a fraction of a second is enough to get somewhere.
-    found = Bench(device="cpu", timeout=2.0).measure(case(attack="ig(iterations=1000000, lr=0.05)"))
-    assert found.metrics["psnr_gain"].mean > 0
+def test_what_is_given_is_the_best_so_far(case: Callable[..., Case], time_is_up: Callable[[str, int], None]) -> None:
+    early, later = [], []
+    for often, found in ((2, early), (300, later)):
+        time_is_up("ig", often)
+        found.append(Bench(device="cpu", timeout=900.0).measure(case(attack="ig(iterations=2000)")).metrics["psnr_gain"].mean)
+    assert later[0] > early[0] + 3
 
 
-def test_what_learns_has_nothing_yet_and_goes_on_later(case: Callable[..., Case], tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    slow = case(attack="lti(epochs=100000)")
-    found = Bench(store=store, device="cpu", timeout=2.0).measure(slow)
+def test_what_learns_has_nothing_yet_and_goes_on_later(
+    case: Callable[..., Case], time_is_up: Callable[[str, int], None], tmp_path: Path
+) -> None:
+    time_is_up("lti: epoch 3", 1)
+    store, slow = Store(tmp_path), case(attack="lti(epochs=100000)")
+    found = Bench(store=store, device="cpu", timeout=900.0).measure(slow)
     assert (found.status, found.verdict, found.metrics) == ("done", "inconclusive", {})
+    assert found.verdict_reason.endswith("(it had nothing yet)")
     assert store.load(slow.case_id) == found
     assert list(store.models.glob("*.checkpoint.safetensors"))  # the next run goes on from here
 
@@ -313,7 +343,7 @@ def bench(warm: None, pytester: pytest.Pytester, tiny_npz: Path) -> pytest.Pytes
         defense = ["none", "clipping(max_norm=100.0)", "slow.py:Sleeping", "gaussian_noise(std=1.0)"]
         known_leaks = ["*/clipping(max_norm=100.0)/*", "*/slow.py:Sleeping/*"]
         victims = 8
-        timeout = 4
+        timeout = 10
         """
     )
     pytester.makepyfile(
@@ -333,12 +363,12 @@ def bench(warm: None, pytester: pytest.Pytester, tiny_npz: Path) -> pytest.Pytes
 @alarm
 @pytest.mark.parametrize("extra", [("-p", "no:xdist"), ("-n", "2")], ids=["plain", "n2"])
 def test_the_run_goes_on_and_the_cell_is_red_even_where_a_leak_is_declared(bench: pytest.Pytester, extra: tuple[str, ...]) -> None:
-    run = bench.runpytest_subprocess("--gitbench", *extra, timeout=120)
+    run = bench.runpytest_subprocess("--gitbench", *extra, timeout=600)
     run.assert_outcomes(passed=2, xfailed=1, failed=1)
-    run.stdout.fnmatch_lines(["*this cell timed out after 4 s: raise --gitbench-timeout*", "*slow.py:Sleeping *F timed out*"])
+    run.stdout.fnmatch_lines(["*this cell timed out after 10 s: raise --gitbench-timeout*", "*slow.py:Sleeping *F timed out*"])
     cases = [json.loads(path.read_text()) for path in (bench.path / ".gitbench" / "cases").iterdir()]
     (hung,) = [found for found in cases if "slow.py" in found["case"]["defense"]]
-    assert (hung["status"], hung["verdict"], hung["timeout"]) == ("done", "inconclusive", 4.0)
+    assert (hung["status"], hung["verdict"], hung["timeout"]) == ("done", "inconclusive", 10.0)
     assert hung["flags"] == [TIMED_OUT]
     (board,) = (bench.path / "leaderboards").iterdir()
     assert "timed out" in board.read_text()
