@@ -62,7 +62,7 @@ def test_an_attack_a_defense_a_model_and_a_column_are_added(environment: dict[st
     assert [
         line.split("|")[-2].strip()
         for line in board.read_text().partition("## Flags")[0].splitlines()
-        if "`none`" in line or "`signs" in line
+        if line.startswith(("| `none`", "| `signs"))
     ] == [
         "0 of 24",
         "24 of 24",
