@@ -30,8 +30,10 @@ except ImportError:  # no wheel for this system: the test suite still runs the t
 
 with atheris.instrument_imports(include=["gitbench", "pytest_gitbench"]) if atheris else contextlib.nullcontext():
     from gitbench import leaderboard, registry
-    from gitbench.baseline import load_baseline
+    from gitbench.baseline import cells_of, dump, load_baseline
     from gitbench.bench import case_of
+    from gitbench.comment import markdown
+    from gitbench.comparison import compare
     from gitbench.config import make_cells, make_config
     from gitbench.data import load_dataset
     from gitbench.datasets.folder import Folder
@@ -55,6 +57,7 @@ class Fuzzer:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._case_id = _result().case_id
+        self._cells = cells_of([_result()])
         self.targets: tuple[Callable[[bytes], None], ...] = (
             self.spec,
             self.options,
@@ -99,7 +102,7 @@ class Fuzzer:
                 b"[tool.gitbench]\nprofile = 'quick'\nseeds = 2\ndefense = 'none'\nknown_leaks = ['*']\nleaderboard = 'none'\n",
             ],
             self.result: [one],
-            self.baseline: [one, b"[" + one + b"]"],
+            self.baseline: [one, b"[" + one + b"]", dump(cells_of([_result()])).encode()],
             self.archive: [stream.getvalue()],
             self.member: [array.getvalue()],
             self.image: [png.getvalue(), jpeg.getvalue()],
@@ -135,7 +138,9 @@ class Fuzzer:
     def baseline(self, data: bytes) -> None:
         path = self._folder / "baseline.json"
         path.write_bytes(data)
-        load_baseline(path)
+        found = load_baseline(path, errors=True)
+        for other in (found, self._cells):
+            markdown(compare(found, other))
 
     def archive(self, data: bytes) -> None:
         path = self._folder / "raw.npz"

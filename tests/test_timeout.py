@@ -374,7 +374,8 @@ def test_the_run_goes_on_and_the_cell_is_red_even_where_a_leak_is_declared(bench
     assert "timed out" in board.read_text()
 
 
-def test_a_control_that_timed_out_is_red_too(bench: pytest.Pytester) -> None:
+def test_a_control_that_timed_out_is_red_too(bench: pytest.Pytester, time_is_up: Callable[[str, int], None]) -> None:
+    time_is_up("ig", 20)
     options = (
         "--gitbench-attack",
         "ridge",
