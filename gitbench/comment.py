@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from gitbench.comparison import Change, Comparison
 from gitbench.metric import METRICS
 from gitbench.statistics import Interval
-from gitbench.text import printable
+from gitbench.text import code, escaped
 
 _LIMIT = 60_000  # GitHub refuses comments of more than 65536 characters
 
@@ -22,15 +21,15 @@ def markdown(found: Comparison) -> str:
     parts = [_headline(found)]
     if changed:
         parts.append(_table(changed))
-    parts += [f"**Why:** {_code(change.key.cell)}: {_text(change.reason)}" for change in found.regressions]
+    parts += [f"**Why:** {code(change.key.cell)}: {escaped(change.reason)}" for change in found.regressions]
     weaker = [change for change in found.changes if change.key.defense == "none" and change.kind == "improved"]
     if weaker:
-        names = ", ".join(_code(f"{change.key.model}/{change.key.attack}") for change in weaker)
+        names = ", ".join(code(f"{change.key.model}/{change.key.attack}") for change in weaker)
         parts.append(f"**Undefended, these attacks reach less than before:** {names}. Their cells prove less, not more.")
-    parts += [_list("Not comparable", [f"{_code(change.key.cell)}: {_text(change.reason)}" for change in unpaired])]
-    parts += [_list("Missing now", [_code(str(key)) for key in found.gone])]
-    parts += [_list("New, with nothing to compare with", [_code(str(key)) for key in found.new])]
-    parts += [_list("What else differs between the runs", [_text(one) for one in found.differs])]
+    parts += [_list("Not comparable", [f"{code(change.key.cell)}: {escaped(change.reason)}" for change in unpaired])]
+    parts += [_list("Missing now", [code(str(key)) for key in found.gone])]
+    parts += [_list("New, with nothing to compare with", [code(str(key)) for key in found.new])]
+    parts += [_list("What else differs between the runs", [escaped(one) for one in found.differs])]
     if found.changes:
         parts.append("Changes are paired by victim; positive leaks more. The two intervals of a row hold together in 95 % of comparisons.")
     if rest:
@@ -64,7 +63,7 @@ def _table(changes: Sequence[Change]) -> str:
     ]
     for change in changes:
         unit = METRICS[change.metric].unit
-        name = _code(change.key.cell) + ("" if unit else f" {change.metric}")
+        name = code(change.key.cell) + ("" if unit else f" {change.metric}")
         mark = {"regressed": "❌ ", "improved": "🔽 "}.get(change.kind, "")
         before, after = (word or "unknown" for word in (change.before, change.after))
         verdict = f"{before} → **{after}**" if before != after else before
@@ -86,16 +85,3 @@ def _figure(found: Interval, unit: str) -> str:
 
 def _list(title: str, lines: Sequence[str]) -> str:
     return "\n".join([f"**{title}:**", "", *(f"- {line}" for line in lines)]) if lines else ""
-
-
-def _code(text: str) -> str:
-    """Code in a table cell: pipes would end the cell, backticks the code, newlines the row."""
-    return "`" + _one_line(text).replace("`", "'").replace("|", "\\|") + "`"
-
-
-def _text(text: str) -> str:
-    return re.sub(r"([\\`*_{}\[\]<>#|@])", r"\\\1", _one_line(text))
-
-
-def _one_line(text: str) -> str:
-    return printable(re.sub(r"\s+", " ", text), keep="")

@@ -17,7 +17,7 @@ from gitbench.result import TIMED_OUT, Measure, Result
 from gitbench.sequential import FIRST, at_look, looks
 from gitbench.statistics import interval
 from gitbench.store import write_atomic
-from gitbench.text import printable
+from gitbench.text import code, escaped, printable
 from gitbench.verdict import DEFAULT_GATE, Estimate, exposures, judge_results, pooled
 
 _MARK = re.compile(r"<!-- gitbench-cells: (.*) -->")
@@ -67,17 +67,17 @@ def render(table: Table) -> str:
     gate = ", ".join(f"{metric} {METRICS[metric].arrow} {value:g} {METRICS[metric].unit}".strip() for metric, value in table.gate.items())
     cells = json.dumps(sorted("/".join(key) for key in (*table.results, *table.not_applicable)))
     cells = cells.replace("--", r"\u002d\u002d")  # two dashes could end the comment; JSON reads these back
-    mode = _escaped(first.settings.get("model.mode", "eval"))
+    mode = escaped(first.settings.get("model.mode", "eval"))
     lines = [
-        f"# {_escaped(table.dataset)} · {_escaped(table.model)}",
+        f"# {escaped(table.dataset)} · {escaped(table.model)}",
         "",
         f"<!-- gitbench-cells: {cells} -->",
-        f"- Setting: {_escaped(shown)}; BatchNorm and dropout in {mode} mode",
+        f"- Setting: {escaped(shown)}; BatchNorm and dropout in {mode} mode",
         f"- A cell leaks past {gate}; 95 % intervals over victims and seeds",
         (
-            f"- gitbench {_escaped(environment.gitbench)}, torch {_escaped(environment.torch)}, "
-            f"torchvision {_escaped(environment.torchvision)}, Python {_escaped(environment.python)}, "
-            f"{_escaped(environment.platform)}, {_escaped(environment.device)}, {environment.threads} threads"
+            f"- gitbench {escaped(environment.gitbench)}, torch {escaped(environment.torch)}, "
+            f"torchvision {escaped(environment.torchvision)}, Python {escaped(environment.python)}, "
+            f"{escaped(environment.platform)}, {escaped(environment.device)}, {environment.threads} threads"
         ),
         f"- Blind guess: {_blind(first)}",
         "",
@@ -192,12 +192,12 @@ def _defenses(table: Table) -> str:
     sign = 1 if METRICS[metric].higher_leaks else -1
     rows = []
     for defense in defenses:
-        row: dict[str, str] = {"defense": _code(defense)}
+        row: dict[str, str] = {"defense": code(defense)}
         means: dict[str, float] = {}
         for attack in attacks:
             results = table.results.get((defense, attack))
             if not results:
-                row[_code(attack)] = "n/a" if (defense, attack) in table.not_applicable else "not measured"
+                row[code(attack)] = "n/a" if (defense, attack) in table.not_applicable else "not measured"
                 continue
             control = None if defense == "none" else table.results.get(("none", attack), [])
             estimate = _estimate(table)
@@ -205,16 +205,16 @@ def _defenses(table: Table) -> str:
             found = pooled(results, table.gate, estimate=estimate)[metric]
             if found.mean is not None:
                 means[attack] = sign * found.mean
-            late = any(TIMED_OUT in result.flags for result in results)
-            word = "timed out" if late else "no control" if verdict.control_failed else verdict.verdict
             if found.mean is None or found.low is None or found.high is None:
-                row[_code(attack)] = "error" if any(result.status == "error" for result in results) else "timed out" if late else "unknown"
+                row[code(attack)] = (
+                    "error" if any(result.status == "error" for result in results) else "timed out" if verdict.late else "unknown"
+                )
             else:
-                row[_code(attack)] = f"{found.mean:+.2f} [{found.low:.2f}, {found.high:.2f}] {word}"
-        row["worst attack"] = _code(max(means, key=lambda name: means[name])) if means else "none"
+                row[code(attack)] = f"{found.mean:+.2f} [{found.low:.2f}, {found.high:.2f}] {verdict.word}"
+        row["worst attack"] = code(max(means, key=lambda name: means[name])) if means else "none"
         row["worst"] = f"{sign * max(means.values()):+.2f}" if means else "unknown"
         headings = dict.fromkeys(heading for texts in table.columns.values() for heading in texts)
-        added = {_escaped(heading): _escaped(table.columns.get(defense, {}).get(heading, "")) for heading in headings}
+        added = {escaped(heading): escaped(table.columns.get(defense, {}).get(heading, "")) for heading in headings}
         row |= {heading: text for heading, text in added.items() if heading not in row}
         rows.append((max(means.values(), default=float("inf")), defense != "none", row))
     # The best defense first, the undefended row at the end as the yardstick.
@@ -226,9 +226,9 @@ def _flags(table: Table) -> str:
     cells: dict[str, list[str]] = {}
     for (defense, attack), results in table.results.items():
         for name in sorted({flag for result in results for flag in result.flags}):
-            cells.setdefault(name, []).append(f"{_code(defense)} / {_code(attack)}")
+            cells.setdefault(name, []).append(f"{code(defense)} / {code(attack)}")
     rows = [
-        {"flag": _code(name), "cells": ", ".join(named), "raised when": _escaped(FLAGS[name].raised) if name in FLAGS else ""}
+        {"flag": code(name), "cells": ", ".join(named), "raised when": escaped(FLAGS[name].raised) if name in FLAGS else ""}
         for name, named in sorted(cells.items())
     ]
     return _markdown(rows) if rows else ""
@@ -249,11 +249,11 @@ def _exposure(table: Table) -> str:
     metric = next(iter(table.gate))
     rows = []
     for attack in attacks:
-        row: dict[str, str] = {"attacked by": _code(attack)}
+        row: dict[str, str] = {"attacked by": code(attack)}
         for defense in defenses:
             found = exposures(table.results.get((defense, attack), ()), {metric: table.gate[metric]}).get(metric)
             share = f"{100 * found.share:.0f} % [{100 * found.low:.0f}, {100 * found.high:.0f}], {found.worst:+.2f}" if found else "n/a"
-            row[_code(defense)] = share
+            row[code(defense)] = share
         rows.append(row)
     return _markdown(rows)
 
@@ -263,7 +263,7 @@ def _attacks(table: Table) -> str:
     for (defense, attack), results in table.results.items():
         if defense != "none" or any(result.status == "error" or TIMED_OUT in result.flags for result in results):
             continue
-        row: dict[str, object] = {"attack": _code(attack)}
+        row: dict[str, object] = {"attack": code(attack)}
         for metric in _ATTACK_METRICS:
             measure = pooled(results, {metric: None})[metric]
             row[f"{metric.upper() if len(metric) < 6 else metric} {METRICS[metric].arrow}"] = (
@@ -289,23 +289,10 @@ def _settings(table: Table) -> list[str]:
     lines: dict[str, str] = {}
     for (_, attack), results in table.results.items():
         options = ", ".join(f"{key}={value}" for key, value in results[0].settings.items() if key != "model.mode")
-        lines.setdefault(attack, f"- {_code(attack)}: {_escaped(options)}")
+        lines.setdefault(attack, f"- {code(attack)}: {escaped(options)}")
     return list(lines.values())
 
 
 def _blind(result: Result) -> str:
     blind = result.baselines.blind
     return ", ".join(f"{metric.upper()} {blind[metric]:.4g}" for metric in ("mse", "psnr", "ssim", "lpips") if metric in blind)
-
-
-def _code(text: str) -> str:
-    """Code in a table cell: pipes would end the cell, backticks the code, newlines the row."""
-    return "`" + _one_line(text).replace("`", "'").replace("|", "\\|") + "`"
-
-
-def _escaped(text: str) -> str:
-    return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", _one_line(text))
-
-
-def _one_line(text: str) -> str:
-    return printable(re.sub(r"\s+", " ", text), keep="")

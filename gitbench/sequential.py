@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from gitbench.result import TIMED_OUT, Result
+from gitbench.result import Result
 from gitbench.statistics import CONFIDENCE, Interval, interval, student
 from gitbench.verdict import Estimate, Judgement, judge_results, pooled, side
 
@@ -19,10 +19,9 @@ Measure = Callable[[int], tuple[Sequence[Result], Sequence[Result] | None]]
 
 @dataclass(frozen=True)
 class Decision:
-    """The look at which it ended: its results and controls, its verdict, and how its intervals are made."""
+    """The look at which it ended: its results, its verdict, and how its intervals are made."""
 
     results: Sequence[Result]
-    controls: Sequence[Result] | None
     judgement: Judgement
     estimate: Estimate
 
@@ -73,9 +72,8 @@ def decide(measure: Measure, *, planned: Sequence[int], gate: Mapping[str, float
             reason = f"{last.judgement.reason}; {victims} victims could not be measured: {errors[0]}"
             return dataclasses.replace(last, judgement=dataclasses.replace(last.judgement, reason=reason))
         judgement = judge_results(results, controls, gate=gate, estimate=estimate)
-        last = Decision(results, controls, judgement, estimate)
-        late = any(TIMED_OUT in result.flags for result in (*results, *(controls or ())))
-        if errors or late or _decided(judgement, controls, gate, estimate):
+        last = Decision(results, judgement, estimate)
+        if errors or judgement.late or _decided(judgement, controls, gate, estimate):
             break
     if last is None:
         raise ValueError("Expected at least one planned look, got none.")

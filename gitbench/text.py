@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 LIMIT = 200
 
 
@@ -24,3 +26,17 @@ def shown(value: object, *, limit: int = LIMIT) -> str:
     except (RecursionError, ValueError):  # nested too deep; an integer of more digits than Python writes
         text = f"some {type(value).__name__}"
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
+
+
+def code(text: str) -> str:
+    """Code in a cell of a Markdown table: pipes would end the cell, backticks the code, newlines the row."""
+    return "`" + _one_line(text).replace("`", "'").replace("|", "\\|") + "`"
+
+
+def escaped(text: str) -> str:
+    """Text in Markdown, on one line: no emphasis, link, heading, HTML or mention is left standing."""
+    return re.sub(r"([\\`*_{}\[\]<>#|@])", r"\\\1", _one_line(text))
+
+
+def _one_line(text: str) -> str:
+    return printable(re.sub(r"\s+", " ", text), keep="")

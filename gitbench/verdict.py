@@ -19,12 +19,24 @@ DEFAULT_GATE: dict[str, float] = {"psnr_gain": 3.0}
 
 @dataclass(frozen=True)
 class Judgement:
-    """A verdict, why, and what left it open: the control, or a flag that no defense may hold with."""
+    """A verdict, why, and what left it open: the control, a flag that no defense may hold with, or the time."""
 
     verdict: Verdict
     reason: str
     control_failed: bool = False
     blocked: bool = False
+    late: bool = False
+
+    @property
+    def word(self) -> str:
+        """The verdict as tables show it: an inconclusive one says what left it open."""
+        if self.late:
+            return "timed out"
+        if self.control_failed:
+            return "no control"
+        if self.blocked:
+            return "no success"
+        return "undecided" if self.verdict == "inconclusive" else self.verdict
 
 
 def side(metric: str, interval: Interval, threshold: float) -> Verdict:
@@ -101,9 +113,8 @@ def _late(results: Sequence[Result], controls: Sequence[Result], gate: Mapping[s
                 for metric, one in pooled(found, gate).items()
                 if one.mean is not None
             )
-            return Judgement(
-                "inconclusive", f"{whose} timed out{limit}: raise --gitbench-timeout ({f'it had {had}' if had else 'it had nothing yet'})"
-            )
+            reason = f"{whose} timed out{limit}: raise --gitbench-timeout ({f'it had {had}' if had else 'it had nothing yet'})"
+            return Judgement("inconclusive", reason, late=True)
     return None
 
 

@@ -37,7 +37,7 @@ def polish_of(model: torch.nn.Module, data: Data, defense: Defense, std: float) 
         chain, weights, dict.fromkeys(raw, std**2), defense, raw=raw, inputs=public.inputs, labels=public.labels, progress=silent
     )
     assert found is not None
-    return Polish(chain, found, defense)
+    return Polish(chain, weights, found, defense)
 
 
 @pytest.mark.parametrize("spec", ["lenet", "lenet(activation='tanh', layers=2)", "lenet(bias=False)"])

@@ -125,7 +125,9 @@ def run_exact(observation: Observation, state: Mapping[str, torch.Tensor], *, po
     chain = read_chain(observation.architecture, observation.input_shape)
     assert chain is not None
     walk = Walk(chain, _part(state, "walk."))
-    polisher = Polish(chain, _part(state, "polish."), observation.defense) if "start.weight" in state else None
+    polisher = (
+        Polish(chain, _part(state, "walk.weights."), _part(state, "polish."), observation.defense) if "start.weight" in state else None
+    )
     tensors = dict(state)
     final = LinearMap.stored(tensors, "final")
     network = _network(len(final.input_mean), int(state["head.width"]), len(final.output_mean)).to(observation.device)
@@ -230,7 +232,7 @@ def _polish(
     found = fit_polish(
         chain, weights, noise.variance, defense, raw=some, inputs=images, labels=pairs.labels[:, 0], progress=progress
     )  # fmt: skip
-    return None if found is None else Polish(chain, found, defense)
+    return None if found is None else Polish(chain, weights, found, defense)
 
 
 def _polished(

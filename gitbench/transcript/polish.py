@@ -38,15 +38,16 @@ class Polish:
 
     Args:
         chain: the model's layers.
+        weights: from :func:`gitbench.transcript.weights.solve_weights`.
         tensors: what :func:`fit_polish` found.
         defense: whose deterministic part the gradients pass.
     """
 
-    def __init__(self, chain: Chain, tensors: Mapping[str, torch.Tensor], defense: Defense) -> None:
+    def __init__(self, chain: Chain, weights: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor], defense: Defense) -> None:
         self.chain = chain
         self.tensors = tensors
         self._defense = defense
-        self._weights = {name.removeprefix("weights."): tensor for name, tensor in tensors.items() if name.startswith("weights.")}
+        self._weights = weights
         self._deviation = {name.removeprefix("deviation."): tensor for name, tensor in tensors.items() if name.startswith("deviation.")}
 
     def __call__(self, update: Mapping[str, torch.Tensor], start: torch.Tensor, labels: torch.Tensor, *, iterations: int) -> torch.Tensor:
@@ -142,11 +143,10 @@ def fit_polish(
     spread, components = torch.linalg.eigh(torch.cov(flat.T).double())
     spread, components = spread[-_COMPONENTS:].float().clamp_min(1e-8), components[:, -_COMPONENTS:].float()
     tensors: Tensors = {"mean": mean, "components": components, "deviations": spread.sqrt()}
-    tensors |= {f"weights.{name}": tensor for name, tensor in weights.items()}
     for name, tensor in raw.items():
         doubt = variance[name] + _MODEL_ERROR**2 * float(tensor.square().mean())
         tensors[f"deviation.{name}"] = torch.tensor(doubt, device=flat.device).sqrt().clamp_min(1e-12)
-    polish = Polish(chain, tensors, defense)
+    polish = Polish(chain, weights, tensors, defense)
     classes = chain.layers[-1].output_shape[0]
     groups = [(labels == label).nonzero().flatten() for label in range(classes)] if classes <= _LABELS else [torch.arange(len(labels))]
     found = []

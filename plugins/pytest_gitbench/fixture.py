@@ -86,11 +86,7 @@ class CellReport:
         """The verdict as the matrix shows it."""
         if self.error is not None:
             return "error"
-        if self.judgement.control_failed:
-            return "no control"
-        if self.judgement.blocked:
-            return "no success"
-        return "undecided" if self.judgement.verdict == "inconclusive" else self.judgement.verdict
+        return self.judgement.word
 
     @property
     def figures(self) -> str:

@@ -10,7 +10,7 @@ from gitbench.baseline import Cells, cells_of, key_of
 from gitbench.bench import Bench
 from gitbench.comparison import compare_cell, tolerances
 from gitbench.config import Cell, Config
-from gitbench.result import TIMED_OUT, Result
+from gitbench.result import Result
 from gitbench.sequential import Decision, decide
 from gitbench.statistics import interval
 from gitbench.store import Store
@@ -85,7 +85,7 @@ class Runner:
             return self._outcome("skipped", reason, "n/a", [])
         decision = self._decision(cell)
         results, judgement = decision.results, decision.judgement
-        status, reason, word = self._status(cell, results, decision.controls, judgement)
+        status, reason, word = self._status(cell, results, judgement)
         told = self._compared(results)
         kind, _, why = told.partition(": ")
         if kind in ("regressed", "unpaired") and word != "error":
@@ -109,14 +109,12 @@ class Runner:
         worst = min(changes, key=lambda change: ("regressed", "unpaired", "improved", "unchanged").index(change.kind))
         return f"{worst.kind}: {worst.reason}" if worst.reason else worst.kind
 
-    def _status(
-        self, cell: Cell, results: Sequence[Result], controls: Sequence[Result] | None, judgement: Judgement
-    ) -> tuple[str, str, str]:
+    def _status(self, cell: Cell, results: Sequence[Result], judgement: Judgement) -> tuple[str, str, str]:
         errors = [result for result in results if result.status == "error"]
         if errors:
             return "failed", f"{cell.name}: {errors[0].error}", "error"
-        if any(TIMED_OUT in result.flags for result in (*results, *(controls or ()))):
-            return "failed", judgement.reason, "timed out"  # declared as a leak or not: it was not measured
+        if judgement.late:
+            return "failed", judgement.reason, judgement.word  # declared as a leak or not: it was not measured
         if cell.is_control:
             if judgement.verdict == "leaks":
                 return "passed", judgement.reason, "leaks"
@@ -125,14 +123,12 @@ class Runner:
             return ("xfailed" if cell.known_leak else "failed"), judgement.reason, "leaks"
         if judgement.verdict == "holds":
             return "passed", judgement.reason, "holds"
-        if judgement.blocked:
-            return ("xfailed" if cell.known_leak else "failed"), judgement.reason, "no success"
         if judgement.control_failed:
             if self._some_control_leaks(cell):
                 return "skipped", judgement.reason, "no control"
             return "failed", f"{judgement.reason}; and {_NO_CONTROL}", "no control"
         # A declared leak that is undecided acquits nobody either, and is no news.
-        return ("xfailed" if cell.known_leak else "failed"), judgement.reason, "undecided"
+        return ("xfailed" if cell.known_leak else "failed"), judgement.reason, judgement.word
 
     def _some_control_leaks(self, cell: Cell) -> bool:
         """Whether any attack that this run measures against this defense has a control that leaks."""
@@ -156,7 +152,7 @@ class Runner:
         if self._config.sequential:
             return decide(measure, planned=self._config.looks, gate=self._config.threshold)
         results, controls = measure(self._config.victims)
-        return Decision(results, controls, judge_results(results, controls, gate=self._config.threshold), interval)
+        return Decision(results, judge_results(results, controls, gate=self._config.threshold), interval)
 
     def _not_granted(self, cell: Cell) -> list[str]:
         """What the attack needs and the threat model does not grant. A stored result had it all."""
