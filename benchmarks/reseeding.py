@@ -3,14 +3,16 @@
 python benchmarks/reseeding.py OUT.json [--victims 64] [--draws 4]
 
 Images, labels and the model under attack stay the same; the draws of the defense and of the attack are fresh in
-every column. So is the training of an attack that rehearses the defense; one that does not (gias) keeps what it
-learned, as it does in a results folder. docs/regression.md says what the gate's error rates are on these values.
+every column (of "same local model" those of the attack alone). So is the training of an attack that rehearses the
+defense; one that does not (gias) keeps what it learned, as it does in a results folder. docs/regression.md says
+what the gate's error rates are on these values.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import sys
 from collections.abc import Iterator
@@ -44,12 +46,15 @@ CELLS = (
 )
 
 
+KEPT = tuple((attack, "parameter_drift(epochs=1, samples=64)") for attack in ("ridge", "ig", "gias"))  # the same local model
+
+
 @contextlib.contextmanager
-def drawn_again(draw: int) -> Iterator[None]:
+def drawn_again(draw: int, *, defense: bool = True) -> Iterator[None]:
     """Other generators for everything but the victims, the model, and what is learned without the defense."""
 
     def of_chain(seed: int, *purpose: str) -> torch.Generator:
-        fresh = purpose[0] in ("defense", "attack")
+        fresh = purpose[0] in (("defense", "attack") if defense else ("attack",))
         return make_generator(seed, *purpose, *([f"draw {draw}"] if fresh else []))
 
     def of_fit(fits: CaseFits, attack: Attack) -> torch.Generator:
@@ -69,10 +74,10 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     cells: dict[str, list[list[float]]] = {}
-    for draw in range(given.draws):
-        with drawn_again(draw):
+    for draw, kept in itertools.product(range(given.draws), (False, True)):
+        with drawn_again(draw, defense=not kept):
             chain = Chain(store=None, device="cpu")
-            for attack, defense in (cell for cell in CELLS if not given.attack or cell[0] in given.attack):
+            for attack, defense in (cell for cell in (KEPT if kept else CELLS) if not given.attack or cell[0] in given.attack):
                 case = case_of(
                     attack=attack, defense=defense, model="lenet", dataset="photos", threat="server", profile="quick",
                     victims=given.victims, batch_size=1, seed=0,
@@ -81,8 +86,9 @@ def main() -> None:
                 if result.status == "error":
                     raise SystemExit(f"{defense}/{attack}: {result.error}")
                 gains = result.metrics["psnr_gain"]
-                cells.setdefault(f"{defense}/{attack}", []).append([round(float(value or 0), 3) for value in gains.values])
-                sys.stdout.write(f"{draw} {defense}/{attack} {gains.mean:.2f}\n")
+                name = f"{defense}/{attack}" + (", same local model" if kept else "")
+                cells.setdefault(name, []).append([round(float(value or 0), 3) for value in gains.values])
+                sys.stdout.write(f"{draw} {name} {gains.mean:.2f}\n")
                 sys.stdout.flush()
         columns = {key: [list(row) for row in zip(*values, strict=True)] for key, values in cells.items()}
         about = {"gitbench": __version__, "torch": torch.__version__, "setting": "photos/lenet, quick, seed 0", "unit": "psnr_gain, dB"}

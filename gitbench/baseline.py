@@ -36,6 +36,7 @@ class Entry(_Model):
         settings: the attack's options as they took effect.
         values: metric to one value per victim.
         blind: PSNR of the blind guess per victim, in dB: it tells whether two runs saw the same images.
+        local_model: fingerprint of the client's own model, where it is not the one that the attacker knows.
     """
 
     dataset: str
@@ -55,6 +56,7 @@ class Entry(_Model):
     settings: dict[str, str]
     values: dict[str, Values]
     blind: Values
+    local_model: tuple[FiniteFloat, ...] = ()
 
     @model_validator(mode="after")
     def _lengths(self) -> Self:
@@ -129,6 +131,7 @@ def entry_of(result: Result) -> Entry:
         settings=result.settings,
         values={name: tuple(map(_rounded, measure.values)) for name, measure in metrics.items() if name in METRICS},
         blind=blind,
+        local_model=result.local_model,
     )
 
 

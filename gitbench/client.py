@@ -27,6 +27,7 @@ def client_update(
     defense: Defense | str | None = None,
     generator: torch.Generator | None = None,
     public: Split | None = None,
+    show: Callable[[nn.Module], None] | None = None,
 ) -> Update:
     """What a stack of clients sends after one batch each.
 
@@ -37,6 +38,7 @@ def client_update(
         defense: what the client does before sending, or its SPEC; None sends the raw gradient. It is copied.
         generator: for the defense's randomness; a fixed one when None.
         public: the data a condition such as parameter drift trains on, and that earlier rounds are about.
+        show: is shown the model that the client differentiates, where it is a copy of its own.
 
     Raises:
         DefenseError: the defense raised, or returned something malformed; the message names it.
@@ -48,7 +50,7 @@ def client_update(
         defense = after_earlier_rounds(
             load_defense(defense), model, victims=victims, batch_size=batch_size, generator=generator, public=public
         )
-    raw = local_gradients(model, inputs, labels, defense=defense, generator=generator, public=public)
+    raw = local_gradients(model, inputs, labels, defense=defense, generator=generator, public=public, show=show)
     return raw if defense is None else protect(raw, defense=defense, generator=generator)
 
 
@@ -87,6 +89,7 @@ def local_gradients(
     defense: Defense | None,
     generator: torch.Generator,
     public: Split | None,
+    show: Callable[[nn.Module], None] | None = None,
 ) -> Update:
     """What the clients compute, before :func:`protect`: with the defense's batch and local model, unprotected."""
     if inputs.ndim != 5 or labels.shape[:2] != inputs.shape[:2]:
@@ -95,6 +98,8 @@ def local_gradients(
         return gradients(model, inputs, labels)
     with blaming(defense):
         local = defense.local_model(model, public=public, generator=generator)
+        if show is not None and local is not model:
+            show(local)
         inputs, labels = defense.prepare(inputs, labels, generator=generator)
         return gradients(local, inputs, labels, per_example=defense.needs_per_example)
 

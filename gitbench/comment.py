@@ -27,6 +27,8 @@ def markdown(found: Comparison) -> str:
         names = ", ".join(code(f"{change.key.model}/{change.key.attack}") for change in weaker)
         parts.append(f"**Undefended, these attacks reach less than before:** {names}. Their cells prove less, not more.")
     parts += [_list("Not comparable", [f"{code(change.key.cell)}: {escaped(change.reason)}" for change in unpaired])]
+    granted = [change for change in found.changes if change.kind in ("unchanged", "improved") and change.reason]
+    parts += [_list("Judged more leniently", [f"{code(change.key.cell)}: {escaped(change.reason)}" for change in granted])]
     parts += [_list("Missing now", [code(str(key)) for key in found.gone])]
     parts += [_list("New, with nothing to compare with", [code(str(key)) for key in found.new])]
     parts += [_list("What else differs between the runs", [escaped(one) for one in found.differs])]

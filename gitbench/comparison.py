@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -15,6 +16,8 @@ from gitbench.verdict import DEFAULT_GATE
 CONFIDENCE = 0.975  # of each of the two means, so that both intervals hold together in 95 % of comparisons
 TRIM = 0.2  # off either end: what 32 victims of which a few go astray are judged by
 BLIND_DIGITS = 0.01  # dB by which the blind guess may differ between machines
+DRAWN_ANEW = 3  # tolerances (1.5 dB) that another draw of the clients' model is granted with one seed, whose victims share it
+_SAME_DRAW = 0.1  # of a fingerprint's length: machines differ by far less, another draw by about all of it
 
 _UNKNOWN = Interval(None, None, None)
 
@@ -30,7 +33,7 @@ class Change:
         typical: the trimmed mean, which a few victims that went astray do not move.
         pairs: how many victims both runs have, all seeds together.
         seeds: seeds that both have.
-        reason: why it regressed, or why it cannot be compared.
+        reason: why it regressed, why it cannot be compared, or what it was granted.
     """
 
     key: CellKey
@@ -112,7 +115,8 @@ def compare_cell(
     It regressed when the mean of the paired differences, or their trimmed mean, is past the tolerance *and* its
     whole interval is past zero; the two intervals hold together in 95 % of comparisons. The mean sees the few
     victims that lost everything; the trimmed mean sees what happened to the others where a few that went astray
-    drown it in noise.
+    drown it in noise. Where the clients' own model was drawn anew more is accepted: it moves all victims of a
+    seed together, and only seeds average it out.
     """
     seeds = tuple(sorted(set(before) & set(after)))
     found = Change(key, metric, "unchanged", before=_word(before), after=_word(after), seeds=seeds)
@@ -138,14 +142,22 @@ def compare_cell(
                 found, kind="unpaired", reason=f"{metric} cannot be compared: a value is missing, write the baseline again"
             )
         groups.append([sign * (b - a) for a, b in pairs if a is not None and b is not None])
+    granted = ""
+    if any(_drawn_anew(before[seed].local_model, after[seed].local_model) for seed in seeds):
+        more = DRAWN_ANEW * METRICS[metric].tolerance / math.sqrt(len(seeds))
+        limit += more
+        granted = (
+            f"the clients' own model was drawn anew, which moves all victims of a seed together: {_with_unit(more, metric)} more "
+            "are accepted, less with more seeds"
+        )
     mean, typical = student(groups, confidence=CONFIDENCE), student(groups, trim=TRIM, confidence=CONFIDENCE)
-    found = dataclasses.replace(found, mean=mean, typical=typical, pairs=sum(map(len, groups)))
+    found = dataclasses.replace(found, mean=mean, typical=typical, pairs=sum(map(len, groups)), reason=granted)
     if mean.low is None:
         return dataclasses.replace(
             found, kind="unpaired", reason=f"{metric} cannot be compared: {found.pairs} pair is too few, raise --gitbench-victims"
         )
     if _past(mean, limit) or _past(typical, limit):
-        return dataclasses.replace(found, kind="regressed", reason=_reason(found, limit))
+        return dataclasses.replace(found, kind="regressed", reason=_reason(found, limit) + (f"; {granted}" if granted else ""))
     improved = _past(_mirrored(mean), limit) or _past(_mirrored(typical), limit)
     return dataclasses.replace(found, kind="improved") if improved else found
 
@@ -165,13 +177,23 @@ def _mirrored(found: Interval) -> Interval:
     return Interval(-found.mean, -found.high, -found.low)
 
 
+def _drawn_anew(before: Sequence[float], after: Sequence[float]) -> bool:
+    if not before or not after:
+        return bool(before) != bool(after)
+    return math.dist(before, after) > _SAME_DRAW * max(math.hypot(*before), math.hypot(*after))
+
+
 def _reason(change: Change, limit: float) -> str:
-    unit = f" {METRICS[change.metric].unit}".rstrip()
     found, name = (change.mean, "") if _past(change.mean, limit) else (change.typical, " (trimmed mean)")
+    unit = f" {METRICS[change.metric].unit}".rstrip()
     shown = f"{found.mean:.2f}{unit} [{found.low:.2f}, {found.high:.2f}]{name}"
     seeds = "one seed" if len(change.seeds) == 1 else f"{len(change.seeds)} seeds"
     pairs = f"{change.pairs} pairs of {seeds}"
-    return f"{change.metric} leaks {shown} more than the baseline, on {pairs} (tolerance {limit:g}{unit})"
+    return f"{change.metric} leaks {shown} more than the baseline, on {pairs} (tolerance {_with_unit(limit, change.metric)})"
+
+
+def _with_unit(value: float, metric: str) -> str:
+    return f"{value:.3g} {METRICS[metric].unit}".rstrip()
 
 
 def _problem(before: Mapping[int, Entry], after: Mapping[int, Entry], seeds: Sequence[int]) -> str:

@@ -22,6 +22,7 @@ from gitbench.data import Data, Split, load_dataset
 from gitbench.deadline import Deadline, checked
 from gitbench.defense import Defense, fresh, load_defense
 from gitbench.errors import ConfigError, DataError, GitbenchError
+from gitbench.fingerprint import fingerprint
 from gitbench.fits import FitCache
 from gitbench.flags import own_flags
 from gitbench.memory import peak_memory_mb, reset_peak
@@ -119,8 +120,15 @@ class Chain:
         deadline.begin()
         model = defense.modify_model(original)
         random = None if case.is_control else self._conforms(case, defense, model, data)
+        local: list[tuple[float, ...]] = []
         update = client_update(
-            model, inputs, labels, defense=defense, generator=make_generator(case.seed, "defense", case.defense), public=public
+            model,
+            inputs,
+            labels,
+            defense=defense,
+            generator=make_generator(case.seed, "defense", case.defense),
+            public=public,
+            show=lambda drifted: local.append(fingerprint(model, drifted)),
         )
         knowledge = case.knowledge
         observation = Observation(
@@ -158,6 +166,7 @@ class Chain:
             baselines=baselines,
             flags=tuple(flags),
             utility=utility,
+            local_model=local[0] if local else (),
             cost=Cost(
                 fit_seconds=round(found.fit_seconds, 4),
                 attack_seconds=round(found.attack_seconds, 4),

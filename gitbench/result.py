@@ -128,6 +128,7 @@ class Result(_Model):
     baselines: Baselines = Field(default_factory=Baselines)
     flags: tuple[str, ...] = ()
     utility: Utility | None = None
+    local_model: tuple[FiniteFloat, ...] = ()  # gitbench.fingerprint of the client's own model, where it differs
     cost: Cost = Field(default_factory=Cost)
     environment: Environment
     settings: dict[str, str] = Field(default_factory=dict)

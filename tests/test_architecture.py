@@ -34,7 +34,7 @@ LEVELS = [
     ["model", "defense"],
     ["datasets", "models"],
     ["client"],
-    ["observation", "conformance", "utility"],
+    ["observation", "conformance", "utility", "fingerprint"],
     ["pairs", "regression"],
     ["labels", "features", "matching", "lbfgs", "attack"],
     ["transcript"],

@@ -44,6 +44,14 @@ def test_evaluate_takes_a_defense_as_an_object(options, tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"cases", "pictures", "locks", "models"}
 
 
+def test_a_result_tells_which_local_model_was_drawn(options) -> None:
+    drift = "parameter_drift(epochs=1, samples=8)"
+    first, again, other = (gitbench.evaluate(defense=drift, seed=seed, **options).local_model for seed in (0, 0, 1))
+    assert len(first) == 8
+    assert first == again != other
+    assert gitbench.evaluate(defense="pruning(rate=0.5)", **options).local_model == ()
+
+
 def test_batches_are_scored_in_any_order(options) -> None:
     result = gitbench.evaluate(batch_size=2, **options)
     assert len(result.metrics["psnr"].values) == 8
