@@ -1,8 +1,8 @@
-"""The tables of docs/attacks.md on learned attacks, on CIFAR-10.
+"""The tables of docs/attacks.md on learned attacks and on auto, on CIFAR-10.
 
 python benchmarks/learned_attacks.py TABLE PATH.npz PUBLIC.npz RESULTS [--seed 0] [--attack git]
 
-TABLE is noise, conditions, hybrids or models. Several processes may work through one table together: each
+TABLE is noise, conditions, hybrids, models or auto (with --profile quick, 32 victims: minutes). Several processes may work through one table together: each
 cell is measured once, and a killed run goes on.
 """
 
@@ -38,6 +38,13 @@ def rows_of(table: str, path: str, public: str) -> tuple[int, list[Row]]:
         return 64, [(both, "lenet", "none", attack) for attack in attacks]
     if table == "models":
         return 800, [(both, model, "none", attack) for model in ("resnet", "vit") for attack in ("git", "lti", "ridge")]
+    if table == "auto":
+        defenses = (
+            "none", "gaussian_noise(std=0.01)", "gaussian_noise(std=0.1)", "pruning(rate=0.9)", "pruning(rate=0.99)",
+            "dp_sgd(noise_multiplier=0.1)", "parameter_drift(epochs=1, samples=500)",
+        )  # fmt: skip
+        attacks = ("ridge", "recursion", "git", "lti", "ig", "dlg", "auto")
+        return 32, [(small, model, defense, attack) for model in ("mlp", "lenet", "resnet") for defense in defenses for attack in attacks]
     rows: list[Row] = []
     for attack in ("git", "lti", "ig"):
         rows += [
@@ -53,12 +60,14 @@ def rows_of(table: str, path: str, public: str) -> tuple[int, list[Row]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", choices=("noise", "conditions", "hybrids", "models"))
+    parser.add_argument("table", choices=("noise", "conditions", "hybrids", "models", "auto"))
     parser.add_argument("path")
     parser.add_argument("public")
     parser.add_argument("results", type=Path)
     parser.add_argument("--seed", type=int, action="append")
     parser.add_argument("--attack", action="append")
+    parser.add_argument("--model", action="append")
+    parser.add_argument("--profile", default="standard")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -67,9 +76,9 @@ def main() -> None:
     victims, rows = rows_of(options.table, options.path, options.public)
     for seed in options.seed or (0,):
         for dataset, model, defense, attack in rows:
-            if not options.attack or attack in options.attack:
+            if (not options.attack or attack in options.attack) and (not options.model or model in options.model):
                 case = case_of(
-                    attack=attack, defense=defense, model=model, dataset=dataset, threat="server", profile="standard",
+                    attack=attack, defense=defense, model=model, dataset=dataset, threat="server", profile=options.profile,
                     victims=victims, batch_size=1, seed=seed,
                 )  # fmt: skip
                 _measure(case, chain, store)

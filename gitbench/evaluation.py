@@ -9,6 +9,7 @@ import functools
 import math
 import platform
 import time
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -31,11 +32,21 @@ from gitbench.observation import Observation
 from gitbench.pictures import picture
 from gitbench.progress import Progress, TimeUp, silent
 from gitbench.random import make_generator
+from gitbench.rehearsal import rehearse
 from gitbench.result import TIMED_OUT, Baselines, Cost, Environment, Measure, Result
 from gitbench.scoring import score
 from gitbench.statistics import interval
 from gitbench.store import Store
+from gitbench.update import Update
 from gitbench.utility import measure_utility
+
+
+@dataclass(frozen=True)
+class _Character:
+    """Of a defense: whether it draws random numbers, and how it misleads."""
+
+    random: bool
+    flags: frozenset[str]
 
 
 class Chain:
@@ -64,7 +75,7 @@ class Chain:
         self.timeout = checked(timeout)
         self._data: dict[str, Data] = {}
         self._models: dict[tuple[str, str, int], nn.Module] = {}
-        self._conforming: dict[tuple[str, str, int, int, str], bool] = {}
+        self._conforming: dict[tuple[str, str, int, int, str], _Character] = {}
         self._fits = FitCache(store, fresh_since=fresh_since)
 
     def run(self, case: Case, defense: Defense | None = None) -> Result:
@@ -119,7 +130,7 @@ class Chain:
             _warm_up()
         deadline.begin()
         model = defense.modify_model(original)
-        random = None if case.is_control else self._conforms(case, defense, model, data)
+        character = None if case.is_control else self._conforms(case, defense, model, data)
         local: list[tuple[float, ...]] = []
         update = client_update(
             model,
@@ -150,8 +161,10 @@ class Chain:
         )
         deadline.end()
         self.progress("score", 0, 1)
-        utility = None if random is None else measure_utility(model, inputs, labels, update, random=random)
+        utility = None if character is None else measure_utility(model, inputs, labels, update, random=character.random)
         measures, baselines, flags = _measures(found, inputs, data)
+        if character is not None:
+            flags += character.flags
         if self.store:
             self.store.save_picture(case.case_id, picture(inputs, found.inputs))
         if deadline.over:
@@ -179,11 +192,17 @@ class Chain:
         )
         return result.model_copy(update={"flags": tuple(sorted({*flags, *own_flags(result, still_improving=found.still_improving)}))})
 
-    def _conforms(self, case: Case, defense: Defense, model: nn.Module, data: Data) -> bool:
-        """Whether the defense is random; checked once for all attacks on it."""
+    def _conforms(self, case: Case, defense: Defense, model: nn.Module, data: Data) -> _Character:
+        """What the defense is like on public images; checked once for all attacks on it."""
         key = (case.dataset, case.model, case.seed, case.batch_size, f"{defense!r} {case.code['defense']}")
         if key not in self._conforming:
-            self._conforming[key] = check_conformance(defense, model, data.public.to(self.device), batch_size=case.batch_size)
+            public = data.public.to(self.device)
+            random = check_conformance(defense, model, public, batch_size=case.batch_size)
+            known = Observation(
+                update=Update({}), model=model, input_shape=data.input_shape, batch_size=case.batch_size, public=public, defense=defense
+            )
+            rehearsal = rehearse(known, generator=make_generator(case.seed, "rehearsal"))
+            self._conforming[key] = _Character(random, rehearsal.flags)
         return self._conforming[key]
 
     def _load_data(self, dataset: str) -> Data:

@@ -96,6 +96,24 @@ FLAGS: dict[str, Flag] = {
             "expected of clipping below its bound; otherwise look for a branch that returns its argument",
         ),
         Flag(
+            "no-slope",
+            "the deterministic part of the defense has no slope (it rounds, say), on public images",
+            "attacks that pass their own gradient through it go nowhere, whatever the update gives away",
+            "believe auto, which takes what the defense changes for noise; or give the defense an expected() with a slope",
+        ),
+        Flag(
+            "random-scale",
+            "every update, or every tensor of it, is sent at a scale of its own that is not told, on public images",
+            "a factor hides nothing, but attacks that match lengths (dlg) fail on it",
+            "believe auto, which fits the factor",
+        ),
+        Flag(
+            "hides-labels",
+            "labels that can be read off the raw gradient cannot be read off what is sent, on public images",
+            "attacks that begin with the label or with the last layer's input (ridge, ig, dlg) begin with a wrong one",
+            "believe auto, which tries every label, and lti, which reads all layers",
+        ),
+        Flag(
             "still-improving",
             "the attack's own objective still fell by over 5 % of its whole fall in the last quarter of its budget (median victim)",
             "a larger budget would leak more",

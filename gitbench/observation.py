@@ -208,6 +208,27 @@ class Observation:
         """The knowledge alone, for fitting."""
         return self._replaced(update=None, labels=None, batchnorm_statistics=None)
 
+    def with_update(self, update: Update) -> Observation:
+        """The same knowledge about another update, one that the attacker made: to try itself on."""
+        return self._replaced(update=update, labels=None, batchnorm_statistics=None)
+
+    def of_victims(self, rows: torch.Tensor, *, labels: torch.Tensor) -> Observation:
+        """Some of the victims only, with the attacker's own guess of their labels as if they were granted.
+
+        Args:
+            rows: ``(N,)`` which.
+            labels: ``(N, B)``.
+        """
+        contents = self._contents
+        statistics = contents.batchnorm_statistics
+        return self._replaced(
+            update=Update({name: tensor[rows] for name, tensor in self.update.tensors.items()}),
+            labels=labels,
+            batchnorm_statistics=None
+            if statistics is None
+            else {name: (mean[rows], var[rows]) for name, (mean, var) in statistics.items()},
+        )
+
     def _replaced(self, **changes: object) -> Observation:
         other = object.__new__(Observation)
         other._contents = dataclasses.replace(self._contents, **changes)  # type: ignore[arg-type]

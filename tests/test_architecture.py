@@ -37,8 +37,11 @@ LEVELS = [
     ["observation", "conformance", "utility", "fingerprint"],
     ["pairs", "regression"],
     ["labels", "features", "matching", "lbfgs", "attack"],
+    ["rehearsal"],
+    ["posterior"],
     ["transcript"],
     ["attacks", "fits"],
+    ["auto"],
     ["scoring"],
     ["evaluation"],
 ]

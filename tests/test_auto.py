@@ -1,0 +1,219 @@
+"""Auto finds what defenses that mislead other attacks do not hide; and claims nothing where there is nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from gitbench import Defense, Observation, client_update, load_attack, load_model
+from gitbench.attack import Fitted
+from gitbench.auto import Auto
+from gitbench.data import Data, Split
+from gitbench.fitting import NoCheckpoint
+from gitbench.posterior import Posterior, Prior
+from gitbench.random import make_generator, randn_like
+from gitbench.rehearsal import Rehearsal, rehearse, rescaled
+from gitbench.update import Update
+
+VICTIMS = 6
+
+
+class Rounds(Defense):
+    def __init__(self, *, step: float = 1e-3):
+        self.step = step
+
+    def protect(self, update, *, generator):
+        return update.map(lambda name, tensor: (tensor / self.step).round() * self.step)
+
+
+class RandomScale(Defense):
+    def protect(self, update, *, generator):
+        return update.map(
+            lambda name, tensor: tensor * (2 * torch.randn(len(tensor), generator=generator)).exp().reshape(-1, *[1] * (tensor.ndim - 1))
+        )
+
+
+class HidesTheLastLayer(Defense):
+    def protect(self, update, *, generator):
+        last = list(update.tensors)[-2:]
+        return update.map(lambda name, tensor: torch.zeros_like(tensor) if name in last else tensor)
+
+
+class Seeded:
+    """Fits with a generator of their own, as in a run; it remembers what was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, frozenset[str]]] = []
+
+    def get(self, attack, observation, fit):
+        self.asked.append((repr(attack), observation.granted))
+        return Fitted(fit(make_generator(0), NoCheckpoint()), 1.0)
+
+
+MISLEADING = {"no-slope": Rounds(), "random-scale": RandomScale(), "hides-labels": HidesTheLastLayer()}
+
+
+@pytest.fixture(scope="module")
+def model(data: Data) -> torch.nn.Module:
+    return load_model("lenet", data, seed=0)
+
+
+def observe(model: torch.nn.Module, data: Data, defense: Defense | str = "none", *, rows: slice = slice(VICTIMS)) -> Observation:
+    inputs, labels = data.private.inputs[rows, None], data.private.labels[rows, None]
+    update = client_update(model, inputs, labels, defense=defense, generator=make_generator(0, "defense"), public=data.public)
+    shape = tuple(inputs.shape[2:])
+    return Observation(update=update, model=model, input_shape=shape, public=data.public, defense=defense)
+
+
+def gain(found: torch.Tensor, data: Data, *, rows: slice = slice(VICTIMS)) -> float:
+    """Mean PSNR above the blind guess, in dB."""
+    truth = data.private.inputs[rows]
+    errors = [(image - truth).square().flatten(1).mean(1) for image in (found[:, 0], data.public.inputs.mean(0).expand_as(truth))]
+    return float(10 * (errors[1] / errors[0].clamp_min(1e-10)).log10().mean())
+
+
+def attacked(name: str, observation: Observation) -> torch.Tensor:
+    return load_attack(name, profile="quick")(observation, generator=make_generator(0, "attack")).inputs
+
+
+@pytest.mark.parametrize("flag", MISLEADING)
+def test_a_defense_that_only_misleads_is_seen_through(flag: str, model: torch.nn.Module, data: Data) -> None:
+    observation = observe(model, data, MISLEADING[flag])
+    misled = {"no-slope": "ig", "random-scale": "dlg", "hides-labels": "ridge"}[flag]
+    assert gain(attacked(misled, observation), data) < 3
+    assert gain(attacked("auto", observation), data) > 6
+    assert rehearse(observation, generator=make_generator(0)).flags == {flag}
+
+
+def test_auto_is_at_least_as_good_as_its_parts(model: torch.nn.Module, data: Data) -> None:
+    for defense in ("none", "gaussian_noise(std=0.01)", "pruning(rate=0.5)"):
+        observation = observe(model, data, defense)
+        parts = [gain(attacked(name, observation), data) for name in ("ridge", "lti", "git", "ig")]
+        assert gain(attacked("auto", observation), data) > max(parts) - 0.3, (defense, parts)
+
+
+def test_another_images_update_says_nothing(model: torch.nn.Module, data: Data) -> None:
+    observation = observe(model, data)
+    found = attacked("auto", observation)
+    assert gain(found.roll(1, dims=0), data) <= 0.5
+    truth, labels = data.private.inputs[:VICTIMS, None], data.private.labels[:VICTIMS, None]
+    posterior = Posterior(observation, rehearse(observation, generator=make_generator(0)))
+    own, other = (posterior.misfit(images, targets) for images, targets in ((truth, labels), (truth.roll(1, 0), labels.roll(1, 0))))
+    assert (other > 1e3 * own).all()
+    assert (other > posterior.misfit(found, labels)).all()
+
+
+def test_noise_of_the_same_norms_says_nothing_and_is_not_matched(model: torch.nn.Module, data: Data) -> None:
+    observation = observe(model, data)
+    generator = make_generator(1)
+
+    def noise(_: str, tensor: torch.Tensor) -> torch.Tensor:
+        drawn = randn_like(tensor, generator)
+        lengths = [part.flatten(1).norm(dim=1).reshape(-1, *[1] * (part.ndim - 1)) for part in (tensor, drawn)]
+        return drawn * lengths[0] / lengths[1]
+
+    noisy = observation.with_update(observation.update.map(noise))
+    found = attacked("auto", noisy)
+    assert gain(found, data) <= 0.5
+    posterior = Posterior(noisy, rehearse(noisy, generator=make_generator(0)))
+    assert not posterior.matched(posterior.misfit(found, data.private.labels[:VICTIMS, None])).any()
+
+
+def test_more_time_never_gives_a_worse_match(model: torch.nn.Module, data: Data) -> None:
+    observation = observe(model, data, "gaussian_noise(std=0.01)")
+    posterior = Posterior(observation, rehearse(observation, generator=make_generator(0)))
+    labels = data.private.labels[:VICTIMS, None]
+    short, long = (Auto(seconds=seconds, profile="quick")(observation, generator=make_generator(0)).inputs for seconds in (1e-3, 3.0))
+    assert (posterior(long, labels) <= posterior(short, labels) + 1e-3).all()
+
+
+def test_without_parameters_the_strongest_attack_on_public_pairs_is_all(model: torch.nn.Module, data: Data) -> None:
+    observation = observe(model, data).restricted(frozenset({"architecture", "public", "defense"}))
+    auto, git = (load_attack(name, profile="quick")(observation, generator=make_generator(0), fits=Seeded()) for name in ("auto", "git"))
+    assert torch.equal(auto.inputs, git.inputs)
+
+
+def test_without_public_data_the_search_starts_from_grey(model: torch.nn.Module, data: Data) -> None:
+    observation = observe(model, data).restricted(frozenset({"architecture", "parameters"}))
+    assert gain(attacked("auto", observation), data) > 0
+
+
+def test_what_auto_learns_is_shared_with_its_parts(model: torch.nn.Module, data: Data) -> None:
+    fits = Seeded()
+    found = load_attack("auto", profile="quick")(observe(model, data), generator=make_generator(0), fits=fits)
+    assert found.fit_seconds == len(fits.asked)
+    together = list(fits.asked)
+    for name in ("ridge", "lti", "git"):
+        load_attack(name, profile="quick")(observe(model, data), generator=make_generator(0), fits=fits)
+    assert set(fits.asked[len(together) :]) <= set(together)
+
+
+@pytest.mark.parametrize("options", [{"seconds": 0.0}, {"seconds": float("nan")}, {"profile": "huge"}])
+def test_options_are_checked(options: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"expected (seconds|profile)"):
+        Auto(**options)
+
+
+# What it rests on
+
+
+def test_the_noise_of_a_defense_shows_when_it_is_rehearsed(model: torch.nn.Module, data: Data) -> None:
+    found = rehearse(observe(model, data, "gaussian_noise(std=0.02)"), generator=make_generator(0))
+    assert all(0.015 < value < 0.025 for name, value in found.deviation.items() if name.endswith("weight"))
+    assert found.flags == frozenset()
+    for spec in ("none", "pruning(rate=0.5)", "clipping(max_norm=0.1)"):
+        plain = rehearse(observe(model, data, spec), generator=make_generator(0))
+        assert (plain.sloped, plain.scale) == (True, "known")
+        assert max(plain.deviation.values()) < 1e-6
+
+
+def test_a_defense_that_is_not_known_may_have_any_scale(model: torch.nn.Module, data: Data) -> None:
+    observation = observe(model, data).restricted(frozenset({"architecture", "parameters", "public"}))
+    assert rehearse(observation, generator=make_generator(0)).scale == "update"
+
+
+def test_a_free_scale_is_fitted_by_least_squares() -> None:
+    generator = make_generator(0)
+    update = Update({name: torch.randn(3, 4, 2, generator=generator).double() for name in "ab"})
+    aim = update.map(lambda name, tensor: tensor * {"a": 2.0, "b": -3.0}[name])
+    assert rescaled(update, aim, "known") is update
+    by_tensor = rescaled(update, aim, "tensor")
+    assert all(torch.allclose(by_tensor.tensors[name], aim.tensors[name]) for name in "ab")
+    by_update = rescaled(update, aim, "update").flatten() / update.flatten()
+    oracle = [float(torch.linalg.lstsq(update.flatten()[row, :, None], aim.flatten()[row, :, None]).solution) for row in range(3)]
+    assert torch.allclose(by_update, torch.tensor(oracle, dtype=torch.float64)[:, None].expand_as(by_update))
+
+
+def test_the_truth_has_about_one_squared_deviation_per_entry(model: torch.nn.Module, data: Data) -> None:
+    observation = observe(model, data, "gaussian_noise(std=0.02)")
+    posterior = Posterior(observation, rehearse(observation, generator=make_generator(0)))
+    misfit = posterior.misfit(data.private.inputs[:VICTIMS, None], data.private.labels[:VICTIMS, None])
+    assert torch.allclose(misfit / posterior.entries, torch.ones(VICTIMS), atol=0.1)
+
+
+def test_the_prior_prefers_images_like_the_public_ones(model: torch.nn.Module, data: Data) -> None:
+    images = data.private.inputs[:VICTIMS, None]
+    noise = torch.rand(images.shape, generator=make_generator(0))
+    observation = observe(model, data)
+    for known in (observation, observation.restricted(frozenset({"architecture", "parameters"}))):
+        assert (Prior(known)(images) < Prior(known)(noise)).all()
+
+
+def test_the_prior_is_the_gaussian_of_the_public_images() -> None:
+    generator = make_generator(0)
+    public = Split(torch.rand(400, 1, 2, 3, generator=generator), torch.zeros(400, dtype=torch.long))
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(6, 2))
+    update = Update({name: tensor[None] for name, tensor in model.named_parameters()})
+    prior = Prior(Observation(update=update, model=model, input_shape=(1, 2, 3), batch_size=1, public=public))
+    flat = public.inputs.flatten(1)
+    shrunk = torch.cov(flat.T) + torch.eye(6) * torch.cov(flat.T).diagonal().mean() / 400
+    oracle = -torch.distributions.MultivariateNormal(flat.mean(0), shrunk).log_prob(flat[:5])
+    found = prior(public.inputs[:5, None])
+    assert torch.allclose(found - found[0], oracle - oracle[0], atol=1e-3)
+
+
+def test_rehearsals_can_be_compared() -> None:
+    plain = Rehearsal({"a": 0.0})
+    assert dataclasses.replace(plain, labels=0.2).flags == {"hides-labels"}
