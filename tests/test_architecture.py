@@ -38,6 +38,7 @@ LEVELS = [
     ["pairs", "regression"],
     ["labels", "features", "matching", "lbfgs", "attack"],
     ["transcript"],
+    ["recursion"],
     ["attacks", "fits"],
     ["scoring"],
     ["evaluation"],
