@@ -40,6 +40,7 @@ LEVELS = [
     ["rehearsal"],
     ["posterior"],
     ["transcript"],
+    ["recursion"],
     ["attacks", "fits"],
     ["auto"],
     ["scoring"],

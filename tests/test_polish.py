@@ -13,7 +13,7 @@ from gitbench.defense import Defense, load_defense
 from gitbench.progress import silent
 from gitbench.random import make_generator
 from gitbench.transcript.chain import Chain, read_chain
-from gitbench.transcript.polish import Polish, _descend, fit_polish
+from gitbench.transcript.polish import Polish, descend, fit_polish
 from gitbench.transcript.weights import simulate
 from helpers import make_data
 
@@ -82,7 +82,7 @@ def test_descent_of_a_quadratic_reaches_its_minimum_and_never_rises() -> None:
 
     before, values = objective(torch.zeros_like(aim))[0], []
     for iterations in (2, 5, 20, 60):
-        values.append(objective(_descend(torch.zeros_like(aim), objective, lambda vectors: vectors / 8, iterations))[0])
+        values.append(objective(descend(torch.zeros_like(aim), objective, lambda vectors: vectors / 8, iterations))[0])
     assert all((later <= earlier).all() for earlier, later in zip([before, *values], values, strict=False))
     assert float(values[-1].max()) < 1e-6
 

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from gitbench.client import blaming
 from gitbench.defense import Defense
-from gitbench.progress import Progress
+from gitbench.progress import Progress, TimeUp
 from gitbench.transcript.chain import Chain
 from gitbench.transcript.weights import Weights, simulate
 from gitbench.update import Update
@@ -87,7 +87,7 @@ class Polish:
         def precondition(vectors: torch.Tensor) -> torch.Tensor:
             return self._precondition(vectors, labels)
 
-        return _descend(start, objective, precondition, iterations)
+        return descend(start, objective, precondition, iterations)
 
     def _precondition(self, vectors: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         information, directions = self.tensors["information"], self.tensors["directions"]
@@ -172,27 +172,43 @@ def _information(polish: Polish, tensors: Tensors, points: torch.Tensor, labels:
     return total / max(1, len(points))
 
 
-def _descend(
+def descend(
     start: torch.Tensor,
     objective: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
     precondition: Callable[[torch.Tensor], torch.Tensor],
     iterations: int,
+    *,
+    history: int = _HISTORY,
+    tell: Callable[[int], None] = lambda _done: None,
 ) -> torch.Tensor:
-    """L-BFGS of many problems side by side, from a known curvature and without leaving a better point for a worse one."""
+    """L-BFGS of many problems side by side, from a known curvature and without leaving a better point for a worse one.
+
+    Args:
+        start: points ``(V, n)``.
+        objective: values ``(V,)`` and gradients ``(V, n)`` of points.
+        precondition: an approximate inverse of the curvature, to rows ``(V, n)``.
+        iterations: each one call of the objective.
+        history: steps that shape the curvature.
+        tell: told how many iterations are done; where it raises :class:`~gitbench.progress.TimeUp`, the points so far are returned.
+    """
     points = start
     values, gradients = objective(points)
     length = torch.ones_like(values)[:, None]
     steps: list[torch.Tensor] = []
     changes: list[torch.Tensor] = []
-    for _ in range(iterations):
+    for iteration in range(iterations):
         direction = _direction(gradients, steps, changes, precondition)
         there = points - length * direction
         found, slopes = objective(there)
-        steps, changes = [*steps, there - points][-_HISTORY:], [*changes, slopes - gradients][-_HISTORY:]
+        steps, changes = [*steps, there - points][-history:], [*changes, slopes - gradients][-history:]
         better = (found < values)[:, None]
         points, gradients = torch.where(better, there, points), torch.where(better, slopes, gradients)
         values = torch.where(better[:, 0], found, values)
         length = torch.where(better, torch.ones_like(length), length * _BACKTRACK)
+        try:
+            tell(iteration + 1)
+        except TimeUp:
+            break
     return points
 
 

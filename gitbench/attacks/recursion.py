@@ -1,0 +1,73 @@
+"""Recursion: R-GAP with an image prior. With the parameters known, the input follows layer by layer."""
+
+from __future__ import annotations
+
+import torch
+
+from gitbench.attack import Attack, State
+from gitbench.fitting import Checkpoint
+from gitbench.observation import Observation
+from gitbench.progress import Progress
+from gitbench.recursion.estimate import Options, estimate, learn
+
+
+class Recursion(Attack):
+    """R-GAP (arXiv 2010.07733) as a MAP estimate, layer by layer; then all layers at once, where that left something to find.
+
+    The last layer's input is exact. With the parameters known, each layer's pre-activation and ``δ`` follow from its output, and two
+    linear systems speak of its input: the forward one and that of its gradient. Each is weighed by the variance of its error, which
+    the layer above hands down, and by a Gaussian prior of public images. Chains of linear layers and convolutions are walked.
+
+    Where the image found so far does not reproduce the observed update (noise, pruning, a residual network, a batch), the
+    negative logarithm of the posterior of the image given all layers' gradients is minimised, from the better of the walk and a linear
+    map of the last layer's input. Public images that play victims decide how much of it to believe.
+
+    Args:
+        limit: at most so many public images.
+        iterations: of the minimisation, one gradient each.
+        cg: conjugate gradient steps of a layer that is too wide to be solved victim by victim.
+        match: relative error of the model that is granted to the minimisation.
+        holdout: share of the public images that chooses the linear map's penalty.
+        rehearsal: public images that play victims.
+        adapt: pass public and own updates through the defense.
+    """
+
+    name = "recursion"
+    requires = frozenset({"architecture", "parameters"})
+    uses = frozenset({"public", "defense"})
+    profiles = {"quick": {"limit": 2048, "iterations": 60, "rehearsal": 16}}
+
+    def __init__(
+        self,
+        *,
+        limit: int = 20_000,
+        iterations: int = 200,
+        cg: int = 10,
+        match: float = 3e-3,
+        holdout: float = 0.1,
+        rehearsal: int = 32,
+        adapt: bool = True,
+    ) -> None:
+        if min(limit, rehearsal) < 1 or min(iterations, cg) < 0 or not (0 < holdout < 1 and match > 0):
+            raise ValueError("expected limit, rehearsal >= 1, iterations, cg >= 0, match > 0 and holdout in (0, 1)")
+        self.limit = limit
+        self.iterations = iterations
+        self.cg = cg
+        self.match = match
+        self.holdout = holdout
+        self.rehearsal = rehearsal
+        self.adapt = adapt
+
+    def fit(self, observation: Observation, *, generator: torch.Generator, progress: Progress, checkpoint: Checkpoint) -> State:
+        return learn(observation, options=self._options, generator=generator, progress=progress)
+
+    def run(self, observation: Observation, state: State, *, generator: torch.Generator, progress: Progress) -> torch.Tensor:
+        found = estimate(observation, state, options=self._options, generator=generator, progress=progress)
+        return found.believed(state).clamp(0, 1)
+
+    @property
+    def _options(self) -> Options:
+        return Options(
+            limit=self.limit, iterations=self.iterations, cg=self.cg, match=self.match,
+            holdout=self.holdout, rehearsal=self.rehearsal, adapt=self.adapt,
+        )  # fmt: skip

@@ -1,0 +1,261 @@
+"""From an observation to images: the walk, a linear start, and the posterior of both, with what public images teach of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from gitbench.client import gradients
+from gitbench.labels import infer_labels
+from gitbench.model import Normalize
+from gitbench.observation import Observation
+from gitbench.progress import Progress
+from gitbench.recursion.layers import check_layers
+from gitbench.recursion.noise import ROUNDING, Noise, rehearse, scales
+from gitbench.recursion.posterior import Posterior
+from gitbench.recursion.prior import Gaussian, natural, of_samples
+from gitbench.recursion.start import features_of, fit_start, run_start
+from gitbench.recursion.walk import Walk
+from gitbench.transcript.chain import Chain, read_chain
+from gitbench.transcript.weights import activated
+from gitbench.update import Update
+
+Tensors = dict[str, torch.Tensor]
+State = Mapping[str, torch.Tensor]
+
+_REHEARSED = 64  # images whose updates show the noise
+_IMAGINED = 1024  # images drawn from the prior where none are public
+_CHUNK = 256
+_MATCHED = 1e-3  # relative error of every tensor of the update at which nothing is left to look for
+_SHARES = 21
+
+
+@dataclass(frozen=True)
+class Options:
+    """As in :class:`gitbench.attacks.recursion.Recursion`."""
+
+    limit: int
+    iterations: int
+    cg: int
+    match: float
+    holdout: float
+    rehearsal: int
+    adapt: bool
+
+
+@dataclass(frozen=True)
+class Images:
+    """Two estimates ``(V, B, C, H, W)``: the posterior's, and the linear start where public images gave one.
+
+    Args:
+        found: the posterior's.
+        start: the linear start.
+        matched: ``(V,)``: the update is reproduced, so that nothing is left to doubt.
+    """
+
+    found: torch.Tensor
+    start: torch.Tensor | None
+    matched: torch.Tensor
+
+    def believed(self, state: State) -> torch.Tensor:
+        """Both, in the shares that public images taught."""
+        if self.start is None or "trust" not in state:
+            return self.found
+        share = torch.where(self.matched, 1.0, state["trust"].to(self.found)).reshape(-1, 1, 1, 1, 1)
+        return share * self.found.clamp(0, 1) + (1 - share) * self.start
+
+
+def learn(observation: Observation, *, options: Options, generator: torch.Generator, progress: Progress) -> Tensors:
+    """Priors, noise, the linear start, and how much of the posterior to believe: from public images, or from imagined ones.
+
+    Args:
+        observation: without its update.
+        options: of the attack.
+        generator: for the order of the public images and the defense.
+        progress: told what is going on.
+
+    Raises:
+        AttackError: a layer cannot be walked through; all such layers are named.
+    """
+    check_layers(observation.model)
+    if "public" not in observation.granted:
+        return _imagined(observation, options, generator, progress)
+    public, batch = observation.public, observation.batch_size
+    count = min(options.limit, len(public)) // batch * batch
+    order = torch.randperm(len(public), generator=generator)[:count].reshape(-1, batch)
+    # Sorted by class, as inferred labels are.
+    order = order.gather(1, public.labels.cpu()[order].argsort(dim=1, stable=True)).to(public.inputs.device)
+    cut = min(options.rehearsal, len(order) // 4)
+    played, order = order[:cut], order[cut:]
+    state = _priors(observation, public.inputs[order.flatten()], _image_prior(public.inputs[order.flatten()]), progress)
+    parts: list[list[torch.Tensor]] = []
+    chunks = order.split(observation.chunk)
+    for done, rows in enumerate(chunks):
+        update = observation.public_updates(rows, generator=generator, adapt=options.adapt)
+        parts.append(features_of(observation, update, public.labels[rows]))
+        progress("recursion: public updates", done + 1, len(chunks))
+    features = [torch.cat(list(kind)) for kind in zip(*parts, strict=True)]
+    state |= fit_start(features, public.inputs[order].flatten(2), holdout=options.holdout)
+    some = order[-_REHEARSED:]
+    sent = observation.public_updates(some, generator=generator, adapt=options.adapt)
+    state |= rehearse(observation, sent, public.inputs[some], public.labels[some], adapt=options.adapt).tensors()
+    if cut:
+        sent = observation.public_updates(played, generator=generator, adapt=options.adapt)
+        found = estimate(_victims(observation, sent), state, options=options, generator=generator, progress=progress)
+        state["trust"] = _trust(found, public.inputs[played])
+    return state
+
+
+def estimate(observation: Observation, state: State, *, options: Options, generator: torch.Generator, progress: Progress) -> Images:
+    """The images of all victims.
+
+    Args:
+        observation: with its update.
+        state: of :func:`learn`.
+        options: of the attack.
+        generator: for the directions that show the posterior's curvature.
+        progress: told what is going on.
+    """
+    labels = infer_labels(observation)
+    noise, prior = Noise.stored(state), Gaussian.stored(state, "image")
+    posterior = Posterior(observation, labels, prior, _deviations(observation.update, noise, options.match), adapt=options.adapt)
+    start = run_start(observation, labels, state) if "start.weight" in state else None
+    best = prior.mean.float().reshape(observation.input_shape).expand(*labels.shape, -1, -1, -1) if start is None else start
+    walked = _walked(observation, state, labels, noise, options, progress)
+    matched = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
+    if walked is not None:
+        matched = posterior.misfit(walked) < _MATCHED
+        better = matched | (posterior.value(walked.clamp(0, 1)) < posterior.value(best))
+        best = torch.where(better.reshape(-1, 1, 1, 1, 1), walked, best)
+    if bool(matched.all()) or not options.iterations:
+        return Images(best, start, matched)
+    left = (~matched).nonzero().flatten()
+
+    def tell(done: int) -> None:
+        progress("recursion: all layers at once", done, options.iterations)
+
+    own = _victims(observation, Update({name: tensor[left] for name, tensor in observation.update.tensors.items()}))
+    deviation = _deviations(own.update, noise, options.match)
+    some = Posterior(own, labels[left], prior, deviation, adapt=options.adapt)
+    fit = some.minimised(best[left].clamp(0, 1), iterations=options.iterations, generator=generator, tell=tell)
+    found = best.clone()
+    found[left] = fit.images
+    return Images(found, start, matched)
+
+
+def _walked(
+    observation: Observation, state: State, labels: torch.Tensor, noise: Noise, options: Options, progress: Progress
+) -> torch.Tensor | None:
+    """The closed form ``(V, 1, C, H, W)``; None where the model is no chain, a victim no single image, or nothing came out."""
+    chain = read_chain(observation.model, observation.input_shape) if labels.shape[1] == 1 else None
+    if chain is None:
+        return None
+    update = {name: tensor.double() for name, tensor in observation.update.tensors.items()}
+    if noise.rescaled:
+        factor = scales(observation, observation.update, labels[:, 0]).double()
+        update = {name: tensor / factor.reshape(-1, *(1,) * (tensor.ndim - 1)) for name, tensor in update.items()}
+    weights = {name: parameter.detach().double() for name, parameter in observation.model.named_parameters()}
+    names = ["layer.0" if "layer.0.mean" in state else "image", *(f"layer.{index}" for index in range(1, len(chain.layers)))]
+    priors = tuple(Gaussian.stored(state, name) for name in names)
+    progress("recursion: walking back", 0, 1)
+    found = Walk(chain, weights, priors, options.cg)(update, labels[:, 0], noise=noise.walk)
+    progress("recursion: walking back", 1, 1)
+    images = found.reshape(-1, *observation.input_shape)
+    normal = _normalization(observation.model, chain)
+    if normal is not None:
+        images = images * normal.std.double() + normal.mean.double()
+    usable = images.isfinite().flatten(1).all(1).reshape(-1, 1, 1, 1)
+    mean = Gaussian.stored(state, "image").mean.reshape(observation.input_shape)
+    return torch.where(usable, images.nan_to_num(0, 0, 0).clamp(-1, 2), mean).float()[:, None]
+
+
+def _normalization(model: nn.Module, chain: Chain) -> Normalize | None:
+    return next(module for module in model.modules() if isinstance(module, Normalize)) if chain.normalized else None
+
+
+def _deviations(update: Update, noise: Noise, match: float) -> dict[str, torch.Tensor]:
+    """Of one entry of each tensor, ``(V,)``: the noise, and the error that is granted to the match."""
+    found = {}
+    for name, tensor in update.tensors.items():
+        size = tensor.flatten(1).square().mean(1).sqrt()
+        found[name] = (noise.match[name] ** 2 + (max(match, ROUNDING) * size).square() + 1e-24).sqrt()
+    return found
+
+
+def _victims(observation: Observation, update: Update) -> Observation:
+    """The same knowledge of other victims."""
+    granted = observation.granted
+    return Observation(
+        update=update,
+        model=observation.model,
+        input_shape=observation.input_shape,
+        batch_size=observation.batch_size,
+        public=observation.public if "public" in granted else None,
+        defense=observation.defense if "defense" in granted else None,
+    )
+
+
+def _trust(found: Images, truth: torch.Tensor) -> torch.Tensor:
+    """The share of the posterior's image, beside the linear start's, that comes closest to the images that played victims."""
+    assert found.start is not None
+    if bool(found.matched.all()):
+        return torch.tensor(1.0)
+    rows = ~found.matched
+    mine, other, aim = found.found[rows].clamp(0, 1), found.start[rows], truth[rows]
+    shares = torch.linspace(0, 1, _SHARES)
+    errors = torch.stack([(share * mine + (1 - share) * other - aim).square().flatten(1).mean(1) for share in shares])
+    scores = errors.clamp_min(1e-12).log().mean(1)  # of victims' PSNR, which no single one can spoil
+    return shares[int(scores.argmin())]
+
+
+def _image_prior(images: torch.Tensor) -> Gaussian:
+    return of_samples(images.split(_CHUNK), hidden=False)
+
+
+def _priors(observation: Observation, images: torch.Tensor, image: Gaussian, progress: Progress) -> Tensors:
+    """Of the image, and of each layer's input in a chain."""
+    found = image.tensors("image")
+    chain = read_chain(observation.model, observation.input_shape) if observation.batch_size == 1 else None
+    if chain is None:
+        return found
+    weights = {name: parameter.detach() for name, parameter in observation.model.named_parameters()}
+    normal = _normalization(observation.model, chain)
+    same = normal is None or (bool((normal.mean == 0).all()) and bool((normal.std == 1).all()))
+    for index in range(same, len(chain.layers)):
+        inputs = _inputs(chain, index, weights, images, normal)
+        found |= of_samples(inputs, hidden=index > 0).tensors(f"layer.{index}")
+        progress("recursion: priors", index + 1, len(chain.layers))
+    return found
+
+
+def _inputs(
+    chain: Chain, index: int, weights: Mapping[str, torch.Tensor], images: torch.Tensor, normal: Normalize | None
+) -> Iterator[torch.Tensor]:
+    for part in images.split(_CHUNK):
+        with torch.no_grad():
+            inputs = part if normal is None else normal(part)
+            for layer in chain.layers[:index]:
+                inputs = activated(layer, weights, inputs.flatten(1))
+            yield inputs
+
+
+def _imagined(observation: Observation, options: Options, generator: torch.Generator, progress: Progress) -> Tensors:
+    """Without public images: a 1/f prior, and images drawn from it to see what they give."""
+    shape, batch, device = observation.input_shape, observation.batch_size, observation.device
+    image = natural(shape)
+    drawn = torch.randn(_IMAGINED // batch * batch, len(image.mean), generator=generator, dtype=torch.float64) * image.spread.sqrt()
+    rows = drawn if image.directions is None else drawn @ image.directions.T
+    images = (image.mean + rows).clamp(0, 1).float().reshape(-1, *shape).to(device)
+    image = Gaussian(image.mean.to(device), image.spread.to(device), None if image.directions is None else image.directions.to(device))
+    state = _priors(observation, images, image, progress)
+    some = images[: _REHEARSED * batch].reshape(-1, batch, *shape)
+    with torch.no_grad():
+        classes = observation.model(some[:1, 0]).shape[1]
+    labels = torch.randint(classes, some.shape[:2], generator=generator).sort(dim=1).values.to(device)
+    need = "defense" in observation.granted and observation.defense.needs_per_example
+    raw = gradients(observation.model, some, labels, per_example=need)
+    sent = observation.protected(raw, generator=generator) if options.adapt else raw
+    return state | rehearse(observation, sent, some, labels, adapt=options.adapt).tensors()

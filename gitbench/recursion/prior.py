@@ -1,0 +1,111 @@
+"""Gaussian priors of a layer's input: from public images, or of the power spectrum that photographs have."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+_DENSE = 4096  # pixels up to which a covariance is kept whole
+_HIDDEN = 1024  # and entries of a hidden layer
+_SHRUNK = 1e-3  # share of the mean variance added to every direction of a hidden layer's covariance
+_PIXEL = 1e-6  # variance of a pixel beyond what the public images show: less than one grey level in 255
+_GREY = 0.5
+_CONTRAST = 0.06  # variance of a pixel over natural photographs
+_FLAT = 1e-3  # of the spectrum: no direction is ruled out
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """``N(mean, U diag(spread) Uᵀ)`` of a flattened input, in float64.
+
+    Args:
+        mean: ``(n,)``.
+        spread: ``(n,)`` variances along the directions.
+        directions: ``U (n, n)``; None for those of the entries, where a whole covariance would be too large.
+    """
+
+    mean: torch.Tensor
+    spread: torch.Tensor
+    directions: torch.Tensor | None
+
+    @property
+    def variance(self) -> torch.Tensor:
+        """Of each entry, ``(n,)``."""
+        return self.spread if self.directions is None else self.directions.square() @ self.spread
+
+    def precision(self) -> torch.Tensor:
+        """``Σ⁻¹``: ``(n, n)``."""
+        if self.directions is None:
+            return torch.diag(1 / self.spread)
+        return (self.directions / self.spread) @ self.directions.T
+
+    def tensors(self, prefix: str) -> dict[str, torch.Tensor]:
+        """As tensors to store, named with ``prefix``."""
+        kept = {} if self.directions is None else {f"{prefix}.directions": self.directions}
+        return {f"{prefix}.mean": self.mean, f"{prefix}.spread": self.spread, **kept}
+
+    @classmethod
+    def stored(cls, tensors: Mapping[str, torch.Tensor], prefix: str) -> Gaussian:
+        """The inverse of :meth:`tensors`."""
+        return cls(tensors[f"{prefix}.mean"], tensors[f"{prefix}.spread"], tensors.get(f"{prefix}.directions"))
+
+
+def of_samples(chunks: Iterable[torch.Tensor], *, hidden: bool) -> Gaussian:
+    """Mean and covariance of rows ``(N, n)`` that come in chunks; the diagonal alone of what is too large for the whole.
+
+    Args:
+        chunks: at least one row in all.
+        hidden: of a hidden layer: shrunk towards a broad prior, because what a layer says is precise anyway.
+    """
+    count, total, product = 0, None, None
+    limit = _HIDDEN if hidden else _DENSE
+    for chunk in chunks:
+        rows = chunk.flatten(1).double()
+        squares = rows.square().sum(0) if rows.shape[1] > limit else rows.T @ rows
+        count += len(rows)
+        total = rows.sum(0) if total is None else total + rows.sum(0)
+        product = squares if product is None else product + squares
+    assert total is not None
+    assert product is not None
+    mean = total / count
+    if product.ndim == 1:
+        variance = (product / count - mean.square()).clamp_min(0)
+        return Gaussian(mean, variance + _SHRUNK * variance.mean() + _PIXEL, None)
+    covariance = product / count - torch.outer(mean, mean)
+    added = _PIXEL + (_SHRUNK * float(covariance.diagonal().mean()) if hidden else 0.0)
+    return _decomposed(mean, covariance, added)
+
+
+def natural(input_shape: tuple[int, int, int], *, mean: float = _GREY, contrast: float = _CONTRAST) -> Gaussian:
+    """What is known of a photograph without having seen one: grey, a spectrum of ``1 / f²``, channels that go together.
+
+    Args:
+        input_shape: ``(C, H, W)``.
+        mean: of every pixel.
+        contrast: variance of every pixel.
+    """
+    channels, height, width = input_shape
+    if math.prod(input_shape) > _DENSE:
+        entries = math.prod(input_shape)
+        return Gaussian(torch.full((entries,), mean, dtype=torch.float64), torch.full((entries,), contrast, dtype=torch.float64), None)
+    # Twice the side: a photograph does not go on at the other edge.
+    down = torch.fft.fftfreq(2 * height, dtype=torch.float64)[:, None]
+    across = torch.fft.fftfreq(2 * width, dtype=torch.float64)[None]
+    frequency = (down.square() + across.square()).sqrt().clamp_min(1 / (2 * max(height, width)))
+    power = frequency**-2
+    power = power / power.mean() + _FLAT
+    correlation = torch.fft.ifft2(power).real
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    rows, columns = rows.flatten(), columns.flatten()
+    positions = correlation[rows[:, None] - rows, columns[:, None] - columns]
+    colours = 0.9 + 0.1 * torch.eye(channels, dtype=torch.float64)
+    covariance = contrast * torch.kron(colours, positions)
+    return _decomposed(torch.full((len(covariance),), mean, dtype=torch.float64), covariance, _PIXEL)
+
+
+def _decomposed(mean: torch.Tensor, covariance: torch.Tensor, added: float) -> Gaussian:
+    spread, directions = torch.linalg.eigh((covariance + covariance.T) / 2)
+    return Gaussian(mean, spread.clamp_min(0) + added, directions)
