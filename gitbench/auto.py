@@ -5,43 +5,50 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 
-from gitbench.attack import Attack, Candidates, Fits, Fitted, Refiner, State
+from gitbench.attack import Attack, Candidates, Fits, Fitted, State
 from gitbench.attacks.git import Git
 from gitbench.attacks.ig import IG
 from gitbench.attacks.lti import LTI
+from gitbench.attacks.recursion import Recursion
 from gitbench.attacks.ridge import Ridge
 from gitbench.errors import AttackError, NotGrantedError
 from gitbench.labels import infer_labels
-from gitbench.lbfgs import BatchedLbfgs
 from gitbench.model import last_linear
 from gitbench.observation import Observation
 from gitbench.posterior import Posterior
 from gitbench.progress import Progress, TimeUp
 from gitbench.rehearsal import rehearse
+from gitbench.update import Update
 
 _BLIND = ("git", "lti", "ridge")  # best first, where nothing can be matched for want of parameters
 _CLASSES = 20  # of which each is tried where labels cannot be read
 _SURE = 0.99  # of rehearsed batches whose labels are read right
+_PLAYED = 16  # public batches that play victims beside the victims
+_STEPS = 300  # of the search for weights
+_RATE = 0.1
 
 
 class Auto(Attack):
     """An ensemble without anything to tune, after AutoAttack (Croce and Hein, arXiv 2003.01690).
 
-    Of ``ridge``, ``lti`` and ``git``, whichever can run here, each victim keeps the candidate that
-    explains its update best; from there a maximum a posteriori search and ``ig`` go on, and each victim keeps what
-    explains it better still. The criterion is :class:`gitbench.posterior.Posterior`: the candidate's
-    gradient, sent through the defense, against the observed update in units of the noise that rehearsing the
-    defense shows. The truth is not looked at. A victim whose update is matched to numerical precision is done.
+    ``ridge``, ``recursion``, ``lti`` and ``git`` run where they can. Each victim goes on from the candidate that explains its
+    update best, by the criterion of :class:`gitbench.posterior.Posterior`: the candidate's gradient, sent
+    through the defense, against the observed update in units of the noise that rehearsing the defense
+    shows. Two searches lower that criterion, and ``ig`` goes its own way.
+
+    Public images that nothing was fitted on play victims beside the victims. On them the truth is known, and
+    they say in which shares the candidates are believed. A victim whose update is matched to numerical precision needs no such
+    doubt. The victims' own truth is not looked at.
 
     Without ``parameters`` nothing can be matched: the strongest attack on public pairs that can be had is all.
 
     Args:
-        seconds: after which the search ends, training apart; None takes every step once. More never gives a
-            worse match.
+        seconds: after which the search ends, training apart; None takes every step once. What more of them find is believed
+            only where it helped the images that play victims.
         profile: budget of the attacks within.
     """
 
@@ -57,18 +64,14 @@ class Auto(Attack):
             raise ValueError(f"expected profile to be one of {', '.join(_ITERATIONS)}, got {profile!r}")
         self.seconds = seconds
         self.profile = profile
-        kinds: tuple[type[Attack], ...] = (Ridge, LTI, Git)  # cheapest first
+        kinds: tuple[type[Attack], ...] = (Ridge, Recursion, LTI, Git)  # cheapest first
         self._priors = {kind.name: kind(**kind.profiles.get(profile, {})) for kind in kinds}
 
     def memory(self, observation: Observation) -> int:
-        return max((prior.memory(self._share(observation, prior)) for prior in self._able(observation).values()), default=0)
+        return max((prior.memory(_share(observation, prior)) for prior in self._able(observation).values()), default=0)
 
     def _able(self, observation: Observation) -> dict[str, Attack]:
         return {name: prior for name, prior in self._priors.items() if prior.requires <= observation.granted}
-
-    @staticmethod
-    def _share(observation: Observation, attack: Attack) -> Observation:
-        return observation.restricted(attack.requires | attack.uses)
 
     def _fitted(self, observation: Observation, *, generator: torch.Generator, progress: Progress, fits: Fits | None) -> Fitted:
         """The states of all parts under their own names, so that they share what they learn with the attacks alone."""
@@ -76,8 +79,9 @@ class Auto(Attack):
         seconds = 0.0
         for name, prior in self._able(observation).items():
             with contextlib.suppress(AttackError):  # one that cannot be had here (its memory, a layer) is none
-                prior._check_memory(self._share(observation, prior))
-                found = prior._fitted(self._share(observation, prior), generator=generator, progress=progress, fits=fits)
+                share = _share(observation, prior)
+                prior._check_memory(share)
+                found = prior._fitted(share, generator=generator, progress=progress, fits=fits)
                 state |= {f"{name}.{key}": tensor for key, tensor in found.state.items()}
                 state[f"{name}."] = torch.tensor(1)
                 seconds += found.seconds
@@ -86,110 +90,181 @@ class Auto(Attack):
     def run(self, observation: Observation, state: State, *, generator: torch.Generator, progress: Progress) -> torch.Tensor | Candidates:
         priors = {name: prior for name, prior in self._priors.items() if f"{name}." in state}
 
-        def candidate(name: str) -> torch.Tensor:
+        def candidate(name: str, observation: Observation) -> torch.Tensor:
             prefix = f"{name}."
             own = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix) and key != prefix}
-            found = priors[name].run(self._share(observation, priors[name]), own, generator=generator, progress=progress)
-            return found.inputs if isinstance(found, Candidates) else found
+            return _inputs(priors[name].run(_share(observation, priors[name]), own, generator=generator, progress=progress))
 
         if "parameters" not in observation.granted:
             best = next((name for name in _BLIND if name in priors), None)
             if best is None:
                 raise NotGrantedError("The attack auto needs parameters or public data, and the threat model grants neither.")
-            return candidate(best)
-        search = _Search(observation, generator=generator, progress=progress, seconds=self.seconds)
+            return candidate(best, observation)
+        stack, played = _beside_the_victims(observation, generator)
+        search = _Search(stack, generator=generator, progress=progress, seconds=self.seconds)
         for name in priors:
-            search.consider(candidate(name))
+            search.consider(candidate(name, stack))
         with contextlib.suppress(TimeUp):
             search.go(_ITERATIONS[self.profile])
-        return Candidates(search.best)
+        return search.believed(played)
 
 
 class _Search:
-    """The best candidate of every victim so far, and how it is made better."""
+    """The candidates of every victim, and the best of them so far."""
 
     def __init__(self, observation: Observation, *, generator: torch.Generator, progress: Progress, seconds: float | None) -> None:
         self._observation = observation
         self._generator = generator
         self._clock = _Clock(seconds, progress)
         self._bounded = seconds is not None
-        self._rehearsal = rehearse(observation, generator=generator)
-        self._posterior = Posterior(observation, self._rehearsal)
+        self.rehearsal = rehearse(observation, generator=generator)
+        self.posterior = Posterior(observation, self.rehearsal)
+        self._classes = last_linear(observation.architecture)[1].out_features
+        granted = "labels" in observation.granted
+        self.labels = (observation.labels if granted else infer_labels(observation)).clone()
+        self._sure = granted or self.rehearsal.labels >= _SURE
         shape = (observation.update.victims, observation.batch_size, *observation.input_shape)
         self.best = torch.full(shape, 0.5, device=observation.device)
         if "public" in observation.granted:
             self.best[:] = observation.public.inputs.mean(0)
-        self._classes = last_linear(observation.architecture)[1].out_features
-        self._labels = (observation.labels if "labels" in observation.granted else infer_labels(observation)).clone()
-        self._sure = "labels" in observation.granted or self._rehearsal.labels >= _SURE
-        self._energy = torch.full(shape[:1], math.inf, device=observation.device)
-        self._misfit = self._energy.clone()
-        self.consider(self.best.clone())
+        self.candidates = [self.best.clone()]
+        self.energy = torch.full(shape[:1], math.inf, device=observation.device)
+        self.misfit = self.energy.clone()
+        self._keep(self.best.clone(), self._everyone)
+
+    @property
+    def _everyone(self) -> torch.Tensor:
+        return torch.arange(len(self.best), device=self.best.device)
 
     @property
     def open(self) -> torch.Tensor:
         """Victims whose update is not matched yet."""
-        return (~self._posterior.matched(self._misfit)).nonzero().flatten()
+        return (~self.posterior.matched(self.misfit)).nonzero().flatten()
 
-    @torch.no_grad()
     def consider(self, inputs: torch.Tensor, rows: torch.Tensor | None = None) -> None:
-        """Keep candidates ``(N, B, C, H, W)`` of some victims where they explain the update better."""
-        rows = torch.arange(len(self.best), device=self.best.device) if rows is None else rows
-        for labels in self._hypotheses(rows):
-            misfit = self._posterior.misfit(inputs, labels, rows=rows)
-            energy = self._posterior.energy(misfit, rows=rows) + self._posterior.prior(inputs)
-            better = energy < self._energy[rows]
-            chosen = rows[better]
-            self.best[chosen], self._labels[chosen] = inputs[better], labels[better]
-            self._energy[chosen], self._misfit[chosen] = energy[better], misfit[better]
+        """Candidates ``(N, B, C, H, W)`` of some victims; the best so far are those of the others."""
+        full = self.best.clone()
+        full[self._everyone if rows is None else rows] = inputs.clamp(0, 1)
+        self._keep(full[self._everyone if rows is None else rows], self._everyone if rows is None else rows)
+        self.candidates.append(full)
 
     def go(self, iterations: Mapping[str, int]) -> None:
-        for step in (self._descend, self._ig, self._descend):
+        """Every step once; again with other starts as long as there is time, if time is the limit."""
+        steps: tuple[Callable[[Mapping[str, int]], None], ...] = (self._whitened, self._pixels, self._ig, self._pixels)
+        for step in steps:
             if len(self.open):
-                step(iterations, self.open)
+                step(iterations)
         while self._bounded and len(self.open):
-            self._restart(iterations, self.open)
+            self._restart(iterations)
+
+    def believed(self, played: torch.Tensor | None) -> torch.Tensor:
+        """The candidates of the victims, in the shares that serve those that are played best.
+
+        Args:
+            played: the truth of the last victims, which are played; None where there are none.
+        """
+        if played is None or not len(played):
+            return self.best
+        candidates = torch.stack([*self.candidates, self.best])
+        weights = _weights(candidates[:, -len(played) :], played)
+        blended = torch.einsum("k,kvbchw->vbchw", weights, candidates)
+        matched = self.posterior.matched(self.misfit)[:, None, None, None, None]
+        return torch.where(matched, self.best, blended)[: -len(played)].clamp(0, 1)
+
+    @torch.no_grad()
+    def _keep(self, inputs: torch.Tensor, rows: torch.Tensor) -> None:
+        for labels in self._hypotheses(rows):
+            misfit = self.posterior.misfit(inputs, labels, rows=rows)
+            energy = self.posterior.energy(misfit, rows=rows) + self.posterior.prior(inputs)
+            better = energy < self.energy[rows]
+            chosen = rows[better]
+            self.best[chosen], self.labels[chosen] = inputs[better], labels[better]
+            self.energy[chosen], self.misfit[chosen] = energy[better], misfit[better]
 
     def _hypotheses(self, rows: torch.Tensor) -> list[torch.Tensor]:
         if self._sure or self._observation.batch_size > 1 or self._classes > _CLASSES:
-            return [self._labels[rows]]
-        return [torch.full_like(self._labels[rows], label) for label in range(self._classes)]
+            return [self.labels[rows]]
+        return [torch.full_like(self.labels[rows], label) for label in range(self._classes)]
 
-    def _descend(self, iterations: Mapping[str, int], rows: torch.Tensor) -> None:
-        """L-BFGS on the criterion itself."""
-        shape, labels = self.best[rows].shape, self._labels[rows]
+    def _whitened(self, iterations: Mapping[str, int]) -> None:
+        self._minimise(iterations["posterior"], whitened=True)
 
-        def closure(points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            with torch.enable_grad():
-                inputs = points.reshape(shape).detach().requires_grad_()
-                energy = self._posterior(inputs, labels, rows=rows)
-                (gradient,) = torch.autograd.grad(energy.sum(), inputs)
-            return energy.detach(), gradient.flatten(1)
+    def _pixels(self, iterations: Mapping[str, int]) -> None:
+        self._minimise(iterations["posterior"], whitened=False)
 
-        optimizer = BatchedLbfgs(self.best[rows].flatten(1), history=50)
-        best, lowest = optimizer.points.clone(), self._energy[rows].clone()
-        active = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
-        try:
-            for iteration in range(iterations["descend"]):
-                points = optimizer.points
-                energy = optimizer.step(closure, active=active)
-                better = energy < lowest
-                best[better], lowest[better] = points[better], energy[better]
-                self._clock("auto: posterior", iteration + 1, iterations["descend"])
-        finally:
-            self.consider(best.reshape(shape).clamp(0, 1), rows)
+    def _minimise(self, iterations: int, *, whitened: bool) -> None:
+        rows = self.open
 
-    def _ig(self, iterations: Mapping[str, int], rows: torch.Tensor) -> None:
-        self._refine(IG(iterations=iterations["ig"], labels="known", adapt=self._rehearsal.sloped), rows, self.best[rows])
+        def tell(done: int) -> None:
+            self._clock("auto: posterior", done, iterations)
 
-    def _restart(self, iterations: Mapping[str, int], rows: torch.Tensor) -> None:
-        self._refine(IG(iterations=iterations["ig"], labels="known", adapt=self._rehearsal.sloped), rows, None)
-
-    def _refine(self, refiner: Refiner, rows: torch.Tensor, start: torch.Tensor | None) -> None:
-        observation = self._observation.of_victims(rows, labels=self._labels[rows])
-        found = refiner.refine(observation, start, generator=self._generator, progress=self._clock)
-        self.consider(found.inputs if isinstance(found, Candidates) else found, rows)
+        found = self.posterior.minimised(
+            self.best[rows], self.labels[rows], rows=rows, iterations=iterations, whitened=whitened, tell=tell
+        )  # fmt: skip
+        self.consider(found, rows)
         self._clock("auto", 1, 1)
+
+    def _ig(self, iterations: Mapping[str, int]) -> None:
+        self._refine(iterations["ig"], self.best[self.open])
+
+    def _restart(self, iterations: Mapping[str, int]) -> None:
+        self._refine(iterations["ig"], None)
+
+    def _refine(self, iterations: int, start: torch.Tensor | None) -> None:
+        rows = self.open
+        observation = self._observation.of_victims(rows, labels=self.labels[rows])
+        refiner = IG(iterations=iterations, labels="known", adapt=self.rehearsal.sloped)
+        self.consider(_inputs(refiner.refine(observation, start, generator=self._generator, progress=self._clock)), rows)
+        self._clock("auto", 1, 1)
+
+
+def _share(observation: Observation, attack: Attack) -> Observation:
+    return observation.restricted(attack.requires | attack.uses)
+
+
+def _inputs(found: torch.Tensor | Candidates) -> torch.Tensor:
+    return found.inputs if isinstance(found, Candidates) else found
+
+
+def _beside_the_victims(observation: Observation, generator: torch.Generator) -> tuple[Observation, torch.Tensor | None]:
+    """The victims, followed by public images that play victims, and the truth ``(R, B, C, H, W)`` of these."""
+    if not {"public", "defense"} <= observation.granted:
+        return observation, None
+    size = observation.batch_size
+    kept = observation.kept
+    count = min(_PLAYED, len(kept) // size)
+    if not count:
+        return observation, None
+    rows = kept[torch.randperm(len(kept), generator=generator)[: count * size]].reshape(count, size)
+    sent = observation.public_updates(rows, generator=generator)
+    update = Update({name: torch.cat([tensor, sent.tensors[name]]) for name, tensor in observation.update.tensors.items()})
+    public = observation.public
+    there = rows.to(public.inputs.device)
+    stack = observation.with_update(update)
+    if "labels" in observation.granted:
+        stack = stack.of_victims(torch.arange(update.victims), labels=torch.cat([observation.labels, public.labels[there]]))
+    return stack, public.inputs[there]
+
+
+def _weights(candidates: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """Shares ``(K,)``, positive and of sum one, that give played victims ``(K, R, B, C, H, W)`` the highest mean PSNR."""
+    errors = (candidates - truth).flatten(2).double()
+    products = torch.einsum("krp,lrp->rkl", errors, errors) / errors.shape[2]
+
+    def loss(weights: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("k,rkl,l->r", weights, products, weights).clamp_min(1e-12).log().mean()
+
+    eye = torch.eye(len(candidates), dtype=torch.float64, device=truth.device)
+    best = eye[min(range(len(candidates)), key=lambda index: float(loss(eye[index])))]
+    with torch.enable_grad():
+        logits = (0.9 * best + 0.1 / len(best)).log().requires_grad_()
+        optimizer = torch.optim.Adam([logits], lr=_RATE)
+        for _ in range(_STEPS):
+            optimizer.zero_grad()
+            loss(logits.softmax(0)).backward()
+            optimizer.step()
+        blended = logits.detach().softmax(0)
+    return (blended if float(loss(blended)) < float(loss(best)) else best).float()
 
 
 class _Clock:
@@ -206,7 +281,7 @@ class _Clock:
 
 
 _ITERATIONS: Mapping[str, Mapping[str, int]] = {
-    "quick": {"descend": 50, "ig": 50},
-    "standard": {"descend": 200, "ig": 400},
-    "paper": {"descend": 1000, "ig": 4800},
+    "quick": {"posterior": 40, "ig": 20},
+    "standard": {"posterior": 200, "ig": 300},
+    "paper": {"posterior": 1000, "ig": 4800},
 }

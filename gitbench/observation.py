@@ -20,6 +20,7 @@ from gitbench.threat import Knowledge
 from gitbench.update import Update
 
 T = TypeVar("T")
+_KEPT = 64
 BatchNormStatistics = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -205,8 +206,21 @@ class Observation:
         )
 
     def without_update(self) -> Observation:
-        """The knowledge alone, for fitting."""
-        return self._replaced(update=None, labels=None, batchnorm_statistics=None)
+        """The knowledge alone, for fitting, without the public examples of :attr:`kept`."""
+        public = self._contents.public
+        if public is not None:
+            mask = torch.ones(len(public), dtype=torch.bool)
+            mask[self.kept] = False
+            mask = mask.to(public.inputs.device)
+            public = Split(public.inputs[mask], public.labels[mask])
+        return self._replaced(update=None, labels=None, batchnorm_statistics=None, public=public)
+
+    @property
+    def kept(self) -> torch.Tensor:
+        """Indices of public examples that no attack is fitted on, evenly spaced: victims that an attacker may try itself on."""
+        size = len(self.public)
+        count = min(_KEPT, size // 8)
+        return torch.arange(count) * size // max(1, count)
 
     def with_update(self, update: Update) -> Observation:
         """The same knowledge about another update, one that the attacker made: to try itself on."""

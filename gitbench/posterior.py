@@ -2,51 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+from collections.abc import Callable
+
 import torch
 
 from gitbench.client import blaming, gradients
+from gitbench.lbfgs import BatchedLbfgs
 from gitbench.observation import Observation
+from gitbench.progress import TimeUp
+from gitbench.recursion.prior import Gaussian, natural, of_samples
 from gitbench.rehearsal import Rehearsal, rescaled
 from gitbench.update import Update
 
-_PRECISION = 1e-6  # of an update's root mean square: what float32 leaves of it
-_IMAGES = 4096  # public images that the prior is estimated from
-_PIXELS = 4096
-_COMPONENTS = 512
-_SMOOTH = 0.1  # standard deviation of neighbouring pixels' difference, where nothing better is known
-_CONTRAST = 0.3
+_PRECISION = 1e-6  # of a tensor's root mean square: what float32 leaves of it
 _MATCHED = 16.0  # squared deviations of an entry
-
-
-class Prior:
-    """How much of an image a candidate is: a Gaussian fitted to public images, or smoothness without them."""
-
-    def __init__(self, observation: Observation) -> None:
-        self._components: torch.Tensor | None = None
-        pixels = torch.Size(observation.input_shape).numel()
-        if "public" not in observation.granted or pixels > _PIXELS or len(observation.public) < 2:
-            return
-        flat = observation.public.inputs[:_IMAGES].flatten(1)
-        self._mean = flat.mean(0)
-        values, vectors = torch.linalg.eigh(torch.cov(flat.T))
-        # Shrunk a little towards the mean variance: directions that no public image varies in are rare, not impossible.
-        values = values.clamp_min(0) + float(values.clamp_min(0).mean()) / len(flat)
-        self._components = vectors[:, -_COMPONENTS:]
-        self._deviations = values[-_COMPONENTS:].sqrt()
-        rest = values[:-_COMPONENTS]
-        self._rest = float(rest.mean().sqrt()) if len(rest) else float(self._deviations.min())
-
-    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Negative logarithm of the density, up to a constant: ``(V, B, C, H, W)`` to ``(V,)``."""
-        if self._components is None:
-            down, across = inputs.diff(dim=-2), inputs.diff(dim=-1)
-            rough = down.square().sum((1, 2, 3, 4)) + across.square().sum((1, 2, 3, 4))
-            return rough / (4 * _SMOOTH**2) + (inputs - 0.5).square().sum((1, 2, 3, 4)) / (2 * _CONTRAST**2)
-        centred = inputs.flatten(2) - self._mean
-        coordinates = centred @ self._components
-        beyond = centred.square().sum(2) - coordinates.square().sum(2)
-        energy: torch.Tensor = ((coordinates / self._deviations).square().sum(2) + beyond / self._rest**2).sum(1) / 2
-        return energy
+_IMAGES = 20_000  # public images that the prior is estimated from
+_CHUNKS = 20
+_HISTORY = 50
 
 
 class Posterior:
@@ -55,7 +29,8 @@ class Posterior:
     The misfit is ``m(x) = Σ_l |G_l(x) - Ĝ_l|² / σ_l²``, where ``G`` is sent through the defense's deterministic part
     and ``σ`` is what :func:`gitbench.rehearsal.rehearse` saw, float32's rounding at least. With ``n`` entries it counts
     ``m / 2`` up to ``n``, and ``n (1 + log(m / n)) / 2`` beyond: as long as nothing better is known, the noise
-    is taken to be what the candidate leaves over, and the :class:`Prior` is heard all the way.
+    is taken to be what the candidate leaves over, and the prior is heard all the way. The prior is a Gaussian fitted
+    to public images, or one of photographs' power spectrum.
 
     Args:
         observation: needs ``parameters``.
@@ -64,26 +39,30 @@ class Posterior:
 
     def __init__(self, observation: Observation, rehearsal: Rehearsal) -> None:
         self.rehearsal = rehearsal
-        self.prior = Prior(observation)
         self._model = observation.model
         self._observed = observation.update
         self._defense = observation.defense if "defense" in observation.granted and rehearsal.sloped else None
         self._variance = {
-            name: rehearsal.deviation[name] ** 2
-            + _PRECISION**2 * tensor.flatten(1).square().mean(1)
-            + 1e-30
+            name: rehearsal.deviation[name] ** 2 + _PRECISION**2 * tensor.flatten(1).square().mean(1) + 1e-30
             for name, tensor in observation.update.tensors.items()
-        }  # fmt: skip
+        }
         sent = observation.update.tensors.values()
         self.entries = torch.stack([(tensor != 0).flatten(1).sum(1) for tensor in sent]).sum(0).clamp_min(1)
+        prior = _prior(observation)
+        self._mean, self._spread = prior.mean.float(), prior.spread.float().sqrt()
+        self._directions = None if prior.directions is None else prior.directions.float()
 
     def __call__(self, inputs: torch.Tensor, labels: torch.Tensor, *, rows: torch.Tensor | None = None) -> torch.Tensor:
-        """``(V,)`` of candidates ``(V, B, C, H, W)`` with labels ``(V, B)``; differentiable.
+        """``(V,)`` of candidates ``(V, B, C, H, W)`` with labels ``(V, B)``.
 
         Args:
             rows: which victims these are; all of them when None.
         """
         return self.energy(self.misfit(inputs, labels, rows=rows), rows=rows) + self.prior(inputs)
+
+    def prior(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Negative logarithm of the density of images ``(V, B, C, H, W)``, up to a constant: ``(V,)``."""
+        return self._coordinates(inputs).square().sum(1) / 2
 
     def energy(self, misfit: torch.Tensor, *, rows: torch.Tensor | None = None) -> torch.Tensor:
         """What a misfit counts, ``(V,)``."""
@@ -92,25 +71,101 @@ class Posterior:
         return entries / 2 * torch.where(ratio > 1, 1 + ratio.clamp_min(1).log(), ratio)
 
     def misfit(self, inputs: torch.Tensor, labels: torch.Tensor, *, rows: torch.Tensor | None = None) -> torch.Tensor:
-        """Squared distance of the updates in units of the noise, ``(V,)``.
+        """Squared distance of the updates in units of the noise, ``(V,)``; differentiable.
 
         About :attr:`entries` for the truth: those that were sent and are not zero.
         """
-        need = self._defense is not None and self._defense.needs_per_example
-        update = gradients(self._model, inputs, labels, per_example=need)
-        observed = self._observed
-        if rows is not None:
-            observed = Update({name: tensor[rows] for name, tensor in observed.tensors.items()})
-        if self._defense is not None:
-            with blaming(self._defense):
-                update = self._defense.expected(update, observed=observed)
-        update = rescaled(update, observed, self.rehearsal.scale)
-        total = inputs.new_zeros(len(inputs))
-        for name, tensor in observed.tensors.items():
-            variance = self._variance[name] if rows is None else self._variance[name][rows]
-            total = total + (update.tensors[name] - tensor).flatten(1).square().sum(1) / variance
-        return total
+        return self._departure(inputs, labels, rows).square().sum(1)
 
     def matched(self, misfit: torch.Tensor) -> torch.Tensor:
         """Whether a candidate explains the update to numerical precision, ``(V,)``; never where there is noise."""
         return (misfit <= _MATCHED * self.entries) & (not any(self.rehearsal.deviation.values()))
+
+    def minimised(
+        self,
+        start: torch.Tensor,
+        labels: torch.Tensor,
+        *,
+        rows: torch.Tensor,
+        iterations: int,
+        whitened: bool,
+        tell: Callable[[int], None],
+    ) -> torch.Tensor:
+        """Images of a lower posterior, not cut to [0, 1], by L-BFGS.
+
+        Args:
+            start: ``(V, B, C, H, W)``.
+            labels: ``(V, B)``.
+            rows: which victims these are.
+            iterations: one gradient each.
+            whitened: search in the prior's own coordinates and take the noise for known: finds what little a noisy or
+                thinned out update says. In pixels, with the noise as in :meth:`energy`, more is found of a whole update.
+            tell: told how many iterations are done; where it raises :class:`~gitbench.progress.TimeUp`, what was found by then is returned.
+        """
+        shape = start.shape
+        points = self._coordinates(start) if whitened else start.flatten(1)
+
+        def images(points: torch.Tensor) -> torch.Tensor:
+            return self._images(points, shape) if whitened else points.reshape(shape)
+
+        def closure(points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            with torch.enable_grad():
+                found = images(points).detach().requires_grad_()
+                misfit = self.misfit(found, labels, rows=rows)
+                values = (misfit / 2 if whitened else self.energy(misfit, rows=rows)) + self.prior(found)
+                (slope,) = torch.autograd.grad(values.sum(), found)
+            return values.detach(), self._whitened(slope) if whitened else slope.flatten(1)
+
+        optimizer = BatchedLbfgs(points, history=_HISTORY)
+        best, lowest = points.clone(), torch.full((len(points),), math.inf, device=points.device)
+        everyone = torch.ones(len(points), dtype=torch.bool, device=points.device)
+        with contextlib.suppress(TimeUp):
+            for iteration in range(iterations):
+                points = optimizer.points
+                values = optimizer.step(closure, active=everyone)
+                better = values < lowest
+                best[better], lowest[better] = points[better], values[better]
+                tell(iteration + 1)
+        return images(best)
+
+    def _departure(self, inputs: torch.Tensor, labels: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+        """Difference of each entry of the update, in deviations: ``(V, D)``."""
+        observed = self._observed
+        if rows is not None:
+            observed = Update({name: tensor[rows] for name, tensor in observed.tensors.items()})
+        need = self._defense is not None and self._defense.needs_per_example
+        update = gradients(self._model, inputs, labels, per_example=need)
+        if self._defense is not None:
+            with blaming(self._defense):
+                update = self._defense.expected(update, observed=observed)
+        update = rescaled(update, observed, self.rehearsal.scale)
+        parts = []
+        for name, tensor in observed.tensors.items():
+            variance = self._variance[name] if rows is None else self._variance[name][rows]
+            parts.append((update.tensors[name] - tensor).flatten(1) / variance.sqrt()[:, None])
+        return torch.cat(parts, dim=1)
+
+    def _coordinates(self, images: torch.Tensor) -> torch.Tensor:
+        centred = images.flatten(2) - self._mean
+        rotated = centred if self._directions is None else centred @ self._directions
+        return (rotated / self._spread).flatten(1)
+
+    def _images(self, points: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+        scaled = points.reshape(*shape[:2], -1) * self._spread
+        rotated = scaled if self._directions is None else scaled @ self._directions.T
+        return (self._mean + rotated).reshape(shape)
+
+    def _whitened(self, slope: torch.Tensor) -> torch.Tensor:
+        """A gradient by images as one by coordinates, ``(V, B n)``."""
+        flat = slope.flatten(2)
+        rotated = flat if self._directions is None else flat @ self._directions
+        return (rotated * self._spread).flatten(1)
+
+
+def _prior(observation: Observation) -> Gaussian:
+    if "public" not in observation.granted or len(observation.public) < _CHUNKS:
+        found = natural(observation.input_shape)
+        directions = None if found.directions is None else found.directions.to(observation.device)
+        return Gaussian(found.mean.to(observation.device), found.spread.to(observation.device), directions)
+    images = observation.public.inputs[:_IMAGES]
+    return of_samples(images.split(max(1, len(images) // _CHUNKS)), hidden=False)
