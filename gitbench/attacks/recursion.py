@@ -35,17 +35,17 @@ class Recursion(Attack):
     name = "recursion"
     requires = frozenset({"architecture", "parameters"})
     uses = frozenset({"public", "defense"})
-    profiles = {"quick": {"limit": 2048, "iterations": 60, "rehearsal": 16}}
+    profiles = {"quick": {"limit": 2048, "iterations": 60, "rehearsal": 8}}
 
     def __init__(
         self,
         *,
         limit: int = 20_000,
-        iterations: int = 200,
+        iterations: int = 300,
         cg: int = 10,
         match: float = 3e-3,
         holdout: float = 0.1,
-        rehearsal: int = 32,
+        rehearsal: int = 16,
         adapt: bool = True,
     ) -> None:
         if min(limit, rehearsal) < 1 or min(iterations, cg) < 0 or not (0 < holdout < 1 and match > 0):
