@@ -46,7 +46,7 @@ _JUMPY = (
     nn.MaxPool2d,
     nn.MaxPool3d,
 )
-_STAGES = (1.0, 0.3)
+_STAGES = ((3.0, 0.1), (1.0, 0.2), (0.5, 0.3), (0.2, 0.4))  # relative error that is granted, share of the iterations
 
 
 @dataclass(frozen=True)
@@ -138,13 +138,13 @@ def estimate(observation: Observation, state: State, *, options: Options, genera
     """
     labels = infer_labels(observation)
     noise, prior = Noise.stored(state), Gaussian.stored(state, "image")
-    stages = _STAGES if any(isinstance(module, _JUMPY) for module in observation.model.modules()) else (options.match,)
+    stages = _STAGES if any(isinstance(module, _JUMPY) for module in observation.model.modules()) else ((options.match, 1.0),)
     start = run_start(observation, labels, state) if "start.weight" in state else None
     best = prior.mean.float().reshape(observation.input_shape).expand(*labels.shape, -1, -1, -1) if start is None else start
     walked = _walked(observation, state, labels, noise, options, progress)
     matched = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
     if walked is not None:
-        posterior = _posterior(observation, labels, prior, noise, stages[-1], options)
+        posterior = _posterior(observation, labels, prior, noise, stages[-1][0], options)
         matched = posterior.misfit(walked) < _MATCHED
         best = _chosen(matched | (posterior.value(walked.clamp(0, 1)) < posterior.value(best)), walked, best)
     left = (~matched).nonzero().flatten()
@@ -162,22 +162,22 @@ def _minimised(
     start: torch.Tensor,
     prior: Gaussian,
     noise: Noise,
-    stages: Sequence[float],
+    stages: Sequence[tuple[float, float]],
     options: Options,
     generator: torch.Generator,
     progress: Progress,
 ) -> torch.Tensor:
     """All layers at once, from ``start``, which stays where nothing better comes of it, also when time is up."""
-    each = -(-options.iterations // len(stages))
-    found = start.clamp(0, 1)
-    for stage, match in enumerate(stages):
+    found, done = start.clamp(0, 1), 0
+    for match, share in stages:
         posterior = _posterior(observation, labels, prior, noise, match, options)
+        more = max(1, round(share * options.iterations))
 
-        def tell(done: int, before: int = stage * each) -> None:
-            progress("recursion: all layers at once", before + done, each * len(stages))
+        def tell(count: int, before: int = done) -> None:
+            progress("recursion: all layers at once", min(before + count, options.iterations), options.iterations)
 
-        fit = posterior.minimised(found, iterations=each, generator=generator, tell=tell)
-        found = fit.images
+        fit = posterior.minimised(found, iterations=more, generator=generator, tell=tell)
+        found, done = fit.images, done + more
     return _chosen(fit.values < posterior.value(start), found, start)
 
 
