@@ -24,7 +24,7 @@ from helpers import make_data
 
 @pytest.fixture(scope="module")
 def smooth() -> Data:
-    return make_data(size=16, public=300, private=16)
+    return make_data(size=12, public=300, private=16)
 
 
 def observed(
@@ -127,7 +127,7 @@ class Scale(nn.Module):
 
 
 def test_unsupported_layers_are_all_named(smooth: Data) -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), Scale(), nn.Flatten(), nn.Linear(4 * 14 * 14, 4))
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), Scale(), nn.Flatten(), nn.Linear(4 * 10 * 10, 4))
     seen, _ = observed(smooth, model.eval())
     model.train()
     with pytest.raises(AttackError, match=r"'1' \(BatchNorm2d: .*whole batch.*'2' \(Scale: "):

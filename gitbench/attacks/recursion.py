@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from gitbench.attack import Attack, State
@@ -9,6 +11,7 @@ from gitbench.fitting import Checkpoint
 from gitbench.observation import Observation
 from gitbench.progress import Progress
 from gitbench.recursion.estimate import Options, estimate, learn
+from gitbench.recursion.prior import DENSE
 
 
 class Recursion(Attack):
@@ -57,6 +60,13 @@ class Recursion(Attack):
         self.holdout = holdout
         self.rehearsal = rehearsal
         self.adapt = adapt
+
+    def memory(self, observation: Observation) -> int:
+        """Bytes: six dense matrices of the image's size, sixty images and ten updates of each victim."""
+        pixels = math.prod(observation.input_shape)
+        size = sum(parameter.numel() for parameter in observation.architecture.parameters())
+        dense = 48 * pixels**2 if pixels <= DENSE else 0
+        return dense + observation.update.victims * (240 * observation.batch_size * pixels + 40 * size)
 
     def fit(self, observation: Observation, *, generator: torch.Generator, progress: Progress, checkpoint: Checkpoint) -> State:
         return learn(observation, options=self._options, generator=generator, progress=progress)

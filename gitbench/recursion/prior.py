@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-_DENSE = 4096  # pixels up to which a covariance is kept whole
+DENSE = 4096
+"""Pixels up to which a covariance is kept whole."""
+
 _HIDDEN = 1024  # and entries of a hidden layer
 _SHRUNK = 1e-3  # share of the mean variance added to every direction of a hidden layer's covariance
 _PIXEL = 1e-6  # variance of a pixel beyond what the public images show: less than one grey level in 255
@@ -44,14 +46,15 @@ class Gaussian:
         return (self.directions / self.spread) @ self.directions.T
 
     def tensors(self, prefix: str) -> dict[str, torch.Tensor]:
-        """As tensors to store, named with ``prefix``."""
-        kept = {} if self.directions is None else {f"{prefix}.directions": self.directions}
+        """As tensors to store, named with ``prefix``; the directions in float32, to take half the room."""
+        kept = {} if self.directions is None else {f"{prefix}.directions": self.directions.float()}
         return {f"{prefix}.mean": self.mean, f"{prefix}.spread": self.spread, **kept}
 
     @classmethod
     def stored(cls, tensors: Mapping[str, torch.Tensor], prefix: str) -> Gaussian:
         """The inverse of :meth:`tensors`."""
-        return cls(tensors[f"{prefix}.mean"], tensors[f"{prefix}.spread"], tensors.get(f"{prefix}.directions"))
+        directions = tensors.get(f"{prefix}.directions")
+        return cls(tensors[f"{prefix}.mean"], tensors[f"{prefix}.spread"], None if directions is None else directions.double())
 
 
 def of_samples(chunks: Iterable[torch.Tensor], *, hidden: bool) -> Gaussian:
@@ -64,7 +67,7 @@ def of_samples(chunks: Iterable[torch.Tensor], *, hidden: bool) -> Gaussian:
         chunks: at least one row in all.
         hidden: of a hidden layer: shrunk towards a broad prior, because what a layer says is precise anyway.
     """
-    limit = _HIDDEN if hidden else _DENSE
+    limit = _HIDDEN if hidden else DENSE
     count, total, product, kept = 0, torch.zeros(()), torch.zeros(()), []
     for index, chunk in enumerate(chunks):
         rows = chunk.flatten(1).double()
@@ -93,7 +96,7 @@ def natural(input_shape: tuple[int, int, int], *, mean: float = _GREY, contrast:
         contrast: variance of every pixel.
     """
     channels, height, width = input_shape
-    if math.prod(input_shape) > _DENSE:
+    if math.prod(input_shape) > DENSE:
         entries = math.prod(input_shape)
         return Gaussian(torch.full((entries,), mean, dtype=torch.float64), torch.full((entries,), contrast, dtype=torch.float64), None)
     # Twice the side: a photograph does not go on at the other edge.
