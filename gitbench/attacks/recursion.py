@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from gitbench.attack import Attack, State
@@ -9,6 +11,7 @@ from gitbench.fitting import Checkpoint
 from gitbench.observation import Observation
 from gitbench.progress import Progress
 from gitbench.recursion.estimate import Options, estimate, learn
+from gitbench.recursion.prior import DENSE
 
 
 class Recursion(Attack):
@@ -35,17 +38,17 @@ class Recursion(Attack):
     name = "recursion"
     requires = frozenset({"architecture", "parameters"})
     uses = frozenset({"public", "defense"})
-    profiles = {"quick": {"limit": 2048, "iterations": 60, "rehearsal": 16}}
+    profiles = {"quick": {"limit": 2048, "iterations": 60, "rehearsal": 8}}
 
     def __init__(
         self,
         *,
         limit: int = 20_000,
-        iterations: int = 200,
+        iterations: int = 300,
         cg: int = 10,
         match: float = 3e-3,
         holdout: float = 0.1,
-        rehearsal: int = 32,
+        rehearsal: int = 16,
         adapt: bool = True,
     ) -> None:
         if min(limit, rehearsal) < 1 or min(iterations, cg) < 0 or not (0 < holdout < 1 and match > 0):
@@ -57,6 +60,13 @@ class Recursion(Attack):
         self.holdout = holdout
         self.rehearsal = rehearsal
         self.adapt = adapt
+
+    def memory(self, observation: Observation) -> int:
+        """Bytes: six dense matrices of the image's size, sixty images and ten updates of each victim."""
+        pixels = math.prod(observation.input_shape)
+        size = sum(parameter.numel() for parameter in observation.architecture.parameters())
+        dense = 48 * pixels**2 if pixels <= DENSE else 0
+        return dense + observation.update.victims * (240 * observation.batch_size * pixels + 40 * size)
 
     def fit(self, observation: Observation, *, generator: torch.Generator, progress: Progress, checkpoint: Checkpoint) -> State:
         return learn(observation, options=self._options, generator=generator, progress=progress)

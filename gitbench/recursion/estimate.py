@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,9 +28,25 @@ State = Mapping[str, torch.Tensor]
 
 _REHEARSED = 64  # images whose updates show the noise
 _IMAGINED = 1024  # images drawn from the prior where none are public
-_CHUNK = 256
+_CHUNK = 128
 _MATCHED = 1e-3  # relative error of every tensor of the update at which nothing is left to look for
 _SHARES = 21
+_TINY = 1e-12
+# A gradient that jumps where a unit switches can be followed from far away only if it is not taken at its word.
+_JUMPY = (
+    nn.ReLU,
+    nn.LeakyReLU,
+    nn.PReLU,
+    nn.ReLU6,
+    nn.RReLU,
+    nn.Hardtanh,
+    nn.Hardswish,
+    nn.Hardsigmoid,
+    nn.MaxPool1d,
+    nn.MaxPool2d,
+    nn.MaxPool3d,
+)
+_STAGES = ((3.0, 0.1), (1.0, 0.2), (0.5, 0.3), (0.2, 0.4))  # relative error that is granted, share of the iterations
 
 
 @dataclass(frozen=True)
@@ -105,6 +121,7 @@ def learn(observation: Observation, *, options: Options, generator: torch.Genera
     if cut:
         sent = observation.public_updates(played, generator=generator, adapt=options.adapt)
         found = estimate(_victims(observation, sent), state, options=options, generator=generator, progress=progress)
+        progress("recursion: trust", 1, 1)  # out of time, what was found is unfinished, and not to be kept
         state["trust"] = _trust(found, public.inputs[played])
     return state
 
@@ -121,29 +138,55 @@ def estimate(observation: Observation, state: State, *, options: Options, genera
     """
     labels = infer_labels(observation)
     noise, prior = Noise.stored(state), Gaussian.stored(state, "image")
-    posterior = Posterior(observation, labels, prior, _deviations(observation.update, noise, options.match), adapt=options.adapt)
+    stages = _STAGES if any(isinstance(module, _JUMPY) for module in observation.model.modules()) else ((options.match, 1.0),)
     start = run_start(observation, labels, state) if "start.weight" in state else None
     best = prior.mean.float().reshape(observation.input_shape).expand(*labels.shape, -1, -1, -1) if start is None else start
     walked = _walked(observation, state, labels, noise, options, progress)
     matched = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
     if walked is not None:
+        posterior = _posterior(observation, labels, prior, noise, stages[-1][0], options)
         matched = posterior.misfit(walked) < _MATCHED
-        better = matched | (posterior.value(walked.clamp(0, 1)) < posterior.value(best))
-        best = torch.where(better.reshape(-1, 1, 1, 1, 1), walked, best)
-    if bool(matched.all()) or not options.iterations:
-        return Images(best, start, matched)
+        best = _chosen(matched | (posterior.value(walked.clamp(0, 1)) < posterior.value(best)), walked, best)
     left = (~matched).nonzero().flatten()
+    if len(left) and options.iterations:
+        own = _victims(observation, Update({name: tensor[left] for name, tensor in observation.update.tensors.items()}))
+        found = best.clone()
+        found[left] = _minimised(own, labels[left], best[left], prior, noise, stages, options, generator, progress)
+        best = found
+    return Images(best, start, matched)
 
-    def tell(done: int) -> None:
-        progress("recursion: all layers at once", done, options.iterations)
 
-    own = _victims(observation, Update({name: tensor[left] for name, tensor in observation.update.tensors.items()}))
-    deviation = _deviations(own.update, noise, options.match)
-    some = Posterior(own, labels[left], prior, deviation, adapt=options.adapt)
-    fit = some.minimised(best[left].clamp(0, 1), iterations=options.iterations, generator=generator, tell=tell)
-    found = best.clone()
-    found[left] = fit.images
-    return Images(found, start, matched)
+def _minimised(
+    observation: Observation,
+    labels: torch.Tensor,
+    start: torch.Tensor,
+    prior: Gaussian,
+    noise: Noise,
+    stages: Sequence[tuple[float, float]],
+    options: Options,
+    generator: torch.Generator,
+    progress: Progress,
+) -> torch.Tensor:
+    """All layers at once, from ``start``, which stays where nothing better comes of it, also when time is up."""
+    found, done = start.clamp(0, 1), 0
+    for match, share in stages:
+        posterior = _posterior(observation, labels, prior, noise, match, options)
+        more = max(1, round(share * options.iterations))
+
+        def tell(count: int, before: int = done) -> None:
+            progress("recursion: all layers at once", min(before + count, options.iterations), options.iterations)
+
+        fit = posterior.minimised(found, iterations=more, generator=generator, tell=tell)
+        found, done = fit.images, done + more
+    return _chosen(fit.values < posterior.value(start), found, start)
+
+
+def _chosen(first: torch.Tensor, yes: torch.Tensor, no: torch.Tensor) -> torch.Tensor:
+    return torch.where(first.reshape(-1, 1, 1, 1, 1), yes, no)
+
+
+def _posterior(observation: Observation, labels: torch.Tensor, prior: Gaussian, noise: Noise, match: float, options: Options) -> Posterior:
+    return Posterior(observation, labels, prior, _deviations(observation.update, noise, match), adapt=options.adapt)
 
 
 def _walked(
@@ -181,7 +224,9 @@ def _deviations(update: Update, noise: Noise, match: float) -> dict[str, torch.T
     found = {}
     for name, tensor in update.tensors.items():
         size = tensor.flatten(1).square().mean(1).sqrt()
-        found[name] = (noise.match[name] ** 2 + (max(match, ROUNDING) * size).square() + 1e-24).sqrt()
+        # A victim that the model has learned sends next to nothing, and that is rounding.
+        least = ROUNDING * size.median() + _TINY
+        found[name] = (noise.match[name] ** 2 + (max(match, ROUNDING) * size).square() + least.square()).sqrt()
     return found
 
 

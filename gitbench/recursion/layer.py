@@ -25,7 +25,7 @@ _DENSE = 1024  # unknowns up to which every victim has a dense system of its own
 _SHARED = 4096  # unknowns up to which all victims share a dense preconditioner
 _ROWS = 8
 _SAMPLES = 16  # of a posterior, for its variances
-_EXACT = 1e-14
+_EXACT = 1e-20  # energy of the error, in units of the solution's
 
 
 @dataclass(frozen=True)

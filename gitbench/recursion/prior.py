@@ -8,10 +8,13 @@ from dataclasses import dataclass
 
 import torch
 
-_DENSE = 4096  # pixels up to which a covariance is kept whole
+DENSE = 4096
+"""Pixels up to which a covariance is kept whole."""
+
 _HIDDEN = 1024  # and entries of a hidden layer
 _SHRUNK = 1e-3  # share of the mean variance added to every direction of a hidden layer's covariance
 _PIXEL = 1e-6  # variance of a pixel beyond what the public images show: less than one grey level in 255
+_FOLDS = 5
 _GREY = 0.5
 _CONTRAST = 0.06  # variance of a pixel over natural photographs
 _FLAT = 1e-3  # of the spectrum: no direction is ruled out
@@ -43,40 +46,45 @@ class Gaussian:
         return (self.directions / self.spread) @ self.directions.T
 
     def tensors(self, prefix: str) -> dict[str, torch.Tensor]:
-        """As tensors to store, named with ``prefix``."""
-        kept = {} if self.directions is None else {f"{prefix}.directions": self.directions}
+        """As tensors to store, named with ``prefix``; the directions in float32, to take half the room."""
+        kept = {} if self.directions is None else {f"{prefix}.directions": self.directions.float()}
         return {f"{prefix}.mean": self.mean, f"{prefix}.spread": self.spread, **kept}
 
     @classmethod
     def stored(cls, tensors: Mapping[str, torch.Tensor], prefix: str) -> Gaussian:
         """The inverse of :meth:`tensors`."""
-        return cls(tensors[f"{prefix}.mean"], tensors[f"{prefix}.spread"], tensors.get(f"{prefix}.directions"))
+        directions = tensors.get(f"{prefix}.directions")
+        return cls(tensors[f"{prefix}.mean"], tensors[f"{prefix}.spread"], None if directions is None else directions.double())
 
 
 def of_samples(chunks: Iterable[torch.Tensor], *, hidden: bool) -> Gaussian:
     """Mean and covariance of rows ``(N, n)`` that come in chunks; the diagonal alone of what is too large for the whole.
 
+    A sample covariance is too sure of its smallest directions. So every fifth chunk is kept out of it, and says how far along
+    each direction images really lie.
+
     Args:
         chunks: at least one row in all.
         hidden: of a hidden layer: shrunk towards a broad prior, because what a layer says is precise anyway.
     """
-    count, total, product = 0, None, None
-    limit = _HIDDEN if hidden else _DENSE
-    for chunk in chunks:
+    limit = _HIDDEN if hidden else DENSE
+    count, total, product, kept = 0, torch.zeros(()), torch.zeros(()), []
+    for index, chunk in enumerate(chunks):
         rows = chunk.flatten(1).double()
-        squares = rows.square().sum(0) if rows.shape[1] > limit else rows.T @ rows
-        count += len(rows)
-        total = rows.sum(0) if total is None else total + rows.sum(0)
-        product = squares if product is None else product + squares
-    assert total is not None
-    assert product is not None
+        if index % _FOLDS == _FOLDS - 1 and rows.shape[1] <= limit:
+            kept.append(rows)
+            continue
+        count, total = count + len(rows), total.to(rows) + rows.sum(0)
+        product = product.to(rows) + (rows.square().sum(0) if rows.shape[1] > limit else rows.T @ rows)
     mean = total / count
     if product.ndim == 1:
         variance = (product / count - mean.square()).clamp_min(0)
         return Gaussian(mean, variance + _SHRUNK * variance.mean() + _PIXEL, None)
-    covariance = product / count - torch.outer(mean, mean)
-    added = _PIXEL + (_SHRUNK * float(covariance.diagonal().mean()) if hidden else 0.0)
-    return _decomposed(mean, covariance, added)
+    spread, directions = torch.linalg.eigh(product / count - torch.outer(mean, mean))
+    if kept:
+        spread = ((torch.cat(kept) - mean) @ directions).square().mean(0)
+    added = _PIXEL + (_SHRUNK * float(spread.mean()) if hidden else 0.0)
+    return Gaussian(mean, spread.clamp_min(0) + added, directions)
 
 
 def natural(input_shape: tuple[int, int, int], *, mean: float = _GREY, contrast: float = _CONTRAST) -> Gaussian:
@@ -88,7 +96,7 @@ def natural(input_shape: tuple[int, int, int], *, mean: float = _GREY, contrast:
         contrast: variance of every pixel.
     """
     channels, height, width = input_shape
-    if math.prod(input_shape) > _DENSE:
+    if math.prod(input_shape) > DENSE:
         entries = math.prod(input_shape)
         return Gaussian(torch.full((entries,), mean, dtype=torch.float64), torch.full((entries,), contrast, dtype=torch.float64), None)
     # Twice the side: a photograph does not go on at the other edge.
@@ -103,9 +111,5 @@ def natural(input_shape: tuple[int, int, int], *, mean: float = _GREY, contrast:
     positions = correlation[rows[:, None] - rows, columns[:, None] - columns]
     colours = 0.9 + 0.1 * torch.eye(channels, dtype=torch.float64)
     covariance = contrast * torch.kron(colours, positions)
-    return _decomposed(torch.full((len(covariance),), mean, dtype=torch.float64), covariance, _PIXEL)
-
-
-def _decomposed(mean: torch.Tensor, covariance: torch.Tensor, added: float) -> Gaussian:
-    spread, directions = torch.linalg.eigh((covariance + covariance.T) / 2)
-    return Gaussian(mean, spread.clamp_min(0) + added, directions)
+    spread, directions = torch.linalg.eigh(covariance)
+    return Gaussian(torch.full((len(covariance),), mean, dtype=torch.float64), spread.clamp_min(0) + _PIXEL, directions)
