@@ -2,8 +2,8 @@
 
 python benchmarks/learned_attacks.py TABLE PATH.npz PUBLIC.npz RESULTS [--seed 0] [--attack git]
 
-TABLE is noise, conditions, hybrids, models or auto (with --profile quick, 32 victims: minutes). Several processes may
-cell is measured once, and a killed run goes on.
+TABLE is noise, conditions, hybrids, models or auto (with --profile quick, 32 victims: minutes). Several processes may work through one
+table together: each cell is measured once, and a killed run goes on.
 """
 
 from __future__ import annotations

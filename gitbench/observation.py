@@ -104,6 +104,11 @@ class Observation:
         return self._contents.update
 
     @property
+    def victims(self) -> int:
+        """How many; 0 while an attack is fitted."""
+        return 0 if self._contents.update is None else self._contents.update.victims
+
+    @property
     def input_shape(self) -> tuple[int, int, int]:
         return self._contents.input_shape
 

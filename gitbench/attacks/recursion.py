@@ -66,7 +66,7 @@ class Recursion(Attack):
         pixels = math.prod(observation.input_shape)
         size = sum(parameter.numel() for parameter in observation.architecture.parameters())
         dense = 48 * pixels**2 if pixels <= DENSE else 0
-        return dense + observation.update.victims * (240 * observation.batch_size * pixels + 40 * size)
+        return dense + observation.victims * (240 * observation.batch_size * pixels + 40 * size)
 
     def fit(self, observation: Observation, *, generator: torch.Generator, progress: Progress, checkpoint: Checkpoint) -> State:
         return learn(observation, options=self._options, generator=generator, progress=progress)
