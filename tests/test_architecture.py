@@ -24,7 +24,7 @@ LEVELS = [
     ["result", "statistics"],
     ["flags"],
     ["verdict", "store"],
-    ["sequential"],
+    ["sequential", "worst"],
     ["config", "baseline", "bench"],
     ["comparison"],
     ["leaderboard", "comment"],
@@ -44,7 +44,7 @@ LEVELS = [
 ]
 RANK = {name: rank for rank, names in enumerate(LEVELS) for name in names}
 LIGHT = ["spec", "registry", "config", "case", "result", "verdict", "store", "leaderboard", "baseline", "bench", "cli", "threat", "metric"]
-LIGHT += ["comparison", "comment", "sequential"]
+LIGHT += ["comparison", "comment", "sequential", "worst"]
 
 
 def modules() -> list[Path]:
