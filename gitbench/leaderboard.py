@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gitbench.config import PROFILES, Config
+from gitbench.entries import Entry
 from gitbench.flags import FLAGS
 from gitbench.metric import METRICS
 from gitbench.result import TIMED_OUT, Measure, Result
@@ -38,7 +39,7 @@ class Table:
         not_applicable: (defense, attack) to the reason why it was not run.
         columns: defense to heading and text of the columns that plugins add.
         errors: (defense, attack) to what was raised, where no result of ``results`` says so.
-        others: ids of the cases that others measured.
+        others: id of each case that others measured, and the parts of its code that are not as here.
     """
 
     dataset: str
@@ -49,7 +50,7 @@ class Table:
     not_applicable: Mapping[tuple[str, str], str] = field(default_factory=dict)
     columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     errors: Mapping[tuple[str, str], str] = field(default_factory=dict)
-    others: frozenset[str] = frozenset()
+    others: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def cells(self) -> tuple[tuple[str, str], ...]:
@@ -75,7 +76,8 @@ def file_name(dataset: str, model: str, setting: Mapping[str, object]) -> str:
 
 def render(table: Table) -> str:
     """The Markdown of one leaderboard."""
-    first = next(iter(table.results.values()))[0]
+    # Its machine is shown: ours, where anything was measured here.
+    first = min(table.results.items(), key=lambda item: table.by_others(*item[0]))[1][0]
     environment = first.environment
     shown = ", ".join(f"{key} {value}" for key, value in table.setting.items())
     gate = ", ".join(f"{metric} {METRICS[metric].arrow} {value:g} {METRICS[metric].unit}".strip() for metric, value in table.gate.items())
@@ -108,6 +110,9 @@ def render(table: Table) -> str:
         "",
         *_notes(table, worsts),
     ]
+    others = _others(table)
+    if others:
+        lines += ["## Measured by others", "", "Digests of code that is not as here have a *.", "", others, ""]
     flags = _flags(table)
     if flags:
         lines += [
@@ -162,36 +167,60 @@ def written_cells(path: Path) -> set[str]:
     return {str(cell) for cell in cells} if isinstance(cells, list) else set()
 
 
-def tables(results: Sequence[Result]) -> list[Table]:
-    """Sort stored results into tables; of several measurements of one cell the latest counts."""
+def tables(results: Sequence[Result], others: Sequence[Entry] = ()) -> list[Table]:
+    """Sort stored results into tables; of several measurements of one cell the latest counts.
+
+    Args:
+        results: measured here.
+        others: measured elsewhere: they fill cells of which nothing was measured here.
+    """
     groups: dict[str, dict[tuple[str, str], dict[int, Result]]] = {}
     broken: dict[str, dict[tuple[str, str], dict[int, str]]] = {}
     for result in sorted(results, key=lambda result: result.finished_at):
-        case = result.case
-        shared = json.dumps((case.dataset, case.model, case.threat, case.profile, case.victims, case.batch_size))
-        failed = broken.setdefault(shared, {}).setdefault((case.defense, case.attack), {})
+        cell, seed = (result.case.defense, result.case.attack), result.case.seed
+        failed = broken.setdefault(_shared(result), {}).setdefault(cell, {})
         if result.status != "done":
-            failed[case.seed] = result.error or "error"
+            failed[seed] = result.error or "error"
             continue
-        groups.setdefault(shared, {}).setdefault((case.defense, case.attack), {})[case.seed] = result
-        failed.pop(case.seed, None)
+        groups.setdefault(_shared(result), {}).setdefault(cell, {})[seed] = result
+        failed.pop(seed, None)
+    ours = {key: tuple(cells) for key, cells in groups.items()}
+    differs: dict[str, tuple[str, ...]] = {}
+    for entry in sorted(others, key=lambda entry: entry.result.finished_at):
+        case = entry.result.case
+        key, cell = _shared(entry.result), (case.defense, case.attack)
+        if cell not in ours.get(key, ()):
+            groups.setdefault(key, {}).setdefault(cell, {})[case.seed] = entry.result
+            differs[case.case_id] = entry.differs
     found = []
     for key, cells in sorted(groups.items()):
-        errors = {cell: next(iter(by_seed.values())) for cell, by_seed in broken[key].items() if by_seed}
         dataset, model, threat, profile, victims, batch_size = json.loads(key)
-        seeds = max(len(by_seed) for by_seed in cells.values())
-        any_result = next(iter(next(iter(cells.values())).values()))
+        errors = {cell: next(iter(by_seed.values())) for cell, by_seed in broken.get(key, {}).items() if by_seed}
+        mine = [cells[cell] for cell in ours.get(key, cells)]
+        gates = [result.gate for by_seed in mine for result in by_seed.values() if result.gate]
         found.append(
             Table(
                 dataset=dataset,
                 model=model,
                 results={cell: [by_seed[seed] for seed in sorted(by_seed)] for cell, by_seed in cells.items()},
-                setting={"threat": threat, "profile": profile, "victims": victims, "batch_size": batch_size, "seeds": seeds},
-                gate=any_result.gate or DEFAULT_GATE,
+                setting={
+                    "threat": threat,
+                    "profile": profile,
+                    "victims": victims,
+                    "batch_size": batch_size,
+                    "seeds": max(len(by_seed) for by_seed in mine),
+                },
+                gate=gates[0] if gates else DEFAULT_GATE,
                 errors=errors,
+                others=differs,
             )
         )
     return found
+
+
+def _shared(result: Result) -> str:
+    case = result.case
+    return json.dumps((case.dataset, case.model, case.threat, case.profile, case.victims, case.batch_size))
 
 
 def table_of(
@@ -306,6 +335,27 @@ def _notes(table: Table, worsts: Mapping[str, Worst]) -> list[str]:
             "how they came about. They may raise the worst case, and never lower it."
         )
     return [*lines, ""] if lines else []
+
+
+def _others(table: Table) -> str:
+    rows = [
+        {
+            "defense": code(defense),
+            "attack": code(attack),
+            "seed": str(result.case.seed),
+            "case": code(result.case_id),
+            "gitbench": escaped(result.environment.gitbench),
+            "code": ", ".join(
+                f"{escaped(kind)} {code(digest[:8])}" + ("\\*" if kind in table.others[result.case_id] else "")
+                for kind, digest in sorted(result.case.code.items())
+                if kind != "gitbench"
+            ),
+        }
+        for (defense, attack), results in table.results.items()
+        for result in results
+        if result.case_id in table.others
+    ]
+    return _markdown(rows) if rows else ""
 
 
 def _flags(table: Table) -> str:

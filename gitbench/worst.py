@@ -174,7 +174,7 @@ def _incomplete(results: Sequence[Result], values: Mapping[str, _Values] | None,
     if values is None:
         return "no value"
     if not shared.keys() <= values.keys() or any(len(values[key]) < count for key, count in shared.items()):
-        return "measured on other victims"
+        return "other victims, or other code"
     if any(value is None for group in _cut(values, shared) for value in group):
         return "a value is missing"
     return ""

@@ -25,8 +25,9 @@ LEVELS = [
     ["flags"],
     ["verdict", "store"],
     ["sequential", "worst"],
-    ["config", "baseline", "bench"],
+    ["config", "baseline", "bench", "claim"],
     ["comparison"],
+    ["entries"],
     ["leaderboard", "comment"],
     ["cli"],
     ["activation", "memory", "random", "update", "data", "metrics", "pictures"],
@@ -41,10 +42,11 @@ LEVELS = [
     ["attacks", "fits"],
     ["scoring"],
     ["evaluation"],
+    ["submission"],
 ]
 RANK = {name: rank for rank, names in enumerate(LEVELS) for name in names}
 LIGHT = ["spec", "registry", "config", "case", "result", "verdict", "store", "leaderboard", "baseline", "bench", "cli", "threat", "metric"]
-LIGHT += ["comparison", "comment", "sequential", "worst"]
+LIGHT += ["comparison", "comment", "sequential", "worst", "entries", "claim"]
 
 
 def modules() -> list[Path]:

@@ -95,7 +95,7 @@ def test_another_case_is_not_compared_and_said() -> None:
     values["other"] = result((50.0, 50.0), attack="other", code={"core": "older"}, at="2024-01-01T00:00:00+00:00")
     found = worst_case({name: [one] for name, one in values.items()}, metric="psnr_gain", attacks=list(values))
     assert found.bound.mean == 2.0
-    assert found.incomplete == {"other": "measured on other victims"}
+    assert found.incomplete == {"other": "other victims, or other code"}
     # Of as many attacks on either side the newer ones count.
     newer = worst_case({name: [values[name]] for name in ("a", "other")}, metric="psnr_gain", attacks=["other", "a"])
     assert newer.bound.mean == 1.0
