@@ -36,7 +36,7 @@ LEVELS = [
     ["datasets", "models"],
     ["client"],
     ["observation", "conformance", "utility"],
-    ["pairs", "regression"],
+    ["pairs", "regression", "counts"],
     ["labels", "features", "matching", "lbfgs", "attack"],
     ["transcript"],
     ["attacks", "fits"],
