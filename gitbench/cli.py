@@ -34,6 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     board.add_argument(
         "--entries", type=Path, action="append", default=[], metavar="PATH", help="results of others: a JSON file, or a folder; repeatable"
     )
+    ranks = commands.add_parser("inspect", help="how much of each layer's input its gradient determines")
+    ranks.add_argument("model", help="SPEC of the model")
+    ranks.add_argument("--dataset", default="photos", help="SPEC of the dataset that it is built for (default: %(default)s)")
+    ranks.add_argument("--seed", type=int, default=0, help="of the weights (default: %(default)s)")
+    ranks.add_argument("--json", action="store_true", help="as JSON")
     looking = commands.add_parser("observe", help="write what the attacker of a case gets to see, for an attack of your own")
     looking.add_argument("claim", type=Path, help="JSON file that names the case (docs/entries.md)")
     looking.add_argument("--out", type=Path, default=Path("observation.safetensors"), help="the file (default: %(default)s)")
@@ -59,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             lines = _list(given.kind)
         elif given.command == "baseline":
             lines = _baseline(given.results, given.out)
+        elif given.command == "inspect":
+            lines = _inspect(given.model, given.dataset, given.seed, as_json=given.json)
         elif given.command == "observe":
             lines = _observe(given.claim, given.out)
         elif given.command == "score":
@@ -96,6 +103,21 @@ def _leaderboard(results: Path, out: Path, entries: Sequence[Path]) -> list[str]
         path, refused = leaderboard.write(table, out, list(table.results))
         lines.append(f"{path}: not written, {refused}" if refused else f"wrote {path}")
     return lines
+
+
+def _inspect(model: str, dataset: str, seed: int, *, as_json: bool) -> list[str]:
+    import json
+
+    from gitbench.data import load_dataset
+    from gitbench.inspection import inspect_model, table
+    from gitbench.model import load_model
+
+    public = (data := load_dataset(dataset)).public
+    layers = inspect_model(load_model(model, data, seed=seed), public.inputs[:1], public.labels[:1])
+    if as_json:
+        found = {"model": model, "dataset": dataset, "seed": seed, "layers": [layer.to_dict() for layer in layers]}
+        return json.dumps(found, indent=1).splitlines()
+    return [*table(layers).splitlines(), "", "docs/inspect.md explains the columns. The example is the first public image."]
 
 
 def _observe(claim: Path, out: Path) -> list[str]:

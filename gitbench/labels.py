@@ -15,9 +15,11 @@ from gitbench.random import make_generator
 from gitbench.update import Update
 
 _EXAMPLES = 4096  # public ones that are looked at
+_SENT = 2048  # public ones whose gradients are taken where no defense blurs them
 _DIRECTIONS = 16  # of the last layer's input
 _ENTRIES = 512  # at most, of what is compared
 _SHRINK = 4  # examples of the average class that each class is thought to have besides its own
+_CLEAR = 0.1  # examples that must be left of a class for its row to show its features
 _MISFIT = 30.0  # squared error, in units of the noise that undefended updates have: the update is something else
 _HOOKS = ("local_model", "prepare", "protect")
 
@@ -89,8 +91,11 @@ def _counts(observation: Observation, *, adapt: bool) -> torch.Tensor:
         found = _from_features(observation, linear)
     elif known and linear.bias is not None:
         found = _from_rows(observation)
-    elif "public" in granted and batch <= len(observation.public) and 3 * linear.out_features <= _EXAMPLES // batch:
-        return _from_batches(observation, linear, adapt=adapt)[0]
+    elif "public" in granted and batch <= len(observation.public):
+        wanted = (_EXAMPLES if defended else _SENT) // batch
+        if wanted < 3 * linear.out_features:
+            return greedy_counts(observation)
+        return _from_batches(observation, linear, wanted, adapt=adapt)[0]
     else:
         found = None
     if found is None:
@@ -165,7 +170,7 @@ def _from_rows(observation: Observation) -> tuple[torch.Tensor, torch.Tensor]:
     name, linear = last_linear(observation.model)
     batch, classes = observation.batch_size, linear.out_features
     weight, bias = (observation.update.tensors[f"{name}.{part}"].double() for part in ("weight", "bias"))
-    present = bias < 0
+    present = bias < -_CLEAR / batch
     rows = torch.where(present[..., None], weight / torch.where(present, bias, -1.0)[..., None], 0.0)
     counts = -bias.clamp_max(0)
     error = bias.new_zeros(len(bias))
@@ -189,12 +194,11 @@ def _bias(linear: nn.Linear) -> torch.Tensor:
     return linear.bias.detach().double()
 
 
-def _from_batches(observation: Observation, linear: nn.Linear, *, adapt: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """From updates of public batches as they would be sent: a regression on their counts, and what it leaves as the noise."""
+def _from_batches(observation: Observation, linear: nn.Linear, wanted: int, *, adapt: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """From updates of ``wanted`` public batches as they would be sent: a regression on their counts, and what it leaves as the noise."""
     public, batch, classes = observation.public, observation.batch_size, linear.out_features
     name, _ = last_linear(observation.architecture)
     generator = make_generator(0, "labels")
-    wanted = _EXAMPLES // batch
     whole = len(public) // batch
     drawn = [torch.randperm(len(public), generator=generator)[: whole * batch].reshape(whole, batch) for _ in range(-(-wanted // whole))]
     chosen = torch.cat(drawn)[:wanted]

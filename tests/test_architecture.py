@@ -39,7 +39,7 @@ LEVELS = [
     ["pairs", "regression", "counts"],
     ["labels", "features", "matching", "lbfgs", "attack"],
     ["transcript"],
-    ["attacks", "fits"],
+    ["attacks", "fits", "inspection"],
     ["scoring"],
     ["evaluation"],
     ["submission"],
