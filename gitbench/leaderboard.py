@@ -389,6 +389,7 @@ def _exposure(table: Table) -> str:
         for defense in defenses:
             found = exposures(table.results.get((defense, attack), ()), {metric: table.gate[metric]}).get(metric)
             share = f"{100 * found.share:.0f} % [{100 * found.low:.0f}, {100 * found.high:.0f}], {found.worst:+.2f}" if found else "n/a"
+            share += ", by others" if found and table.by_others(defense, attack) else ""
             row[code(defense)] = share
         rows.append(row)
     return _markdown(rows)
@@ -399,7 +400,7 @@ def _attacks(table: Table) -> str:
     for (defense, attack), results in table.results.items():
         if defense != "none" or any(result.status == "error" or TIMED_OUT in result.flags for result in results):
             continue
-        row: dict[str, object] = {"attack": code(attack)}
+        row: dict[str, object] = {"attack": code(attack) + (", by others" if table.by_others(defense, attack) else "")}
         for metric in _ATTACK_METRICS:
             measure = pooled(results, {metric: None})[metric]
             row[f"{metric.upper() if len(metric) < 6 else metric} {METRICS[metric].arrow}"] = (

@@ -174,6 +174,7 @@ def test_an_entry_is_shown_as_submitted_with_its_code(entry: Callable[..., Path]
     assert f"model `{CASE.code['model'][:8]}`" in section
     assert f"model `{CASE.code['model'][:8]}`\\*" not in section
     assert "- By others: " in text
+    assert ", by others" in text[text.index("## Victims past") :]
 
 
 def test_an_entry_never_takes_the_place_of_ours(entry: Callable[..., Path]) -> None:
