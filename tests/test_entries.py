@@ -115,6 +115,13 @@ def test_a_case_that_cannot_be_is_not_taken(entry: Callable[..., Path], case: di
     assert message in str(caught.value)
 
 
+def test_more_victims_than_can_be_resampled_are_not_taken(entry: Callable[..., Path]) -> None:
+    case = CASE.model_copy(update={"victims": 10**9})
+    found = THEIRS.model_copy(update={"case": case, "case_id": case.case_id, "metrics": {}})
+    with pytest.raises(StoreError, match="1000000000 victims, and an entry has at most 5000"):
+        read_entries([entry(found)])
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"null", b"[" * 100_000, b'{"schema": ' + b"9" * 5000 + b"}"])
 def test_what_is_no_result_is_not_taken(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "entry.json"
