@@ -1,4 +1,4 @@
-"""Fuzz target for everything that gitbench reads: SPECs, options, results, baselines, archives, image folders.
+"""Fuzz target for everything that gitbench reads: SPECs, options, results, baselines, archives, images, submissions.
 
 The first byte of an input picks what the rest is read as. Only a :class:`gitbench.GitbenchError` with a message
 that a terminal can show may come out. Run it for a minute (needs atheris: Linux, CPython)::
@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from safetensors.numpy import save
 
 try:
     import atheris
@@ -32,18 +33,26 @@ with atheris.instrument_imports(include=["gitbench", "pytest_gitbench"]) if athe
     from gitbench import leaderboard, registry
     from gitbench.baseline import cells_of, dump, load_baseline
     from gitbench.bench import case_of
+    from gitbench.claim import read_claim
     from gitbench.comment import markdown
     from gitbench.comparison import compare
     from gitbench.config import make_cells, make_config
     from gitbench.data import load_dataset
     from gitbench.datasets.folder import Folder
     from gitbench.datasets.npz import Npz
+    from gitbench.entries import read_entries
     from gitbench.errors import GitbenchError
     from gitbench.result import Environment, Measure, Result
     from gitbench.spec import KINDS, parse_spec
     from gitbench.store import Store
+    from gitbench.submission import read_reconstructions
     from pytest_gitbench.options import read_settings
 
+_SHAPE = (2, 1, 3, 4, 4)
+_CLAIM = (
+    b'{"kind": "gitbench submission", "schema": 1, "name": "a", "author": "b", "inputs": "x.npz", '
+    b'"dataset": "photos", "model": "lenet", "defense": "none", "victims": 2}'
+)
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
 
@@ -66,6 +75,9 @@ class Fuzzer:
             self.archive,
             self.member,
             self.image,
+            self.entry,
+            self.claim,
+            self.reconstructions,
         )
 
     def __call__(self, data: bytes) -> None:
@@ -106,6 +118,9 @@ class Fuzzer:
             self.archive: [stream.getvalue()],
             self.member: [array.getvalue()],
             self.image: [png.getvalue(), jpeg.getvalue()],
+            self.entry: [_result("psnr_gain").to_json().encode()],
+            self.claim: [_CLAIM],
+            self.reconstructions: [save({"inputs": np.zeros(_SHAPE, np.float32)})],
         }
         for which, target in enumerate(self.targets):
             for text in texts[target]:
@@ -135,6 +150,23 @@ class Fuzzer:
             leaderboard.file_name(table.dataset, table.model, table.setting)
         store.load(self._case_id)
 
+    def entry(self, data: bytes) -> None:
+        path = self._folder / "entry.json"
+        path.write_bytes(data)
+        for table in leaderboard.tables([], read_entries([path])):
+            leaderboard.render(table)
+
+    def claim(self, data: bytes) -> None:
+        path = self._folder / "claim.json"
+        path.write_bytes(data)
+        case = read_claim(path).case(digest="0")
+        assert str(parse_spec("attack", case.attack)) == case.attack
+
+    def reconstructions(self, data: bytes) -> None:
+        path = self._folder / "found.safetensors"
+        path.write_bytes(data)
+        assert read_reconstructions(path, _SHAPE).shape == _SHAPE
+
     def baseline(self, data: bytes) -> None:
         path = self._folder / "baseline.json"
         path.write_bytes(data)
@@ -162,7 +194,7 @@ class Fuzzer:
         load_dataset(Folder(path=str(self._folder / "images"), size=8))
 
 
-def _result() -> Result:
+def _result(*metrics: str) -> Result:
     case = case_of(
         attack="ig", defense="none", model="lenet", dataset="photos", threat="server", profile="quick", victims=2, batch_size=1, seed=0
     )
@@ -173,7 +205,7 @@ def _result() -> Result:
         verdict="leaks",
         verdict_reason="made up",
         gate={"psnr_gain": 3.0},
-        metrics={name: Measure(mean=9.0, low=8.0, high=10.0, values=(8.0, 10.0)) for name in ("psnr_gain", "mse")},
+        metrics={name: Measure(mean=9.0, low=8.0, high=10.0, values=(8.0, 10.0)) for name in metrics or ("psnr_gain", "mse")},
         environment=Environment(gitbench="0", torch="2", torchvision="0", python="3", platform="Linux", device="cpu", threads=1),
         finished_at="2025-01-01T00:00:00+00:00",
     )

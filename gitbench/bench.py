@@ -214,8 +214,8 @@ def case_of(
     for spec in specs.values():
         registry.check(spec)
     return make_case(
-        **specs, defense=defense_spec, defense_code=defense_code, threat=threat, profile=profile,
-        victims=victims, batch_size=batch_size, seed=seed,
+        attack=specs["attack"], model=specs["model"], dataset=specs["dataset"], defense=defense_spec, defense_code=defense_code,
+        threat=threat, profile=profile, victims=victims, batch_size=batch_size, seed=seed,
     )  # fmt: skip
 
 

@@ -87,10 +87,16 @@ def make_case(
     batch_size: int,
     seed: int,
     defense_code: str | None = None,
+    attack_code: str | None = None,
 ) -> Case:
-    """Build a case and stamp it with the version and the digests of the code behind it."""
+    """Build a case and stamp it with the version and the digests of the code behind it.
+
+    Args:
+        defense_code: of a defense whose SPEC leads nowhere; ``attack_code`` likewise.
+    """
     specs = {"dataset": dataset, "model": model, "defense": defense, "attack": attack}
-    code = {kind: code_digest(spec) for kind, spec in specs.items() if kind != "defense"}
+    given = {"defense": defense_code, "attack": attack_code}
+    code = {kind: given.get(kind) or code_digest(spec) for kind, spec in specs.items()}
     return Case(
         **{kind: str(spec) for kind, spec in specs.items()},
         threat=threat,
@@ -101,9 +107,8 @@ def make_case(
         seed=seed,
         code={
             "gitbench": __version__,
-            "core": _core_digest(),
+            "core": core_digest(),
             **code,
-            "defense": defense_code or code_digest(defense),
         },
     )
 
@@ -114,5 +119,6 @@ def code_digest(spec: Spec) -> str:
 
 
 @cache
-def _core_digest() -> str:
+def core_digest() -> str:
+    """Digest of the sources of the measuring chain."""
     return registry.digest_of_module("gitbench.evaluation")

@@ -1,4 +1,4 @@
-"""The ``gitbench`` command: everything that needs no measurement."""
+"""The ``gitbench`` command: everything that attacks nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit status: 0, 1 for a regression, or 2 for a usage error."""
     parser = argparse.ArgumentParser(
-        prog="gitbench", description="A first defense, leaderboards, comparisons, lists. To measure, run: pytest --gitbench"
+        prog="gitbench", description="A first defense, leaderboards, comparisons, submissions, lists. To measure, run: pytest --gitbench"
     )
     parser.add_argument("--version", action="version", version=f"gitbench {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -31,6 +31,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     board = commands.add_parser("leaderboard", help="rebuild leaderboards from stored results")
     board.add_argument("results", type=Path, nargs="?", default=Path(".gitbench"), help="results folder (default: %(default)s)")
     board.add_argument("--out", type=Path, default=Path("leaderboards"), help="where the Markdown goes (default: %(default)s)")
+    board.add_argument(
+        "--entries", type=Path, action="append", default=[], metavar="PATH", help="results of others: a JSON file, or a folder; repeatable"
+    )
+    ranks = commands.add_parser("inspect", help="how much of each layer's input its gradient determines")
+    ranks.add_argument("model", help="SPEC of the model")
+    ranks.add_argument("--dataset", default="photos", help="SPEC of the dataset that it is built for (default: %(default)s)")
+    ranks.add_argument("--seed", type=int, default=0, help="of the weights (default: %(default)s)")
+    ranks.add_argument("--json", action="store_true", help="as JSON")
+    looking = commands.add_parser("observe", help="write what the attacker of a case gets to see, for an attack of your own")
+    looking.add_argument("claim", type=Path, help="JSON file that names the case (docs/entries.md)")
+    looking.add_argument("--out", type=Path, default=Path("observation.safetensors"), help="the file (default: %(default)s)")
+    scoring = commands.add_parser("score", help="score reconstructions that were made elsewhere, and keep the result")
+    scoring.add_argument("claim", type=Path, help="JSON file beside them that names their case (docs/entries.md)")
+    scoring.add_argument("--results", type=Path, default=Path(".gitbench"), help="results folder (default: %(default)s)")
     base = commands.add_parser("baseline", help="write the one file for committing that --gitbench-baseline compares with")
     base.add_argument("results", type=Path, nargs="?", default=Path(".gitbench"), help="results folder (default: %(default)s)")
     base.add_argument("--out", type=Path, default=Path("gitbench-baseline.json"), help="the file (default: %(default)s)")
@@ -50,8 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             lines = _list(given.kind)
         elif given.command == "baseline":
             lines = _baseline(given.results, given.out)
+        elif given.command == "inspect":
+            lines = _inspect(given.model, given.dataset, given.seed, as_json=given.json)
+        elif given.command == "observe":
+            lines = _observe(given.claim, given.out)
+        elif given.command == "score":
+            lines = _score(given.claim, given.results)
         else:
-            lines = _leaderboard(given.results, given.out)
+            lines = _leaderboard(given.results, given.out, given.entries)
     except GitbenchError as error:
         sys.stderr.write(f"gitbench: {printable(str(error))}\n")
         return 2
@@ -67,12 +87,15 @@ def _list(kind: str | None) -> list[str]:
     return [f"{one:8} {name:16} {where}" for one in chosen for name, where in sorted(entry_points(one).items())]
 
 
-def _leaderboard(results: Path, out: Path) -> list[str]:
+def _leaderboard(results: Path, out: Path, entries: Sequence[Path]) -> list[str]:
     from gitbench import leaderboard
+    from gitbench.entries import check_victims, read_entries
     from gitbench.errors import StoreError
     from gitbench.store import Store
 
-    found = leaderboard.tables(list(Store(results).results()))
+    own, others = list(Store(results).results()), read_entries(entries)
+    check_victims(others, own)
+    found = leaderboard.tables(own, others)
     if not found:
         raise StoreError(f"No finished result in {results / 'cases'}. Measure some first: pytest --gitbench --gitbench-results {results}")
     lines = []
@@ -80,6 +103,40 @@ def _leaderboard(results: Path, out: Path) -> list[str]:
         path, refused = leaderboard.write(table, out, list(table.results))
         lines.append(f"{path}: not written, {refused}" if refused else f"wrote {path}")
     return lines
+
+
+def _inspect(model: str, dataset: str, seed: int, *, as_json: bool) -> list[str]:
+    import json
+
+    from gitbench.data import load_dataset
+    from gitbench.inspection import inspect_model, table
+    from gitbench.model import load_model
+
+    public = (data := load_dataset(dataset)).public
+    layers = inspect_model(load_model(model, data, seed=seed), public.inputs[:1], public.labels[:1])
+    if as_json:
+        found = {"model": model, "dataset": dataset, "seed": seed, "layers": [layer.to_dict() for layer in layers]}
+        return json.dumps(found, indent=1).splitlines()
+    return [*table(layers).splitlines(), "", "docs/inspect.md explains the columns. The example is the first public image."]
+
+
+def _observe(claim: Path, out: Path) -> list[str]:
+    from gitbench.submission import write_observation
+
+    granted = ", ".join(sorted(write_observation(claim, out).granted))
+    return [f"wrote {out}: the update, and what else the threat model grants ({granted}; docs/entries.md)"]
+
+
+def _score(claim: Path, results: Path) -> list[str]:
+    from gitbench.store import Store
+    from gitbench.submission import score_submission
+
+    store = Store(results)
+    found = score_submission(claim, store=store)
+    return [
+        f"{found.case.cell}: {found.verdict}: {found.verdict_reason}",
+        f"wrote {store.case_path(found.case_id)}. gitbench leaderboard {results} shows it, as made by others",
+    ]
 
 
 def _baseline(results: Path, out: Path) -> list[str]:

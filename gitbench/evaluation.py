@@ -9,13 +9,14 @@ import functools
 import math
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from gitbench._version import __version__
-from gitbench.attack import Reconstruction, load_attack, settings
+from gitbench.attack import load_attack, settings
 from gitbench.case import Case
 from gitbench.client import batchnorm_statistics, client_update, gradients
 from gitbench.conformance import check_conformance
@@ -47,6 +48,18 @@ class _Character:
 
     random: bool
     flags: frozenset[str]
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """What is there before the clients send: the data, the model, the defense, and the victims ``(V, B, ...)``."""
+
+    data: Data
+    public: Split
+    original: nn.Module
+    defense: Defense
+    inputs: torch.Tensor
+    labels: torch.Tensor
 
 
 class Chain:
@@ -117,42 +130,100 @@ class Chain:
             finished_at=_now(),
         )
 
-    def _measured(self, case: Case, defense: Defense | None, deadline: Deadline) -> Result:
-        reset_peak(self.device)
+    def observe(self, case: Case, defense: Defense | None = None) -> Observation:
+        """What the attacker of a case gets to see, to the last bit: the update, and what its threat model grants.
+
+        Args:
+            case: its attack does not matter.
+            defense: the defense itself, when no SPEC can rebuild it.
+
+        Raises:
+            GitbenchError: a part of the case cannot be built.
+        """
+        scene = self._scene(case, defense)
+        return self._observed(case, scene, scene.defense.modify_model(scene.original))
+
+    def truth(self, case: Case) -> torch.Tensor:
+        """The private images of a case's victims ``(V, B, C, H, W)``.
+
+        Raises:
+            DataError: the dataset cannot be used, or is too small.
+        """
+        data = self._load_data(case.dataset)
+        inputs, _ = draw_victims(data.private, victims=case.victims, batch_size=case.batch_size, seed=case.seed)
+        return inputs.to(self.device)
+
+    def score(self, case: Case, reconstruction: torch.Tensor) -> Result:
+        """The result of reconstructions that were made elsewhere, not judged yet.
+
+        Args:
+            case: whose victims they are of. Its model and defense are named and not built.
+            reconstruction: ``(V, B, C, H, W)`` in [0, 1].
+
+        Raises:
+            DataError: the dataset cannot be used, or is too small.
+            AttackError: the shape is another one.
+        """
+        inputs, found = self.truth(case), reconstruction.to(self.device)
+        measures, baselines, flags = _measures(found, inputs, self._load_data(case.dataset))
+        if self.store:
+            self.store.save_picture(case.case_id, picture(inputs, found))
+        result = Result(
+            case=case,
+            case_id=case.case_id,
+            status="done",
+            verdict="inconclusive",
+            verdict_reason="not judged yet",
+            metrics=measures,
+            baselines=baselines,
+            environment=self.environment(),
+            finished_at=_now(),
+        )
+        return result.model_copy(update={"flags": tuple(sorted({*flags, *own_flags(result, still_improving=False)}))})
+
+    def _scene(self, case: Case, defense: Defense | None) -> _Scene:
         data = self._load_data(case.dataset)
         defense = load_defense(case.defense) if defense is None else fresh(defense)
-        attack = load_attack(case.attack, profile=case.profile)
         original = copy.deepcopy(self._load_model(case, data))  # other cells share it
         victims = draw_victims(data.private, victims=case.victims, batch_size=case.batch_size, seed=case.seed)
         inputs, labels = (tensor.to(self.device) for tensor in victims)
-        public = data.public.to(self.device)
+        return _Scene(data, data.public.to(self.device), original, defense, inputs, labels)
+
+    def _observed(self, case: Case, scene: _Scene, model: nn.Module, *, show: Callable[[nn.Module], None] | None = None) -> Observation:
+        knowledge = case.knowledge
+        update = client_update(
+            model,
+            scene.inputs,
+            scene.labels,
+            defense=scene.defense,
+            generator=make_generator(case.seed, "defense", case.defense),
+            public=scene.public,
+            show=show,
+        )
+        return Observation(
+            update=update,
+            model=model,
+            input_shape=scene.data.input_shape,
+            batch_size=case.batch_size,
+            labels=scene.labels if "labels" in knowledge else None,
+            public=scene.public if "public" in knowledge else None,
+            defense=scene.defense if "defense" in knowledge else None,
+            batchnorm_statistics=batchnorm_statistics(model, scene.inputs) if "batchnorm_statistics" in knowledge else None,
+            parameters="parameters" in knowledge,
+        )
+
+    def _measured(self, case: Case, defense: Defense | None, deadline: Deadline) -> Result:
+        reset_peak(self.device)
+        scene = self._scene(case, defense)
+        attack = load_attack(case.attack, profile=case.profile)
+        data, inputs, labels = scene.data, scene.inputs, scene.labels
         if deadline.seconds is not None:
             _warm_up()
         deadline.begin()
-        model = defense.modify_model(original)
-        character = None if case.is_control else self._conforms(case, defense, model, data)
+        model = scene.defense.modify_model(scene.original)
+        character = None if case.is_control else self._conforms(case, scene.defense, model, data)
         local: list[tuple[float, ...]] = []
-        update = client_update(
-            model,
-            inputs,
-            labels,
-            defense=defense,
-            generator=make_generator(case.seed, "defense", case.defense),
-            public=public,
-            show=lambda drifted: local.append(fingerprint(model, drifted)),
-        )
-        knowledge = case.knowledge
-        observation = Observation(
-            update=update,
-            model=model,
-            input_shape=data.input_shape,
-            batch_size=case.batch_size,
-            labels=labels if "labels" in knowledge else None,
-            public=public if "public" in knowledge else None,
-            defense=defense if "defense" in knowledge else None,
-            batchnorm_statistics=batchnorm_statistics(model, inputs) if "batchnorm_statistics" in knowledge else None,
-            parameters="parameters" in knowledge,
-        )
+        observation = self._observed(case, scene, model, show=lambda drifted: local.append(fingerprint(model, drifted)))
         found = attack(
             observation,
             generator=make_generator(case.seed, "attack", case.attack),
@@ -161,8 +232,8 @@ class Chain:
         )
         deadline.end()
         self.progress("score", 0, 1)
-        utility = None if character is None else measure_utility(model, inputs, labels, update, random=character.random)
-        measures, baselines, flags = _measures(found, inputs, data)
+        utility = None if character is None else measure_utility(model, inputs, labels, observation.update, random=character.random)
+        measures, baselines, flags = _measures(found.inputs, inputs, data)
         if character is not None:
             flags += character.flags
         if self.store:
@@ -265,9 +336,9 @@ def draw_victims(private: Split, *, victims: int, batch_size: int, seed: int) ->
     return private.inputs[chosen], private.labels[chosen]
 
 
-def _measures(found: Reconstruction, inputs: torch.Tensor, data: Data) -> tuple[dict[str, Measure], Baselines, list[str]]:
+def _measures(found: torch.Tensor, inputs: torch.Tensor, data: Data) -> tuple[dict[str, Measure], Baselines, list[str]]:
     blind = data.public.inputs.mean(0).to(inputs.device)
-    scores = score(found.inputs, inputs, blind=blind, private=data.private.inputs.to(inputs.device))
+    scores = score(found, inputs, blind=blind, private=data.private.inputs.to(inputs.device))
     guess = score(blind.expand_as(inputs), inputs)
     flags = []
     measures = {}

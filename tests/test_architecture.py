@@ -24,9 +24,10 @@ LEVELS = [
     ["result", "statistics"],
     ["flags"],
     ["verdict", "store"],
-    ["sequential"],
-    ["config", "baseline", "bench"],
+    ["sequential", "worst"],
+    ["config", "baseline", "bench", "claim"],
     ["comparison"],
+    ["entries"],
     ["leaderboard", "comment"],
     ["cli"],
     ["activation", "memory", "random", "update", "data", "metrics", "pictures"],
@@ -35,19 +36,20 @@ LEVELS = [
     ["datasets", "models"],
     ["client"],
     ["observation", "conformance", "utility", "fingerprint"],
-    ["pairs", "regression"],
+    ["pairs", "regression", "counts"],
     ["labels", "features", "matching", "lbfgs", "attack"],
     ["transcript", "rehearsal"],
     ["recursion"],
     ["posterior"],
-    ["attacks", "fits"],
+    ["attacks", "fits", "inspection"],
     ["auto"],
     ["scoring"],
     ["evaluation"],
+    ["submission"],
 ]
 RANK = {name: rank for rank, names in enumerate(LEVELS) for name in names}
 LIGHT = ["spec", "registry", "config", "case", "result", "verdict", "store", "leaderboard", "baseline", "bench", "cli", "threat", "metric"]
-LIGHT += ["comparison", "comment", "sequential"]
+LIGHT += ["comparison", "comment", "sequential", "worst", "entries", "claim"]
 
 
 def modules() -> list[Path]:

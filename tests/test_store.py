@@ -397,12 +397,15 @@ def test_a_leaderboard_shows_the_numbers_and_what_they_mean() -> None:
     text = leaderboard.render(table(not_applicable={("none", "ridge"): "needs parameters"}))
     assert text.startswith("# photos · lenet\n")
     head, _, first, second, *_ = rows(text)
-    assert head == ["defense", "`ig`", "`ridge`", "worst attack", "worst"]
+    assert head == ["defense", "worst case", "`auto`", "gap, dB", "`ig`", "`ridge`", "worst attack", "worst"]
     bounds = interval([SAFE])
+    figure = f"+0.50 [{bounds.low:.2f}, {bounds.high:.2f}]"
     # The best defense first, the undefended row last.
-    assert first == ["`pruning(rate=0.9)`", f"+0.50 [{bounds.low:.2f}, {bounds.high:.2f}] holds", "not measured", "`ig`", "+0.50"]
-    assert second[:3] == ["`none`", second[1], "n/a"]
-    assert second[1].endswith("leaks")
+    assert first[:4] == ["`pruning(rate=0.9)`", f"{figure}, 1 of 2 attacks", "not measured", ""]
+    assert first[4:] == [f"{figure} holds", "not measured", "`ig`", "+0.50"]
+    assert second[0] == "`none`"
+    assert second[4].endswith("leaks")
+    assert second[5] == "n/a"
     for shown in (
         "psnr_gain ↑ 3 dB",
         "torch 2.6",
@@ -420,15 +423,15 @@ def test_a_defense_beside_a_failed_control_is_not_shown_as_holding() -> None:
     without = leaderboard.render(table({("pruning(rate=0.9)", "ig"): [safe]}))
     assert "no control" in without
     weak = leaderboard.render(table({("none", "ig"): [result(SAFE)], ("pruning(rate=0.9)", "ig"): [safe]}))
-    assert rows(weak)[2][1].endswith("no control")
+    assert rows(weak)[2][4].endswith("no control")
     broken = leaderboard.render(
         table({("none", "ig"): [result()], ("pruning(rate=0.9)", "ig"): [result(error="boom", defense="pruning(rate=0.9)")]})
     )
-    assert [row[1] for row in rows(broken) if row[0] == "`pruning(rate=0.9)`"] == ["error"]
+    assert [row[4] for row in rows(broken) if row[0] == "`pruning(rate=0.9)`"] == ["error"]
     unknown = leaderboard.render(
         table({("none", "ig"): [result()], ("pruning(rate=0.9)", "ig"): [result((1.0, None), defense="pruning(rate=0.9)")]})
     )
-    assert [row[1] for row in rows(unknown) if row[0] == "`pruning(rate=0.9)`"] == ["unknown"]
+    assert [row[4] for row in rows(unknown) if row[0] == "`pruning(rate=0.9)`"] == ["unknown"]
 
 
 def test_an_undefended_cell_is_never_shown_as_holding() -> None:
@@ -443,7 +446,7 @@ def test_names_cannot_break_the_table() -> None:
     text = leaderboard.render(table(results, dataset=NASTY, model=NASTY))
     found = rows(text)
     defenses = found[: found.index(next(row for row in found if row[0] in ("flag", "attack")))]
-    assert {len(row) for row in defenses} == {5}
+    assert {len(row) for row in defenses} == {8}
     flags = found[len(defenses) : found.index(next(row for row in found if row[0] == "attack"))]
     assert {len(row) for row in flags} == {3}
     assert len(defenses) == 4

@@ -39,7 +39,7 @@ class DLG(Refiner):
 
     name = "dlg"
     requires = frozenset({"architecture", "parameters"})
-    uses = frozenset({"defense"})
+    uses = frozenset({"defense", "public"})  # public images for the labels of batches alone
     profiles = {
         "quick": {"iterations": 200, "labels": "idlg"},
         "paper": {"iterations": 6000, "init": "normal"},
@@ -108,7 +108,7 @@ class DLG(Refiner):
     def _fixed_labels(self, observation: Observation) -> torch.Tensor | None:
         if self.labels == "joint":
             return None
-        return observation.labels if self.labels == "known" else infer_labels(observation)
+        return observation.labels if self.labels == "known" else infer_labels(observation, adapt=self.adapt)
 
 
 class _Problem:

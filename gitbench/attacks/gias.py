@@ -191,7 +191,7 @@ class GIAS(Attack):
         network.load_state_dict(dict(state))
         network.to(observation.device).requires_grad_(False)
         objective = Objective(observation, distance=self.distance, adapt=self.adapt)
-        matching = functools.partial(objective, labels=infer_labels(observation))
+        matching = functools.partial(objective, labels=infer_labels(observation, adapt=self.adapt))
         codes, images, losses = self._search_codes(network, observation, matching, generator, progress)
         falling, steps = Falling(self.iterations), itertools.count()
 

@@ -48,7 +48,7 @@ class IG(Refiner):
 
     name = "ig"
     requires = frozenset({"architecture", "parameters"})
-    uses = frozenset({"defense"})
+    uses = frozenset({"defense", "public"})  # public images for the labels of batches alone
     profiles = {
         "quick": {"iterations": 200},
         "paper": {"iterations": 4800, "restarts": 32, "schedule": "step", "distance": "cosine", "signed": True, "tv": 0.1},
@@ -92,7 +92,7 @@ class IG(Refiner):
         self, observation: Observation, start: torch.Tensor | None, *, generator: torch.Generator, progress: Progress
     ) -> torch.Tensor | Candidates:
         objective = Objective(observation, distance=self.distance, adapt=self.adapt)
-        labels = observation.labels if self.labels == "known" else infer_labels(observation)
+        labels = observation.labels if self.labels == "known" else infer_labels(observation, adapt=self.adapt)
         shape = (len(labels), observation.batch_size, *observation.input_shape)
         best = best_loss = None
         for restart in range(self.restarts):

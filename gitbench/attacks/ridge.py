@@ -62,7 +62,7 @@ class Ridge(Attack):
         return fit_ridge([found] if inverse is None else [found, inverse(found)], pixels, holdout=self.holdout)
 
     def run(self, observation: Observation, state: State, *, generator: torch.Generator, progress: Progress) -> torch.Tensor:
-        features = last_features(observation, observation.update, infer_labels(observation)).double()
+        features = last_features(observation, observation.update, infer_labels(observation, adapt=self.adapt)).double()
         inverse = _inverse(observation)
         if inverse is not None and bool(state["map"]):
             features = inverse(features)

@@ -53,8 +53,8 @@ class Npz(Dataset):
 
 
 def _read(file: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    images = _array(file, f"{split}_images")
-    labels = _array(file, f"{split}_labels")
+    images = read_array(file, f"{split}_images", layout=" (MedMNIST layout)")
+    labels = read_array(file, f"{split}_labels", layout=" (MedMNIST layout)")
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)):
         raise DataError(f"{file}: expected {split}_images to be uint8 (N, H, W, 1 or 3) or (N, H, W), got {images.dtype} {images.shape}.")
     if images.ndim == 3:
@@ -73,9 +73,19 @@ def _read(file: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     return images, flat.astype(np.int64)
 
 
-def _array(file: Path, key: str) -> np.ndarray:
+def read_array(file: Path, key: str, *, layout: str = "") -> np.ndarray:
+    """One array of an archive from anywhere; nothing is unpickled, and what claims too much is not unpacked.
+
+    Args:
+        file: the archive.
+        key: the array's name.
+        layout: what a message says of where the name comes from.
+
+    Raises:
+        DataError: there is no such array, or it cannot be read.
+    """
     try:
-        return _member(file, key)
+        return _member(file, key, layout)
     except DataError:
         raise
     except OSError as error:
@@ -86,7 +96,7 @@ def _array(file: Path, key: str) -> np.ndarray:
         raise DataError(f"{file}: {key!r} is damaged or cannot be read: {error}. Save it again with numpy.savez.") from error
 
 
-def _member(file: Path, key: str) -> np.ndarray:
+def _member(file: Path, key: str, layout: str) -> np.ndarray:
     if not (file.is_file() or file.is_dir()):  # a pipe would be waited for, for ever
         raise DataError(f"{file}: expected an npz archive, found no regular file.")
     # Opened here, because numpy leaves the file open where it is no archive.
@@ -97,7 +107,7 @@ def _member(file: Path, key: str) -> np.ndarray:
         stream.seek(0)
         with np.load(stream, allow_pickle=False) as archive:
             if key not in archive.files:
-                raise DataError(f"{file}: expected the array {key!r} (MedMNIST layout), found {', '.join(archive.files) or 'none'}.")
+                raise DataError(f"{file}: expected the array {key!r}{layout}, found {', '.join(archive.files) or 'none'}.")
             if archive.zip is not None:
                 _check_size(file, key, archive.zip)
             return np.asarray(archive[key])

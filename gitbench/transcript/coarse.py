@@ -250,7 +250,7 @@ def run_coarse(
         network = _Chain(reader.nodes, components=start.components, classes=reader.classes, last=last, options=options)
     network.load_state_dict({name.removeprefix("network."): tensor for name, tensor in state.items() if name.startswith("network.")})
     network.to(device).eval()
-    update, labels = observation.update, infer_labels(observation)
+    update, labels = observation.update, infer_labels(observation, adapt=options.adapt)
     found: list[torch.Tensor] = []
     chunks = torch.arange(update.victims, device=device).split(64)
     with torch.no_grad():
