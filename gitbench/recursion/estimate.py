@@ -13,6 +13,7 @@ from gitbench.labels import infer_labels
 from gitbench.model import Normalize
 from gitbench.observation import Observation
 from gitbench.progress import Progress
+from gitbench.random import randn_like
 from gitbench.recursion.layers import check_layers
 from gitbench.recursion.noise import ROUNDING, Noise, rehearse, scales
 from gitbench.recursion.posterior import Posterior
@@ -32,6 +33,7 @@ _CHUNK = 128
 _MATCHED = 1e-3  # relative error of every tensor of the update at which nothing is left to look for
 _SHARES = 21
 _TINY = 1e-12
+_APART = 0.02
 # A gradient that jumps where a unit switches can be followed from far away only if it is not taken at its word.
 _JUMPY = (
     nn.ReLU,
@@ -46,7 +48,8 @@ _JUMPY = (
     nn.MaxPool2d,
     nn.MaxPool3d,
 )
-_STAGES = ((3.0, 0.1), (1.0, 0.2), (0.5, 0.3), (0.2, 0.4))  # relative error that is granted, share of the iterations
+_STAGES = ((3.0, 0.2), (1.0, 0.4), (0.5, 0.4))  # relative error that is granted to the first layer, share of the iterations
+_GRADED = 0.1  # the last layer's, in units of the first's: fewer units switch above it
 
 
 @dataclass(frozen=True)
@@ -138,9 +141,11 @@ def estimate(observation: Observation, state: State, *, options: Options, genera
     """
     labels = infer_labels(observation)
     noise, prior = Noise.stored(state), Gaussian.stored(state, "image")
-    stages = _STAGES if any(isinstance(module, _JUMPY) for module in observation.model.modules()) else ((options.match, 1.0),)
+    stages = _STAGES if _jumps(observation.model) else ((options.match, 1.0),)
     start = run_start(observation, labels, state) if "start.weight" in state else None
     best = prior.mean.float().reshape(observation.input_shape).expand(*labels.shape, -1, -1, -1) if start is None else start
+    if labels.shape[1] > 1:  # images of one class start alike, and would stay so
+        best = best + _APART * randn_like(best, generator)
     walked = _walked(observation, state, labels, noise, options, progress)
     matched = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
     if walked is not None:
@@ -186,7 +191,12 @@ def _chosen(first: torch.Tensor, yes: torch.Tensor, no: torch.Tensor) -> torch.T
 
 
 def _posterior(observation: Observation, labels: torch.Tensor, prior: Gaussian, noise: Noise, match: float, options: Options) -> Posterior:
-    return Posterior(observation, labels, prior, _deviations(observation.update, noise, match), adapt=options.adapt)
+    graded = _GRADED if _jumps(observation.model) else 1.0
+    return Posterior(observation, labels, prior, _deviations(observation.update, noise, match, graded=graded), adapt=options.adapt)
+
+
+def _jumps(model: nn.Module) -> bool:
+    return any(isinstance(module, _JUMPY) for module in model.modules())
 
 
 def _walked(
@@ -219,14 +229,23 @@ def _normalization(model: nn.Module, chain: Chain) -> Normalize | None:
     return next(module for module in model.modules() if isinstance(module, Normalize)) if chain.normalized else None
 
 
-def _deviations(update: Update, noise: Noise, match: float) -> dict[str, torch.Tensor]:
-    """Of one entry of each tensor, ``(V,)``: the noise, and the error that is granted to the match."""
+def _deviations(update: Update, noise: Noise, match: float, *, graded: float = 1.0) -> dict[str, torch.Tensor]:
+    """Of one entry of each tensor, ``(V,)``: the noise, and the error that is granted to the match.
+
+    Args:
+        update: what was sent.
+        noise: of the defense.
+        match: relative error of the first layer's gradient.
+        graded: the last layer's, in units of the first's; between them it falls by equal factors, in the order of the parameters.
+    """
     found = {}
-    for name, tensor in update.tensors.items():
+    last = max(1, len(update.tensors) - 1)
+    for index, (name, tensor) in enumerate(update.tensors.items()):
         size = tensor.flatten(1).square().mean(1).sqrt()
+        granted = max(match * graded ** (index / last), ROUNDING)
         # A victim that the model has learned sends next to nothing, and that is rounding.
         least = ROUNDING * size.median() + _TINY
-        found[name] = (noise.match[name] ** 2 + (max(match, ROUNDING) * size).square() + least.square()).sqrt()
+        found[name] = (noise.match[name] ** 2 + (granted * size).square() + least.square()).sqrt()
     return found
 
 
