@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from gitbench.attack import Attack, Candidates, Fits, Fitted, State
+from gitbench.attack import Attack, Candidates, Fits, Fitted, State, load_attack
 from gitbench.attacks.git import Git
 from gitbench.attacks.ig import IG
 from gitbench.attacks.lti import LTI
@@ -27,6 +27,7 @@ from gitbench.update import Update
 _BLIND = ("git", "lti", "ridge")  # best first, where nothing can be matched for want of parameters
 _CLASSES = 20  # of which each is tried where labels cannot be read
 _SURE = 0.99  # of rehearsed batches whose labels are read right
+_EXPLAINED = 4.0  # squared deviations of an entry
 _PLAYED = 16  # public batches that play victims beside the victims
 _STEPS = 300  # of the search for weights
 _RATE = 0.1
@@ -65,7 +66,7 @@ class Auto(Attack):
         self.seconds = seconds
         self.profile = profile
         kinds: tuple[type[Attack], ...] = (Ridge, Recursion, LTI, Git)  # cheapest first
-        self._priors = {kind.name: kind(**kind.profiles.get(profile, {})) for kind in kinds}
+        self._priors = {kind.name: load_attack(kind.name, profile=profile) for kind in kinds}
 
     def memory(self, observation: Observation) -> int:
         return max((prior.memory(_share(observation, prior)) for prior in self._able(observation).values()), default=0)
@@ -138,8 +139,14 @@ class _Search:
 
     @property
     def open(self) -> torch.Tensor:
-        """Victims whose update is not matched yet."""
+        """Victims whose update is not matched to numerical precision."""
         return (~self.posterior.matched(self.misfit)).nonzero().flatten()
+
+    @property
+    def unexplained(self) -> torch.Tensor:
+        """Those among them that leave more than the noise."""
+        found = self.open
+        return found[self.misfit[found] > _EXPLAINED * self.posterior.entries[found]]
 
     def consider(self, inputs: torch.Tensor, rows: torch.Tensor | None = None) -> None:
         """Candidates ``(N, B, C, H, W)`` of some victims; the best so far are those of the others."""
@@ -150,12 +157,15 @@ class _Search:
 
     def go(self, iterations: Mapping[str, int]) -> None:
         """Every step once; again with other starts as long as there is time, if time is the limit."""
-        steps: tuple[Callable[[Mapping[str, int]], None], ...] = (self._whitened, self._pixels, self._ig, self._pixels)
+        if len(self.open):
+            self._minimise(self.open, iterations["posterior"], whitened=True)
+        # Where noise explains the rest, what follows would only fit the noise.
+        steps: tuple[Callable[[torch.Tensor, Mapping[str, int]], None], ...] = (self._pixels, self._ig, self._pixels)
         for step in steps:
-            if len(self.open):
-                step(iterations)
-        while self._bounded and len(self.open):
-            self._restart(iterations)
+            if len(self.unexplained):
+                step(self.unexplained, iterations)
+        while self._bounded and len(self.unexplained):
+            self._restart(self.unexplained, iterations)
 
     def believed(self, played: torch.Tensor | None) -> torch.Tensor:
         """The candidates of the victims, in the shares that serve those that are played best.
@@ -186,14 +196,10 @@ class _Search:
             return [self.labels[rows]]
         return [torch.full_like(self.labels[rows], label) for label in range(self._classes)]
 
-    def _whitened(self, iterations: Mapping[str, int]) -> None:
-        self._minimise(iterations["posterior"], whitened=True)
+    def _pixels(self, rows: torch.Tensor, iterations: Mapping[str, int]) -> None:
+        self._minimise(rows, iterations["posterior"], whitened=False)
 
-    def _pixels(self, iterations: Mapping[str, int]) -> None:
-        self._minimise(iterations["posterior"], whitened=False)
-
-    def _minimise(self, iterations: int, *, whitened: bool) -> None:
-        rows = self.open
+    def _minimise(self, rows: torch.Tensor, iterations: int, *, whitened: bool) -> None:
 
         def tell(done: int) -> None:
             self._clock("auto: posterior", done, iterations)
@@ -204,14 +210,13 @@ class _Search:
         self.consider(found, rows)
         self._clock("auto", 1, 1)
 
-    def _ig(self, iterations: Mapping[str, int]) -> None:
-        self._refine(iterations["ig"], self.best[self.open])
+    def _ig(self, rows: torch.Tensor, iterations: Mapping[str, int]) -> None:
+        self._refine(rows, iterations["ig"], self.best[rows])
 
-    def _restart(self, iterations: Mapping[str, int]) -> None:
-        self._refine(iterations["ig"], None)
+    def _restart(self, rows: torch.Tensor, iterations: Mapping[str, int]) -> None:
+        self._refine(rows, iterations["ig"], None)
 
-    def _refine(self, iterations: int, start: torch.Tensor | None) -> None:
-        rows = self.open
+    def _refine(self, rows: torch.Tensor, iterations: int, start: torch.Tensor | None) -> None:
         observation = self._observation.of_victims(rows, labels=self.labels[rows])
         refiner = IG(iterations=iterations, labels="known", adapt=self.rehearsal.sloped)
         self.consider(_inputs(refiner.refine(observation, start, generator=self._generator, progress=self._clock)), rows)

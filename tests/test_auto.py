@@ -6,13 +6,16 @@ import dataclasses
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gitbench import Defense, Observation, client_update, load_attack, load_model
 from gitbench.attack import Fitted
 from gitbench.auto import Auto
-from gitbench.data import Data, Split
+from gitbench.auto import _weights as weights_of
+from gitbench.data import Data
 from gitbench.fitting import NoCheckpoint
-from gitbench.posterior import Posterior, Prior
+from gitbench.posterior import Posterior
 from gitbench.random import make_generator, randn_like
 from gitbench.rehearsal import Rehearsal, rehearse, rescaled
 from gitbench.update import Update
@@ -121,12 +124,32 @@ def test_noise_of_the_same_norms_says_nothing_and_is_not_matched(model: torch.nn
     assert not posterior.matched(posterior.misfit(found, data.private.labels[:VICTIMS, None])).any()
 
 
-def test_more_time_never_gives_a_worse_match(model: torch.nn.Module, data: Data) -> None:
+def test_more_time_never_gives_less(model: torch.nn.Module, data: Data) -> None:
     observation = observe(model, data, "gaussian_noise(std=0.01)")
-    posterior = Posterior(observation, rehearse(observation, generator=make_generator(0)))
-    labels = data.private.labels[:VICTIMS, None]
-    short, long = (Auto(seconds=seconds, profile="quick")(observation, generator=make_generator(0)).inputs for seconds in (1e-3, 3.0))
-    assert (posterior(long, labels) <= posterior(short, labels) + 1e-3).all()
+    gains = []
+    for seconds in (1e-3, 0.5, None):
+        auto = Auto(seconds=seconds, profile="quick")
+        gains.append(gain(auto(observation, generator=make_generator(0), fits=Seeded()).inputs, data))
+    assert gains[0] - 0.1 <= gains[1] <= gains[2] + 0.1
+
+
+def test_the_shares_of_the_candidates_are_those_that_serve_played_victims_best() -> None:
+    generator = make_generator(0)
+    truth = torch.rand(8, 1, 1, 4, 4, generator=generator)
+    noise = torch.randn(3, *truth.shape, generator=generator) * torch.tensor([0.1, 0.1, 1.0]).reshape(3, 1, 1, 1, 1, 1)
+    found = weights_of(truth + noise, truth)
+    assert torch.allclose(found, torch.tensor([0.5, 0.5, 0.0]), atol=0.1)
+    exact = weights_of(torch.stack([truth, truth + noise[0]]), truth)
+    assert torch.equal(exact, torch.tensor([1.0, 0.0]))
+
+
+def test_no_attack_is_fitted_on_the_images_that_play_victims(model: torch.nn.Module, data: Data) -> None:
+    observation = observe(model, data)
+    kept = {tuple(image.flatten().tolist()) for image in data.public.inputs[observation.kept]}
+    fitted = observation.without_update().public
+    assert len(kept) == len(data.public) // 8
+    assert len(fitted) == len(data.public) - len(kept)
+    assert not kept & {tuple(image.flatten().tolist()) for image in fitted.inputs}
 
 
 def test_without_parameters_the_strongest_attack_on_public_pairs_is_all(model: torch.nn.Module, data: Data) -> None:
@@ -198,20 +221,19 @@ def test_the_prior_prefers_images_like_the_public_ones(model: torch.nn.Module, d
     noise = torch.rand(images.shape, generator=make_generator(0))
     observation = observe(model, data)
     for known in (observation, observation.restricted(frozenset({"architecture", "parameters"}))):
-        assert (Prior(known)(images) < Prior(known)(noise)).all()
+        posterior = Posterior(known, Rehearsal(dict.fromkeys(known.update.tensors, 0.0)))
+        assert (posterior.prior(images) < posterior.prior(noise)).all()
 
 
-def test_the_prior_is_the_gaussian_of_the_public_images() -> None:
-    generator = make_generator(0)
-    public = Split(torch.rand(400, 1, 2, 3, generator=generator), torch.zeros(400, dtype=torch.long))
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(6, 2))
-    update = Update({name: tensor[None] for name, tensor in model.named_parameters()})
-    prior = Prior(Observation(update=update, model=model, input_shape=(1, 2, 3), batch_size=1, public=public))
-    flat = public.inputs.flatten(1)
-    shrunk = torch.cov(flat.T) + torch.eye(6) * torch.cov(flat.T).diagonal().mean() / 400
-    oracle = -torch.distributions.MultivariateNormal(flat.mean(0), shrunk).log_prob(flat[:5])
-    found = prior(public.inputs[:5, None])
-    assert torch.allclose(found - found[0], oracle - oracle[0], atol=1e-3)
+@given(ratios=st.lists(st.floats(0, 1e12), min_size=2, max_size=2))
+def test_a_better_match_counts_more_whatever_the_scale(ratios: list[float]) -> None:
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+    update = Update({name: tensor[None].expand(2, *tensor.shape) for name, tensor in model.named_parameters()})
+    observation = Observation(update=update, model=model, input_shape=(1, 2, 2), batch_size=1)
+    posterior = Posterior(observation, Rehearsal(dict.fromkeys(update.tensors, 0.0)))
+    low, high = posterior.energy(torch.tensor(sorted(ratios)) * posterior.entries).tolist()
+    assert low <= high
+    assert posterior.energy(posterior.entries.float()).tolist() == (posterior.entries / 2).tolist()
 
 
 def test_rehearsals_can_be_compared() -> None:
