@@ -48,7 +48,7 @@ class Profile:
 
 _WEAK = ("pruning(rate=0.5)", "parameter_drift(epochs=1, samples=64)")
 _KNOWN = tuple(f"*/{defense}/*" for defense in _WEAK)
-_ATTACKS = ("git", "lti", "gias", "ridge", "ig", "dlg")
+_ATTACKS = ("auto", "recursion", "git", "lti", "gias", "ridge", "ig", "dlg")
 _HYBRIDS = ("git+ig", "lti+ig", "gias+ig", "ridge+ig")
 _STRONGER = ("gaussian_noise(std=0.01)", "gaussian_noise(std=0.1)", "clipping(max_norm=1.0)", "pruning(rate=0.9)", "pruning(rate=0.99)")
 
