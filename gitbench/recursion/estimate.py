@@ -186,8 +186,8 @@ def _minimised(
     return _chosen(fit.values < posterior.value(start), found, start)
 
 
-def _chosen(first: torch.Tensor, yes: torch.Tensor, no: torch.Tensor) -> torch.Tensor:
-    return torch.where(first.reshape(-1, 1, 1, 1, 1), yes, no)
+def _chosen(victims: torch.Tensor, yes: torch.Tensor, no: torch.Tensor) -> torch.Tensor:
+    return torch.where(victims.reshape(-1, 1, 1, 1, 1), yes, no)
 
 
 def _posterior(observation: Observation, labels: torch.Tensor, prior: Gaussian, noise: Noise, match: float, options: Options) -> Posterior:
@@ -244,8 +244,8 @@ def _deviations(update: Update, noise: Noise, match: float, *, graded: float = 1
         size = tensor.flatten(1).square().mean(1).sqrt()
         granted = max(match * graded ** (index / last), ROUNDING)
         # A victim that the model has learned sends next to nothing, and that is rounding.
-        least = ROUNDING * size.median() + _TINY
-        found[name] = (noise.match[name] ** 2 + (granted * size).square() + least.square()).sqrt()
+        least = ROUNDING * noise.size[name] + _TINY
+        found[name] = (noise.match[name] ** 2 + (granted * size).square() + least**2).sqrt()
     return found
 
 

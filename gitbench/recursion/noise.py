@@ -27,16 +27,18 @@ class Noise:
     Args:
         walk: standard deviation per tensor between what was sent, back at its original scale, and the gradient.
         match: the same between what was sent and what the defense's deterministic part makes of the gradient.
+        size: root mean square of what was sent, per tensor.
         rescaled: whether the scale of what was sent tells nothing.
     """
 
     walk: Mapping[str, float]
     match: Mapping[str, float]
+    size: Mapping[str, float]
     rescaled: bool
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """As tensors to store."""
-        parts = {"walk": self.walk, "match": self.match}
+        parts = {"walk": self.walk, "match": self.match, "size": self.size}
         kept = {f"noise.{part}.{name}": torch.tensor(value) for part, values in parts.items() for name, value in values.items()}
         return {**kept, "noise.rescaled": torch.tensor(self.rescaled)}
 
@@ -47,7 +49,7 @@ class Noise:
         def part(prefix: str) -> dict[str, float]:
             return {name.removeprefix(prefix): float(tensor) for name, tensor in tensors.items() if name.startswith(prefix)}
 
-        return cls(part("noise.walk."), part("noise.match."), bool(tensors["noise.rescaled"]))
+        return cls(part("noise.walk."), part("noise.match."), part("noise.size."), bool(tensors["noise.rescaled"]))
 
 
 def rehearse(observation: Observation, sent: Update, inputs: torch.Tensor, labels: torch.Tensor, *, adapt: bool) -> Noise:
@@ -77,6 +79,7 @@ def rehearse(observation: Observation, sent: Update, inputs: torch.Tensor, label
     return Noise(
         walk={name: _error(back.tensors[name], tensor) for name, tensor in raw.tensors.items()},
         match={name: _error(sent.tensors[name], tensor) for name, tensor in expected.tensors.items()},
+        size={name: float(tensor.double().square().mean().sqrt()) for name, tensor in sent.tensors.items()},
         rescaled=rescaled,
     )
 
