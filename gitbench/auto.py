@@ -21,6 +21,7 @@ from gitbench.model import last_linear
 from gitbench.observation import Observation
 from gitbench.posterior import Posterior
 from gitbench.progress import Progress, TimeUp
+from gitbench.recursion.prior import Gaussian
 from gitbench.rehearsal import rehearse
 from gitbench.update import Update
 
@@ -102,7 +103,8 @@ class Auto(Attack):
                 raise NotGrantedError("The attack auto needs parameters or public data, and the threat model grants neither.")
             return candidate(best, observation)
         stack, played = _beside_the_victims(observation, generator)
-        search = _Search(stack, generator=generator, progress=progress, seconds=self.seconds)
+        prior = Gaussian.stored(state, "recursion.image") if "recursion.image.mean" in state else None
+        search = _Search(stack, prior=prior, generator=generator, progress=progress, seconds=self.seconds)
         for name in priors:
             search.consider(candidate(name, stack))
         with contextlib.suppress(TimeUp):
@@ -113,13 +115,15 @@ class Auto(Attack):
 class _Search:
     """The candidates of every victim, and the best of them so far."""
 
-    def __init__(self, observation: Observation, *, generator: torch.Generator, progress: Progress, seconds: float | None) -> None:
+    def __init__(
+        self, observation: Observation, *, prior: Gaussian | None, generator: torch.Generator, progress: Progress, seconds: float | None
+    ) -> None:
         self._observation = observation
         self._generator = generator
         self._clock = _Clock(seconds, progress)
         self._bounded = seconds is not None
         self.rehearsal = rehearse(observation, generator=generator)
-        self.posterior = Posterior(observation, self.rehearsal)
+        self.posterior = Posterior(observation, self.rehearsal, prior)
         self._classes = last_linear(observation.architecture)[1].out_features
         granted = "labels" in observation.granted
         self.labels = (observation.labels if granted else infer_labels(observation)).clone()

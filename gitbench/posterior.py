@@ -35,9 +35,10 @@ class Posterior:
     Args:
         observation: needs ``parameters``.
         rehearsal: what the defense does.
+        prior: of one image, where it is known already.
     """
 
-    def __init__(self, observation: Observation, rehearsal: Rehearsal) -> None:
+    def __init__(self, observation: Observation, rehearsal: Rehearsal, prior: Gaussian | None = None) -> None:
         self.rehearsal = rehearsal
         self._model = observation.model
         self._observed = observation.update
@@ -48,7 +49,7 @@ class Posterior:
         }
         sent = observation.update.tensors.values()
         self.entries = torch.stack([(tensor != 0).flatten(1).sum(1) for tensor in sent]).sum(0).clamp_min(1)
-        prior = _prior(observation)
+        prior = prior or _prior(observation)
         self._mean, self._spread = prior.mean.float(), prior.spread.float().sqrt()
         self._directions = None if prior.directions is None else prior.directions.float()
 

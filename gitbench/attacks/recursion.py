@@ -8,6 +8,7 @@ import torch
 
 from gitbench.attack import Attack, State
 from gitbench.fitting import Checkpoint
+from gitbench.matching import check_choice
 from gitbench.observation import Observation
 from gitbench.progress import Progress
 from gitbench.recursion.estimate import Options, estimate, learn
@@ -32,13 +33,14 @@ class Recursion(Attack):
         match: relative error of the model that is granted to the minimisation.
         holdout: share of the public images that chooses the linear map's penalty.
         rehearsal: public images that play victims.
+        prior: of the image, from public images: their ``covariance``, or their ``spectrum``, which is faster and knows less.
         adapt: pass public and own updates through the defense.
     """
 
     name = "recursion"
     requires = frozenset({"architecture", "parameters"})
     uses = frozenset({"public", "defense"})
-    profiles = {"quick": {"limit": 2048, "iterations": 60, "rehearsal": 8}}
+    profiles = {"quick": {"limit": 2048, "iterations": 60, "rehearsal": 8, "prior": "spectrum"}}
 
     def __init__(
         self,
@@ -49,16 +51,19 @@ class Recursion(Attack):
         match: float = 3e-3,
         holdout: float = 0.1,
         rehearsal: int = 16,
+        prior: str = "covariance",
         adapt: bool = True,
     ) -> None:
         if min(limit, rehearsal) < 1 or min(iterations, cg) < 0 or not (0 < holdout < 1 and match > 0):
             raise ValueError("expected limit, rehearsal >= 1, iterations, cg >= 0, match > 0 and holdout in (0, 1)")
+        check_choice("prior", prior, ("covariance", "spectrum"))
         self.limit = limit
         self.iterations = iterations
         self.cg = cg
         self.match = match
         self.holdout = holdout
         self.rehearsal = rehearsal
+        self.prior = prior
         self.adapt = adapt
 
     def memory(self, observation: Observation) -> int:
@@ -79,5 +84,5 @@ class Recursion(Attack):
     def _options(self) -> Options:
         return Options(
             limit=self.limit, iterations=self.iterations, cg=self.cg, match=self.match,
-            holdout=self.holdout, rehearsal=self.rehearsal, adapt=self.adapt,
+            holdout=self.holdout, rehearsal=self.rehearsal, prior=self.prior, adapt=self.adapt,
         )  # fmt: skip

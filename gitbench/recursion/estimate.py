@@ -17,7 +17,7 @@ from gitbench.random import randn_like
 from gitbench.recursion.layers import check_layers
 from gitbench.recursion.noise import ROUNDING, Noise, rehearse, scales
 from gitbench.recursion.posterior import Posterior
-from gitbench.recursion.prior import Gaussian, natural, of_samples
+from gitbench.recursion.prior import DENSE, Gaussian, natural, of_samples, of_spectrum
 from gitbench.recursion.start import features_of, fit_start, run_start
 from gitbench.recursion.walk import Walk
 from gitbench.transcript.chain import Chain, read_chain
@@ -62,6 +62,7 @@ class Options:
     match: float
     holdout: float
     rehearsal: int
+    prior: str
     adapt: bool
 
 
@@ -109,7 +110,9 @@ def learn(observation: Observation, *, options: Options, generator: torch.Genera
     order = order.gather(1, public.labels.cpu()[order].argsort(dim=1, stable=True)).to(public.inputs.device)
     cut = min(options.rehearsal, len(order) // 4)
     played, order = order[:cut], order[cut:]
-    state = _priors(observation, public.inputs[order.flatten()], _image_prior(public.inputs[order.flatten()]), progress)
+    images = public.inputs[order.flatten()]
+    image = of_spectrum(images) if options.prior == "spectrum" and images[0].numel() <= DENSE else _image_prior(images)
+    state = _priors(observation, images, image, progress)
     parts: list[list[torch.Tensor]] = []
     chunks = order.split(observation.chunk)
     for done, rows in enumerate(chunks):

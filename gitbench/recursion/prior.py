@@ -6,7 +6,9 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from scipy import fft
 
 DENSE = 4096
 """Pixels up to which a covariance is kept whole."""
@@ -85,6 +87,22 @@ def of_samples(chunks: Iterable[torch.Tensor], *, hidden: bool) -> Gaussian:
         spread = ((torch.cat(kept) - mean) @ directions).square().mean(0)
     added = _PIXEL + (_SHRUNK * float(spread.mean()) if hidden else 0.0)
     return Gaussian(mean, spread.clamp_min(0) + added, directions)
+
+
+def of_spectrum(images: torch.Tensor) -> Gaussian:
+    """Variances along cosines (those of JPEG, over the whole image) and principal colours: no large decomposition.
+
+    Args:
+        images: ``(N, C, H, W)``, at least one.
+    """
+    flat = images.flatten(1).double()
+    mean = flat.mean(0)
+    centred = flat - mean
+    pixels = centred.reshape(images.shape).transpose(0, 1).flatten(1)
+    colours = torch.linalg.eigh(pixels @ pixels.T / pixels.shape[1])[1].T
+    down, across = (torch.from_numpy(fft.dct(np.eye(size), norm="ortho", axis=0)).to(flat) for size in images.shape[2:])
+    directions = torch.kron(colours, torch.kron(down, across)).T.contiguous()
+    return Gaussian(mean, (centred @ directions).square().mean(0) + _PIXEL, directions)
 
 
 def natural(input_shape: tuple[int, int, int], *, mean: float = _GREY, contrast: float = _CONTRAST) -> Gaussian:
