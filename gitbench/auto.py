@@ -6,6 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 
@@ -29,9 +30,24 @@ _BLIND = ("git", "lti", "ridge")  # best first, where nothing can be matched for
 _CLASSES = 20  # of which each is tried where labels cannot be read
 _SURE = 0.99  # of rehearsed batches whose labels are read right
 _EXPLAINED = 4.0  # squared deviations of an entry
-_PLAYED = 16  # public batches that play victims beside the victims
 _STEPS = 300  # of the search for weights
 _RATE = 0.1
+
+
+@dataclass(frozen=True)
+class _Budget:
+    """Iterations of each search, and how many public batches play victims beside the victims."""
+
+    posterior: int
+    ig: int
+    played: int
+
+
+_BUDGETS: Mapping[str, _Budget] = {
+    "quick": _Budget(posterior=40, ig=20, played=8),
+    "standard": _Budget(posterior=200, ig=300, played=16),
+    "paper": _Budget(posterior=1000, ig=4800, played=32),
+}
 
 
 class Auto(Attack):
@@ -62,8 +78,8 @@ class Auto(Attack):
     def __init__(self, *, seconds: float | None = None, profile: str = "standard") -> None:
         if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
             raise ValueError(f"expected seconds > 0, or None for no limit, got {seconds}")
-        if profile not in _ITERATIONS:
-            raise ValueError(f"expected profile to be one of {', '.join(_ITERATIONS)}, got {profile!r}")
+        if profile not in _BUDGETS:
+            raise ValueError(f"expected profile to be one of {', '.join(_BUDGETS)}, got {profile!r}")
         self.seconds = seconds
         self.profile = profile
         kinds: tuple[type[Attack], ...] = (Ridge, Recursion, LTI, Git)  # cheapest first
@@ -102,13 +118,14 @@ class Auto(Attack):
             if best is None:
                 raise NotGrantedError("The attack auto needs parameters or public data, and the threat model grants neither.")
             return candidate(best, observation)
-        stack, played = _beside_the_victims(observation, generator)
+        budget = _BUDGETS[self.profile]
+        stack, played = _beside_the_victims(observation, budget.played, generator)
         prior = Gaussian.stored(state, "recursion.image") if "recursion.image.mean" in state else None
         search = _Search(stack, prior=prior, generator=generator, progress=progress, seconds=self.seconds)
         for name in priors:
             search.consider(candidate(name, stack))
         with contextlib.suppress(TimeUp):
-            search.go(_ITERATIONS[self.profile])
+            search.go(budget)
         return search.believed(played)
 
 
@@ -159,17 +176,17 @@ class _Search:
         self._keep(full[self._everyone if rows is None else rows], self._everyone if rows is None else rows)
         self.candidates.append(full)
 
-    def go(self, iterations: Mapping[str, int]) -> None:
+    def go(self, budget: _Budget) -> None:
         """Every step once; again with other starts as long as there is time, if time is the limit."""
         if len(self.open):
-            self._minimise(self.open, iterations["posterior"], whitened=True)
+            self._minimise(self.open, budget.posterior, whitened=True)
         # Where noise explains the rest, what follows would only fit the noise.
-        steps: tuple[Callable[[torch.Tensor, Mapping[str, int]], None], ...] = (self._pixels, self._ig, self._pixels)
+        steps: tuple[Callable[[torch.Tensor, _Budget], None], ...] = (self._pixels, self._ig, self._pixels)
         for step in steps:
             if len(self.unexplained):
-                step(self.unexplained, iterations)
+                step(self.unexplained, budget)
         while self._bounded and len(self.unexplained):
-            self._restart(self.unexplained, iterations)
+            self._restart(self.unexplained, budget)
 
     def believed(self, played: torch.Tensor | None) -> torch.Tensor:
         """The candidates of the victims, in the shares that serve those that are played best.
@@ -200,8 +217,8 @@ class _Search:
             return [self.labels[rows]]
         return [torch.full_like(self.labels[rows], label) for label in range(self._classes)]
 
-    def _pixels(self, rows: torch.Tensor, iterations: Mapping[str, int]) -> None:
-        self._minimise(rows, iterations["posterior"], whitened=False)
+    def _pixels(self, rows: torch.Tensor, budget: _Budget) -> None:
+        self._minimise(rows, budget.posterior, whitened=False)
 
     def _minimise(self, rows: torch.Tensor, iterations: int, *, whitened: bool) -> None:
 
@@ -214,11 +231,11 @@ class _Search:
         self.consider(found, rows)
         self._clock("auto", 1, 1)
 
-    def _ig(self, rows: torch.Tensor, iterations: Mapping[str, int]) -> None:
-        self._refine(rows, iterations["ig"], self.best[rows])
+    def _ig(self, rows: torch.Tensor, budget: _Budget) -> None:
+        self._refine(rows, budget.ig, self.best[rows])
 
-    def _restart(self, rows: torch.Tensor, iterations: Mapping[str, int]) -> None:
-        self._refine(rows, iterations["ig"], None)
+    def _restart(self, rows: torch.Tensor, budget: _Budget) -> None:
+        self._refine(rows, budget.ig, None)
 
     def _refine(self, rows: torch.Tensor, iterations: int, start: torch.Tensor | None) -> None:
         observation = self._observation.of_victims(rows, labels=self.labels[rows])
@@ -235,13 +252,13 @@ def _inputs(found: torch.Tensor | Candidates) -> torch.Tensor:
     return found.inputs if isinstance(found, Candidates) else found
 
 
-def _beside_the_victims(observation: Observation, generator: torch.Generator) -> tuple[Observation, torch.Tensor | None]:
+def _beside_the_victims(observation: Observation, most: int, generator: torch.Generator) -> tuple[Observation, torch.Tensor | None]:
     """The victims, followed by public images that play victims, and the truth ``(R, B, C, H, W)`` of these."""
     if not {"public", "defense"} <= observation.granted:
         return observation, None
     size = observation.batch_size
     kept = observation.kept
-    count = min(_PLAYED, len(kept) // size)
+    count = min(most, len(kept) // size)
     if not count:
         return observation, None
     rows = kept[torch.randperm(len(kept), generator=generator)[: count * size]].reshape(count, size)
@@ -287,10 +304,3 @@ class _Clock:
         self._progress(what, done, total)
         if self._end is not None and time.monotonic() >= self._end:
             raise TimeUp
-
-
-_ITERATIONS: Mapping[str, Mapping[str, int]] = {
-    "quick": {"posterior": 40, "ig": 20},
-    "standard": {"posterior": 200, "ig": 300},
-    "paper": {"posterior": 1000, "ig": 4800},
-}
