@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("--attack", action="append")
     parser.add_argument("--model", action="append")
     parser.add_argument("--profile", default="standard")
+    parser.add_argument("--victims", type=int, help="another number than the table's")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -79,7 +80,7 @@ def main() -> None:
             if (not options.attack or attack in options.attack) and (not options.model or model in options.model):
                 case = case_of(
                     attack=attack, defense=defense, model=model, dataset=dataset, threat="server", profile=options.profile,
-                    victims=victims, batch_size=1, seed=seed,
+                    victims=options.victims or victims, batch_size=1, seed=seed,
                 )  # fmt: skip
                 _measure(case, chain, store)
 

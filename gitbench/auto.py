@@ -122,9 +122,9 @@ class Auto(Attack):
         stack, played = _beside_the_victims(observation, budget.played, generator)
         prior = Gaussian.stored(state, "recursion.image") if "recursion.image.mean" in state else None
         search = _Search(stack, prior=prior, generator=generator, progress=progress, seconds=self.seconds)
-        for name in priors:
-            search.consider(candidate(name, stack))
-        with contextlib.suppress(TimeUp):
+        with contextlib.suppress(TimeUp):  # what was found by then is returned
+            for name in priors:
+                search.consider(candidate(name, stack))
             search.go(budget)
         return search.believed(played)
 
@@ -149,7 +149,7 @@ class _Search:
         self.best = torch.full(shape, 0.5, device=observation.device)
         if "public" in observation.granted:
             self.best[:] = observation.public.inputs.mean(0)
-        self.candidates = [self.best.clone()]
+        self.candidates = [self.best.clone()]  # each of all victims
         self.energy = torch.full(shape[:1], math.inf, device=observation.device)
         self.misfit = self.energy.clone()
         self._keep(self.best.clone(), self._everyone)
@@ -171,10 +171,11 @@ class _Search:
 
     def consider(self, inputs: torch.Tensor, rows: torch.Tensor | None = None) -> None:
         """Candidates ``(N, B, C, H, W)`` of some victims; the best so far are those of the others."""
-        full = self.best.clone()
-        full[self._everyone if rows is None else rows] = inputs.clamp(0, 1)
-        self._keep(full[self._everyone if rows is None else rows], self._everyone if rows is None else rows)
-        self.candidates.append(full)
+        rows = self._everyone if rows is None else rows
+        found, every = inputs.clamp(0, 1), self.best.clone()
+        every[rows] = found
+        self._keep(found, rows)
+        self.candidates.append(every)
 
     def go(self, budget: _Budget) -> None:
         """Every step once; again with other starts as long as there is time, if time is the limit."""
@@ -254,14 +255,11 @@ def _inputs(found: torch.Tensor | Candidates) -> torch.Tensor:
 
 def _beside_the_victims(observation: Observation, most: int, generator: torch.Generator) -> tuple[Observation, torch.Tensor | None]:
     """The victims, followed by public images that play victims, and the truth ``(R, B, C, H, W)`` of these."""
-    if not {"public", "defense"} <= observation.granted:
+    # Images of a batch have no order: candidates from different attacks cannot be mixed pixel by pixel.
+    if not {"public", "defense"} <= observation.granted or observation.batch_size > 1 or not len(observation.kept):
         return observation, None
-    size = observation.batch_size
     kept = observation.kept
-    count = min(most, len(kept) // size)
-    if not count:
-        return observation, None
-    rows = kept[torch.randperm(len(kept), generator=generator)[: count * size]].reshape(count, size)
+    rows = kept[torch.randperm(len(kept), generator=generator)[:most], None]
     sent = observation.public_updates(rows, generator=generator)
     update = Update({name: torch.cat([tensor, sent.tensors[name]]) for name, tensor in observation.update.tensors.items()})
     public = observation.public

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -11,13 +12,14 @@ import torch
 from gitbench.client import blaming, gradients
 from gitbench.labels import infer_labels
 from gitbench.observation import Observation
+from gitbench.random import make_generator, randn_like
 from gitbench.update import Update
 
 Scale = Literal["known", "update", "tensor"]
 
 _EXAMPLES = 64
 _CLEARER = 0.5  # of the departure: what a free scale must leave at most
-_SLOPE = 1e-6  # of the update's own length
+_SLOPE = 1e-6  # of what scaling alone would have
 
 
 @dataclass(frozen=True)
@@ -126,12 +128,15 @@ def _has_slope(observation: Observation, own: Update, sent: Update) -> bool:
     each = None if own.per_example is None else {name: tensor.clone().requires_grad_() for name, tensor in own.per_example.items()}
     with torch.enable_grad(), blaming(observation.defense):
         expected = observation.defense.expected(Update(leaves, each), observed=sent)
-        length = torch.stack([tensor.square().sum() for tensor in expected.tensors.values()]).sum()
-    known = float(length.detach()) ** 0.5
+        # In a random direction: the length of what is clipped has no slope, and needs none.
+        generator = make_generator(0, "slope")
+        aim = torch.stack([(tensor * randn_like(tensor, generator)).sum() for tensor in expected.tensors.values()]).sum()
+    known = math.sqrt(sum(float(tensor.detach().square().sum()) for tensor in expected.tensors.values()))
     if not known:
         return True
-    if not length.requires_grad:
+    if not aim.requires_grad:
         return False
-    slopes = torch.autograd.grad(length, [*leaves.values(), *(each or {}).values()], allow_unused=True)
+    slopes = torch.autograd.grad(aim, [*leaves.values(), *(each or {}).values()], allow_unused=True)
     steepest = max((float(slope.abs().max()) for slope in slopes if slope is not None), default=0.0)
-    return bool(steepest > _SLOPE * known)
+    longest = math.sqrt(sum(float(tensor.square().sum()) for tensor in own.tensors.values()))
+    return steepest > _SLOPE * known / max(longest, 1e-30)

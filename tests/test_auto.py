@@ -186,10 +186,10 @@ def test_the_noise_of_a_defense_shows_when_it_is_rehearsed(model: torch.nn.Modul
     found = rehearse(observe(model, data, "gaussian_noise(std=0.02)"), generator=make_generator(0))
     assert all(0.015 < value < 0.025 for name, value in found.deviation.items() if name.endswith("weight"))
     assert found.flags == frozenset()
-    for spec in ("none", "pruning(rate=0.5)", "clipping(max_norm=0.1)"):
+    for spec in ("none", "pruning(rate=0.5)", "clipping(max_norm=0.1)", "dp_sgd(noise_multiplier=0.0, max_grad_norm=0.1)"):
         plain = rehearse(observe(model, data, spec), generator=make_generator(0))
-        assert (plain.sloped, plain.scale) == (True, "known")
-        assert max(plain.deviation.values()) < 1e-6
+        assert (plain.sloped, plain.scale) == (True, "known"), spec
+        assert max(plain.deviation.values()) < 1e-6, spec
 
 
 def test_a_defense_that_is_not_known_may_have_any_scale(model: torch.nn.Module, data: Data) -> None:
