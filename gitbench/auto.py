@@ -44,9 +44,9 @@ class _Budget:
 
 
 _BUDGETS: Mapping[str, _Budget] = {
-    "quick": _Budget(posterior=40, ig=20, played=8),
-    "standard": _Budget(posterior=200, ig=300, played=16),
-    "paper": _Budget(posterior=1000, ig=4800, played=32),
+    "quick": _Budget(posterior=40, ig=20, played=16),
+    "standard": _Budget(posterior=200, ig=300, played=32),
+    "paper": _Budget(posterior=1000, ig=4800, played=64),
 }
 
 
