@@ -297,7 +297,7 @@ def test_modules_take_the_place_of_layers(data: Data, spec: str) -> None:
 
 
 def test_gradients_that_are_not_kept_are_drawn_a_few_times(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gitbench.transcript.coarse._KEPT", 0)
+    monkeypatch.setattr("gitbench.transcript.coarse.KEPT", 0)
     assert error(reconstruct(observe("lenet", data, defense="gaussian_noise(std=0.001)")), data) < blind(data)
 
 
