@@ -249,6 +249,7 @@ def test_modules_of_any_model_in_the_order_in_which_they_run(data: Data) -> None
 def test_what_the_gradient_shows_is_taken_in_closed_form(data: Data) -> None:
     # The first layer of an MLP, and a patch embedding with positions: an undefended update holds the image.
     assert error(reconstruct(observe("mlp(hidden=[12])", data)), data) < 1e-6
+    assert error(reconstruct(observe("mlp(hidden=[16, 12])", data)), data) < 1e-6
     assert error(reconstruct(observe("vit(width=32, blocks=1)", data)), data) < 1e-3
 
 

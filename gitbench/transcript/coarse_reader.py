@@ -154,8 +154,9 @@ class Reader:
 
     def _inputs(self, update: Update) -> list[torch.Tensor]:
         """Inputs of layers between the image and the last layer, each hashed to its share of the room."""
-        # Of the penalties, the middle one: nothing chooses here.
-        groups = [shown_inputs(layer, self._modules[layer.name], update)[1] for layer in self._shown if layer is not self._direct]
+        # Of several penalties, the middle one: nothing chooses here.
+        estimates = [shown_inputs(layer, self._modules[layer.name], update) for layer in self._shown if layer is not self._direct]
+        groups = [found[len(found) // 2] for found in estimates]
         if self._head is not None:
             delta = update.tensors[f"{self._last}.bias"] @ self._head
             groups += [input_below_last(layer, delta, update) for layer in self._heads]
