@@ -94,51 +94,81 @@ def train_network(
         AttackError: the loss was NaN or infinite before any epoch could be kept.
     """
     training = _Training(network, lr=lr, weight_decay=weight_decay, betas=betas, generator=generator)
-    prefix = f"{what.replace('/', '|')}/"
-    kept = checkpoint.load() or {}
-    others = {name: tensor for name, tensor in kept.items() if not name.startswith(prefix)}
-    training.resume({name.removeprefix(prefix): tensor for name, tensor in kept.items() if name.startswith(prefix)}, what)
-
-    def save(tensors: Tensors) -> None:
-        checkpoint.save({**others, **{prefix + name: tensor for name, tensor in tensors.items()}})
-
-    per_epoch = len(_batches(torch.arange(rows), batch_size))
-    clock = _Clock(what, first=training.epoch, epochs=epochs, per_epoch=per_epoch, progress=progress)
-    unsaved: Tensors | None = None
-    saved_at = time.monotonic()
+    stage = _Stage(checkpoint, what, seconds=save_seconds)
+    training.resume(stage.found, what)
+    plan = _Plan(rows, batch_size=batch_size, epochs=epochs, lr=lr, schedule=schedule)
+    clock = _Clock(what, first=training.epoch, epochs=epochs, per_epoch=plan.per_epoch, progress=progress)
     try:
         while not training.finished and training.epoch < epochs and (patience is None or training.waited < patience):
             with seeded(generator):  # dropout can only be seeded globally; anew each epoch, so that it can be resumed
-                network.train()
-                finite = torch.ones((), dtype=torch.bool, device=training.device)
-                for step, chosen in enumerate(_batches(torch.randperm(rows, generator=generator), batch_size)):
-                    done = training.epoch * per_epoch + step
-                    value = loss(chosen, generator)
-                    training.step(value, lr * _scale(schedule, done / (epochs * per_epoch)))
-                    finite &= value.detach().isfinite()  # read once an epoch: reading waits for the GPU
-                    clock.tell(done + 1, training.latest)
-                network.eval()
+                finite = training.run_epoch(loss, plan, clock)
                 with torch.no_grad():
-                    found = validate() if bool(finite) else math.nan
+                    found = validate() if finite else math.nan
             if not math.isfinite(found):
                 break
             training.end_epoch(found)
-            unsaved = training.tensors()
-            if time.monotonic() - saved_at >= save_seconds:
-                save(unsaved)
-                unsaved, saved_at = None, time.monotonic()
+            stage.keep(training.tensors())
     except (KeyboardInterrupt, TimeUp):
-        if unsaved is not None:
-            save(unsaved)
+        stage.flush()
         raise
     if not training.best:
         raise AttackError(f"{what}: expected a finite loss in the first epoch, got NaN or infinity. Lower lr={lr}.")
-    network.load_state_dict(training.best)
-    network.zero_grad()
-    network.eval()
+    training.end()
     if not training.finished:
-        save(training.outcome())
+        stage.keep(training.outcome())
+        stage.flush()
     return training.best_loss
+
+
+class _Plan:
+    """Which rows each step takes, and at which rate."""
+
+    def __init__(self, rows: int, *, batch_size: int, epochs: int, lr: float, schedule: Schedule) -> None:
+        self._rows = rows
+        self._batch_size = batch_size
+        self._lr = lr
+        self._schedule = schedule
+        self.per_epoch = len(self._batches(torch.arange(rows)))
+        self._total = epochs * self.per_epoch
+
+    def epoch(self, generator: torch.Generator) -> list[torch.Tensor]:
+        """The batches of one pass, in an order of its own."""
+        return self._batches(torch.randperm(self._rows, generator=generator))
+
+    def rate(self, done: int) -> float:
+        """Of the step that follows ``done`` others."""
+        return self._lr * _scale(self._schedule, done / self._total)
+
+    def _batches(self, order: torch.Tensor) -> list[torch.Tensor]:
+        found = list(order.split(self._batch_size))
+        # BatchNorm cannot normalise a single row.
+        return found[:-1] if len(found) > 1 and len(found[-1]) == 1 else found
+
+
+class _Stage:
+    """One training's part of a checkpoint, written no more often than every so many seconds."""
+
+    def __init__(self, checkpoint: Checkpoint, what: str, *, seconds: float) -> None:
+        self._checkpoint = checkpoint
+        self._prefix = f"{what.replace('/', '|')}/"
+        self._seconds = seconds
+        kept = checkpoint.load() or {}
+        self.found = {name.removeprefix(self._prefix): tensor for name, tensor in kept.items() if name.startswith(self._prefix)}
+        self._others = {name: tensor for name, tensor in kept.items() if not name.startswith(self._prefix)}
+        self._unsaved: Tensors | None = None
+        self._saved_at = time.monotonic()
+
+    def keep(self, tensors: Tensors) -> None:
+        """Replace what is kept, and write it if the last time is long enough ago."""
+        self._unsaved = tensors
+        if time.monotonic() - self._saved_at >= self._seconds:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is kept and not written yet."""
+        if self._unsaved is not None:
+            self._checkpoint.save({**self._others, **{self._prefix + name: tensor for name, tensor in self._unsaved.items()}})
+            self._unsaved, self._saved_at = None, time.monotonic()
 
 
 class _Training:
@@ -152,7 +182,6 @@ class _Training:
         self._trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
         kind = torch.optim.AdamW if weight_decay else torch.optim.Adam
         self._optimizer: torch.optim.Optimizer = kind(self._trained, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
-        self.device = self._trained[0].device
         self.best: Tensors = {}
         self.best_loss = math.inf
         self.latest: float | None = None
@@ -160,7 +189,20 @@ class _Training:
         self.waited = 0
         self.finished = False
 
-    def step(self, loss: torch.Tensor, lr: float) -> None:
+    def run_epoch(self, loss: Callable[[torch.Tensor, torch.Generator], torch.Tensor], plan: _Plan, clock: _Clock) -> bool:
+        """One pass over the rows, which leaves the network in eval mode; whether all losses were finite."""
+        self._network.train()
+        finite = torch.ones((), dtype=torch.bool, device=self._trained[0].device)
+        for step, chosen in enumerate(plan.epoch(self._generator)):
+            done = self.epoch * plan.per_epoch + step
+            value = loss(chosen, self._generator)
+            self._step(value, plan.rate(done))
+            finite &= value.detach().isfinite()  # read once an epoch: reading waits for the GPU
+            clock.tell(done + 1, self.latest)
+        self._network.eval()
+        return bool(finite)
+
+    def _step(self, loss: torch.Tensor, lr: float) -> None:
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         self._optimizer.zero_grad()
@@ -173,6 +215,12 @@ class _Training:
         self.waited += 1
         if loss < self.best_loss:
             self.best, self.best_loss, self.waited = _copied(self._network.state_dict()), loss, 0
+
+    def end(self) -> None:
+        """Leave the network with its best epoch's values, in eval mode."""
+        self._network.load_state_dict(self.best)
+        self._network.zero_grad()
+        self._network.eval()
 
     def tensors(self) -> Tensors:
         """Everything that the next epoch depends on."""
@@ -262,12 +310,6 @@ class _Clock:
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
-
-
-def _batches(order: torch.Tensor, batch_size: int) -> list[torch.Tensor]:
-    found = list(order.split(batch_size))
-    # BatchNorm cannot normalise a single row.
-    return found[:-1] if len(found) > 1 and len(found[-1]) == 1 else found
 
 
 def _scale(schedule: Schedule, share: float) -> float:

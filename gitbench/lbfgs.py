@@ -1,10 +1,15 @@
-"""L-BFGS for a stack of independent problems: every victim has its own curvature and its own end."""
+"""L-BFGS for a stack of independent problems, every victim with its own curvature: stepwise, or as a descent that never rises."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
+
+from gitbench.progress import TimeUp
+
+_HISTORY = 5
+_BACKTRACK = 1 / 3
 
 Closure = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """Points ``(V, N)`` to losses ``(V,)`` and gradients ``(V, N)``."""
@@ -88,3 +93,60 @@ class BatchedLbfgs:
         for step, change, inverse, weight in pairs:
             direction = direction + step * (weight - (change * direction).sum(1, keepdim=True) * inverse)
         return direction
+
+
+def descend(
+    start: torch.Tensor,
+    objective: Closure,
+    precondition: Callable[[torch.Tensor], torch.Tensor],
+    iterations: int,
+    *,
+    history: int = _HISTORY,
+    tell: Callable[[int], None] = lambda _done: None,
+) -> torch.Tensor:
+    """L-BFGS of many problems side by side, from a known curvature and without leaving a better point for a worse one.
+
+    Args:
+        start: points ``(V, n)``.
+        objective: values and gradients of points.
+        precondition: an approximate inverse of the curvature, to rows ``(V, n)``.
+        iterations: each one call of the objective.
+        history: steps that shape the curvature.
+        tell: told how many iterations are done; where it raises :class:`~gitbench.progress.TimeUp`, the points so far are returned.
+    """
+    points = start
+    values, gradients = objective(points)
+    length = torch.ones_like(values)[:, None]
+    steps: list[torch.Tensor] = []
+    changes: list[torch.Tensor] = []
+    for iteration in range(iterations):
+        direction = _direction(gradients, steps, changes, precondition)
+        there = points - length * direction
+        found, slopes = objective(there)
+        steps, changes = [*steps, there - points][-history:], [*changes, slopes - gradients][-history:]
+        better = (found < values)[:, None]
+        points, gradients = torch.where(better, there, points), torch.where(better, slopes, gradients)
+        values = torch.where(better[:, 0], found, values)
+        length = torch.where(better, torch.ones_like(length), length * _BACKTRACK)
+        try:
+            tell(iteration + 1)
+        except TimeUp:
+            break
+    return points
+
+
+def _direction(
+    gradients: torch.Tensor, steps: list[torch.Tensor], changes: list[torch.Tensor], precondition: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """The two-loop recursion; a pair without positive curvature does not count."""
+    direction, kept = gradients, []
+    for step, change in zip(reversed(steps), reversed(changes), strict=True):
+        curvature = (step * change).sum(1, keepdim=True)
+        inverse = torch.where(curvature > 1e-10, 1 / curvature.clamp_min(1e-10), 0)
+        share = inverse * (step * direction).sum(1, keepdim=True)
+        direction = direction - share * change
+        kept.append((step, change, inverse, share))
+    direction = precondition(direction)
+    for step, change, inverse, share in reversed(kept):
+        direction = direction + step * (share - inverse * (change * direction).sum(1, keepdim=True))
+    return direction

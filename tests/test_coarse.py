@@ -249,6 +249,7 @@ def test_modules_of_any_model_in_the_order_in_which_they_run(data: Data) -> None
 def test_what_the_gradient_shows_is_taken_in_closed_form(data: Data) -> None:
     # The first layer of an MLP, and a patch embedding with positions: an undefended update holds the image.
     assert error(reconstruct(observe("mlp(hidden=[12])", data)), data) < 1e-6
+    assert error(reconstruct(observe("mlp(hidden=[16, 12])", data)), data) < 1e-6
     assert error(reconstruct(observe("vit(width=32, blocks=1)", data)), data) < 1e-3
 
 
@@ -297,7 +298,7 @@ def test_modules_take_the_place_of_layers(data: Data, spec: str) -> None:
 
 
 def test_gradients_that_are_not_kept_are_drawn_a_few_times(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gitbench.transcript.coarse._KEPT", 0)
+    monkeypatch.setattr("gitbench.transcript.coarse.KEPT", 0)
     assert error(reconstruct(observe("lenet", data, defense="gaussian_noise(std=0.001)")), data) < blind(data)
 
 

@@ -10,10 +10,11 @@ from gitbench.attacks.git import Git
 from gitbench.client import client_update, gradients
 from gitbench.data import Data
 from gitbench.defense import Defense, load_defense
+from gitbench.lbfgs import descend
 from gitbench.progress import silent
 from gitbench.random import make_generator
 from gitbench.transcript.chain import Chain, read_chain
-from gitbench.transcript.polish import Polish, descend, fit_polish
+from gitbench.transcript.polish import Polish, fit_polish
 from gitbench.transcript.weights import simulate
 from helpers import make_data
 

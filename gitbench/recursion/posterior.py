@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 
 from gitbench.client import blaming, gradients
+from gitbench.lbfgs import descend
 from gitbench.observation import Observation
 from gitbench.random import randn_like
 from gitbench.recursion.prior import Gaussian
-from gitbench.transcript.polish import descend
 from gitbench.update import Update
 
 _HISTORY = 20

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch.nn import functional
 
 from gitbench.client import blaming
 from gitbench.defense import Defense
-from gitbench.progress import Progress, TimeUp
+from gitbench.lbfgs import descend
+from gitbench.progress import Progress
 from gitbench.transcript.chain import Chain
 from gitbench.transcript.weights import Weights, simulate
 from gitbench.update import Update
@@ -23,8 +24,6 @@ _LABELS = 32  # with more classes, all labels share one information matrix
 _STEP = 0.02  # of a central difference, in standard deviations of a component
 _MODEL_ERROR = 0.01  # relative error granted to the solved weights
 _DAMPING = 5.0  # the Jacobian is not the victim's own
-_HISTORY = 5
-_BACKTRACK = 1 / 3
 _ROWS = 64  # images at once: more of them leave the cache
 
 
@@ -170,60 +169,3 @@ def _information(polish: Polish, tensors: Tensors, points: torch.Tensor, labels:
         jacobian = torch.cat(columns) / (2 * _STEP)
         total += jacobian @ jacobian.T
     return total / max(1, len(points))
-
-
-def descend(
-    start: torch.Tensor,
-    objective: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
-    precondition: Callable[[torch.Tensor], torch.Tensor],
-    iterations: int,
-    *,
-    history: int = _HISTORY,
-    tell: Callable[[int], None] = lambda _done: None,
-) -> torch.Tensor:
-    """L-BFGS of many problems side by side, from a known curvature and without leaving a better point for a worse one.
-
-    Args:
-        start: points ``(V, n)``.
-        objective: values ``(V,)`` and gradients ``(V, n)`` of points.
-        precondition: an approximate inverse of the curvature, to rows ``(V, n)``.
-        iterations: each one call of the objective.
-        history: steps that shape the curvature.
-        tell: told how many iterations are done; where it raises :class:`~gitbench.progress.TimeUp`, the points so far are returned.
-    """
-    points = start
-    values, gradients = objective(points)
-    length = torch.ones_like(values)[:, None]
-    steps: list[torch.Tensor] = []
-    changes: list[torch.Tensor] = []
-    for iteration in range(iterations):
-        direction = _direction(gradients, steps, changes, precondition)
-        there = points - length * direction
-        found, slopes = objective(there)
-        steps, changes = [*steps, there - points][-history:], [*changes, slopes - gradients][-history:]
-        better = (found < values)[:, None]
-        points, gradients = torch.where(better, there, points), torch.where(better, slopes, gradients)
-        values = torch.where(better[:, 0], found, values)
-        length = torch.where(better, torch.ones_like(length), length * _BACKTRACK)
-        try:
-            tell(iteration + 1)
-        except TimeUp:
-            break
-    return points
-
-
-def _direction(
-    gradients: torch.Tensor, steps: list[torch.Tensor], changes: list[torch.Tensor], precondition: Callable[[torch.Tensor], torch.Tensor]
-) -> torch.Tensor:
-    """The two-loop recursion; a pair without positive curvature does not count."""
-    direction, kept = gradients, []
-    for step, change in zip(reversed(steps), reversed(changes), strict=True):
-        curvature = (step * change).sum(1, keepdim=True)
-        inverse = torch.where(curvature > 1e-10, 1 / curvature.clamp_min(1e-10), 0)
-        share = inverse * (step * direction).sum(1, keepdim=True)
-        direction = direction - share * change
-        kept.append((step, change, inverse, share))
-    direction = precondition(direction)
-    for step, change, inverse, share in reversed(kept):
-        direction = direction + step * (share - inverse * (change * direction).sum(1, keepdim=True))
-    return direction
