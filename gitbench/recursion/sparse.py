@@ -30,11 +30,13 @@ Tensors = Mapping[str, torch.Tensor]
 _RANK = 1e-6  # singular values below this share of the largest are float32's rounding
 _SAME = 1e-5  # relative error up to which a bias's gradient is that of a unit which is always on
 _DETERMINED = 1e-2  # relative singular value above which the always-on units determine a direction of the second layer's ``δ``
-_ZERO = 1e-3  # of the root mean square of ``L q``: entries below are none
+_ROUNDING = 3e-7  # what float32 leaves of ``L q``'s zeros, in units of its root mean square, where the images are orthogonal
+_ZERO = (1e-4, 1e-2)  # in the same units: bounds of what is taken for zero
 _MORE = 3  # equations that a direction must meet beyond those that it was solved from
 _APART = 1e-3  # sine of the angle under which two directions are one
 _ROUND = 2048  # samples drawn at once
 _KEPT = 64  # directions of each round that are looked at closer
+_POOL = 256
 _TINY = 1e-30
 
 
@@ -87,10 +89,13 @@ class _Equations:
 
     def met(self, directions: torch.Tensor, zero: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Which units are off and which on for directions ``(N, r + d)``, each ``(N, u)``; in doubt the smaller residual decides."""
-        off, on = (directions @ self.off.T).abs(), (directions @ self.on.T).abs()
-        if not self.known:
-            return off < zero, torch.zeros_like(off, dtype=torch.bool)
+        off, on = self.residuals(directions)
         return (off < zero) & (off <= on), (on < zero) & (on < off)
+
+    def residuals(self, directions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of both rows of every unit, each ``(N, u)``; without end where a row is not known."""
+        off, on = (directions @ self.off.T).abs(), (directions @ self.on.T).abs()
+        return off, on if self.known else torch.full_like(on, math.inf)
 
 
 def applies(chain: Chain | None) -> bool:
@@ -118,13 +123,12 @@ def sparse_batches(
     images = prior.mean.expand(victims, batch_size, inputs).clone()
     labels = torch.zeros(victims, batch_size, dtype=torch.long, device=device)
     found = torch.zeros(victims, dtype=torch.bool, device=device)
-    proposal = _Proposal.of(prior, weights[f"{first.name}.weight"], weights[f"{first.name}.bias"])
     for victim in range(victims):
         own = {name: tensor[victim] for name, tensor in update.items()}
         factors = factorise(own[f"{first.name}.weight"], own[f"{first.name}.bias"], most=batch_size)
         if factors is None:
             continue
-        mixing = _Recovery(chain, weights, own, factors, proposal).mixing(samples, generator)
+        mixing = _Recovery(chain, weights, own, factors, prior).mixing(samples, generator)
         if mixing is None:
             continue
         rows, deltas = unmixed(factors, mixing)
@@ -169,33 +173,52 @@ def unmixed(factors: Factors, mixing: torch.Tensor) -> tuple[torch.Tensor, torch
 
 @dataclass(frozen=True)
 class _Proposal:
-    """Pre-activations of images of the prior, ``N(mean, root rootᵀ)``."""
+    """Images that the prior might give, among the mixtures ``p R`` of the victim's images with ``p`` on the plane where ``p · whole = 1``.
 
-    mean: torch.Tensor
-    root: torch.Tensor
+    Whitened by the prior's second moments, different images are nearly orthogonal. So directions are drawn alike in that space, and
+    those of images that are found already are left out.
+
+    Args:
+        metric: ``R Σ⁻¹ Rᵀ (r, r)``.
+        whole: ``(r,)``.
+    """
+
+    metric: torch.Tensor
+    whole: torch.Tensor
 
     @classmethod
-    def of(cls, prior: Gaussian, weight: torch.Tensor, bias: torch.Tensor) -> _Proposal:
-        turned = weight if prior.directions is None else weight @ prior.directions
-        left, sizes, _ = torch.linalg.svd(turned * prior.spread.sqrt(), full_matrices=False)
-        return cls(weight @ prior.mean + bias, left * sizes)
+    def of(cls, prior: Gaussian, factors: Factors) -> _Proposal:
+        rows = torch.cat([factors.right, prior.mean[None]])
+        turned = (rows if prior.directions is None else rows @ prior.directions) / prior.spread.sqrt()
+        images, centre = turned[:-1], turned[-1]
+        shift = images @ centre
+        return cls(images @ images.T - torch.outer(shift, shift) / (1 + centre @ centre), factors.whole)
 
-    def on(self, count: int, generator: torch.Generator) -> torch.Tensor:
-        """Which units are on, ``(count, m)``."""
-        drawn = torch.randn(count, self.root.shape[1], generator=generator, dtype=self.root.dtype).to(self.root.device)
-        return self.mean + drawn @ self.root.T > 0
+    def mixtures(self, count: int, taken: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Rows ``p (count, r)``, with ``p q = 0`` for the columns ``q`` in ``taken (t, r)``, ``t < r``."""
+        basis = torch.linalg.qr(taken.T, mode="complete")[0][:, len(taken) :]
+        metric = basis.T @ self.metric @ basis
+        _, root = torch.linalg.eigh(metric)
+        size = (root * (metric @ root)).sum(0).clamp_min(_TINY).sqrt()
+        drawn = torch.randn(count, len(size), generator=generator, dtype=size.dtype).to(size.device)
+        mixtures = drawn / size @ (basis @ root).T
+        total = mixtures @ self.whole
+        scaled: torch.Tensor = mixtures / torch.where(total.abs() > _TINY, total, _TINY)[:, None]
+        return scaled
 
 
 class _Recovery:
     """The search for one victim's ``Q``."""
 
-    def __init__(self, chain: Chain, weights: Tensors, update: Tensors, factors: Factors, proposal: _Proposal) -> None:
+    def __init__(self, chain: Chain, weights: Tensors, update: Tensors, factors: Factors, prior: Gaussian) -> None:
         first = chain.layers[0]
         self._weight, self._bias = weights[f"{first.name}.weight"], weights[f"{first.name}.bias"]
-        self._factors, self._proposal = factors, proposal
+        self._factors, self._proposal = factors, _Proposal.of(prior, factors)
         self._rank = factors.left.shape[1]
+        self._reached = factors.right @ self._weight.T
         live = factors.left.norm(dim=1) > _RANK
-        self._zero = _ZERO / math.sqrt(max(1, int(live.sum())))
+        sizes = factors.right.norm(dim=1)
+        self._zero = min(max(_ROUNDING * float(sizes[0] / sizes[-1]), _ZERO[0]), _ZERO[1]) / math.sqrt(max(1, int(live.sum())))
         self._equations = _equations(chain, weights, update, factors, live)
 
     def mixing(self, samples: int, generator: torch.Generator) -> torch.Tensor | None:
@@ -207,7 +230,7 @@ class _Recovery:
         pool = self._factors.left.new_zeros(0, self._equations.needed + 1)
         best, agreement = None, -1.0
         for _ in range(-(-samples // _ROUND)):
-            fresh = self._refined(self._drawn(generator))
+            fresh = self._refined(self._drawn(pool, generator))
             if not len(fresh):
                 continue
             before = len(pool)
@@ -224,10 +247,12 @@ class _Recovery:
                 break
         return None if best is None else best[: self._rank]
 
-    def _drawn(self, generator: torch.Generator) -> torch.Tensor:
-        """Directions ``(N, r)``, each solved from ``r - 1`` units, in the state in which one image of the prior has them."""
+    def _drawn(self, pool: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Directions ``(N, r + d)``, each solved from as many units as it takes, in the state in which a proposed image has them."""
         equations, needed = self._equations, self._equations.needed
-        on = self._proposal.on(_ROUND, generator)[:, equations.units]
+        sure = pool[self._score(pool) == len(equations.units)][: self._rank - 1, : self._rank]
+        images = self._proposal.mixtures(_ROUND, sure, generator)
+        on = images @ self._reached[:, equations.units] + self._bias[equations.units] > 0
         keys = torch.rand(on.shape, generator=generator, dtype=equations.off.dtype).to(on.device)
         if not equations.known:
             keys, on = keys + on, torch.zeros_like(on)
@@ -269,7 +294,7 @@ class _Recovery:
         directions = directions[self._score(directions).argsort(descending=True, stable=True)]
         vectors = directions[:, : self._rank]
         close = (vectors @ vectors.T).abs() > math.sqrt(1 - _APART**2)
-        return directions[~close.tril(-1).any(1)]
+        return directions[~close.tril(-1).any(1)][:_POOL]
 
     def _spanning(self, pool: torch.Tensor) -> torch.Tensor | None:
         """The best ``r`` that are independent in ``q``, as columns."""
@@ -291,10 +316,11 @@ class _Recovery:
         rows, _ = unmixed(self._factors, mixing[: self._rank])
         if not bool(rows.isfinite().all()):
             return 0.0
-        units = self._equations.units
-        on = (rows @ self._weight.T + self._bias > 0)[:, units]
-        off, told = self._equations.met(mixing.T, self._zero)
-        return float((torch.where(on, told, off) if self._equations.known else on != off).double().mean())
+        equations = self._equations
+        on = (rows @ self._weight.T + self._bias > 0)[:, equations.units]
+        off_rest, on_rest = equations.residuals(mixing.T)
+        agrees = torch.where(on, on_rest < self._zero if equations.known else off_rest >= self._zero, off_rest < self._zero)
+        return float(agrees.double().mean())
 
 
 def _equations(chain: Chain, weights: Tensors, update: Tensors, factors: Factors, live: torch.Tensor) -> _Equations:
