@@ -21,6 +21,7 @@ class Recursion(Attack):
     The last layer's input is exact. With the parameters known, each layer's pre-activation and ``δ`` follow from its output, and two
     linear systems speak of its input: the forward one and that of its gradient. Each is weighed by the variance of its error, which
     the layer above hands down, and by a Gaussian prior of public images. Chains of linear layers and convolutions are walked.
+    A batch behind a first linear layer with a ReLU is told apart by the units that each example switches off, as in SPEAR.
 
     Where the image found so far does not reproduce the observed update (noise, pruning, a residual network, a batch), the
     negative logarithm of the posterior of the image given all layers' gradients is minimised, from the better of the walk and a linear
@@ -34,6 +35,7 @@ class Recursion(Attack):
         holdout: share of the public images that chooses the linear map's penalty.
         rehearsal: public images that play victims.
         prior: of the image, from public images: their ``covariance``, or their ``spectrum``, which is faster and knows less.
+        samples: systems that are solved at most for a batch behind a ReLU, to tell its examples apart; 0 leaves that out.
         adapt: pass public and own updates through the defense.
     """
 
@@ -52,10 +54,11 @@ class Recursion(Attack):
         holdout: float = 0.1,
         rehearsal: int = 16,
         prior: str = "covariance",
+        samples: int = 2**16,
         adapt: bool = True,
     ) -> None:
-        if min(limit, rehearsal) < 1 or min(iterations, cg) < 0 or not (0 < holdout < 1 and match > 0):
-            raise ValueError("expected limit, rehearsal >= 1, iterations, cg >= 0, match > 0 and holdout in (0, 1)")
+        if min(limit, rehearsal) < 1 or min(iterations, cg, samples) < 0 or not (0 < holdout < 1 and match > 0):
+            raise ValueError("expected limit, rehearsal >= 1, iterations, cg, samples >= 0, match > 0 and holdout in (0, 1)")
         check_choice("prior", prior, ("covariance", "spectrum"))
         self.limit = limit
         self.iterations = iterations
@@ -64,6 +67,7 @@ class Recursion(Attack):
         self.holdout = holdout
         self.rehearsal = rehearsal
         self.prior = prior
+        self.samples = samples
         self.adapt = adapt
 
     def memory(self, observation: Observation) -> int:
@@ -84,5 +88,5 @@ class Recursion(Attack):
     def _options(self) -> Options:
         return Options(
             limit=self.limit, iterations=self.iterations, cg=self.cg, match=self.match,
-            holdout=self.holdout, rehearsal=self.rehearsal, prior=self.prior, adapt=self.adapt,
+            holdout=self.holdout, rehearsal=self.rehearsal, prior=self.prior, samples=self.samples, adapt=self.adapt,
         )  # fmt: skip

@@ -18,6 +18,7 @@ from gitbench.recursion.layers import check_layers
 from gitbench.recursion.noise import ROUNDING, Noise, rehearse, scales
 from gitbench.recursion.posterior import Posterior
 from gitbench.recursion.prior import DENSE, Gaussian, natural, of_samples, of_spectrum
+from gitbench.recursion.sparse import Batches, applies, sparse_batches
 from gitbench.recursion.start import features_of, fit_start, run_start
 from gitbench.recursion.walk import Walk
 from gitbench.transcript.chain import Chain, read_chain
@@ -63,6 +64,7 @@ class Options:
     holdout: float
     rehearsal: int
     prior: str
+    samples: int
     adapt: bool
 
 
@@ -139,7 +141,7 @@ def estimate(observation: Observation, state: State, *, options: Options, genera
         observation: with its update.
         state: of :func:`learn`.
         options: of the attack.
-        generator: for the directions that show the posterior's curvature.
+        generator: for the directions that show the posterior's curvature, and the units that sparse recovery draws.
         progress: told what is going on.
     """
     labels = infer_labels(observation)
@@ -155,6 +157,14 @@ def estimate(observation: Observation, state: State, *, options: Options, genera
         posterior = _posterior(observation, labels, prior, noise, stages[-1][0], options)
         matched = posterior.misfit(walked) < _MATCHED
         best = _chosen(matched | (posterior.value(walked.clamp(0, 1)) < posterior.value(best)), walked, best)
+    batches = _batches(observation, prior, options, generator, progress) if labels.shape[1] > 1 else None
+    if batches is not None:
+        images = batches.inputs.float().reshape(best.shape)
+        posterior = _posterior(observation, batches.labels, prior, noise, stages[-1][0], options)
+        matched = batches.found & (posterior.misfit(images) < _MATCHED)
+        other = _posterior(observation, labels, prior, noise, stages[-1][0], options).value(best)
+        better = matched | (batches.found & (posterior.value(images.clamp(0, 1)) < other))
+        best, labels = _chosen(better, images, best), torch.where(better[:, None], batches.labels, labels)
     left = (~matched).nonzero().flatten()
     if len(left) and options.iterations:
         own = _victims(observation, Update({name: tensor[left] for name, tensor in observation.update.tensors.items()}))
@@ -226,6 +236,29 @@ def _walked(
     usable = images.isfinite().flatten(1).all(1).reshape(-1, 1, 1, 1)
     mean = Gaussian.stored(state, "image").mean.reshape(observation.input_shape)
     return torch.where(usable, images.nan_to_num(0, 0, 0).clamp(-1, 2), mean).float()[:, None]
+
+
+def _batches(observation: Observation, prior: Gaussian, options: Options, generator: torch.Generator, progress: Progress) -> Batches | None:
+    """Batches whose examples each switch units of the first layer off, as images; None where the model is of another kind."""
+    chain = read_chain(observation.model, observation.input_shape) if options.samples else None
+    if chain is None or not applies(chain):
+        return None
+    update = {name: tensor.double() for name, tensor in observation.update.tensors.items()}
+    weights = {name: parameter.detach().double() for name, parameter in observation.model.named_parameters()}
+    first, normal = f"{chain.layers[0].name}.weight", _normalization(observation.model, chain)
+    if normal is not None:  # folded into the layer, so that its inputs are images
+        shape = (1, *observation.input_shape)
+        shift, scale = (part.double().expand(shape).reshape(1, -1) for part in (normal.mean, normal.std))
+        bias = f"{chain.layers[0].name}.bias"
+        weights[first] = weights[first] / scale
+        weights[bias] = weights[bias] - (weights[first] @ shift[0])
+        update[first] = update[first] * scale + update[bias][..., None] * shift
+    progress("recursion: sparse batches", 0, 1)
+    found = sparse_batches(
+        chain, weights, update, prior, batch_size=observation.batch_size, samples=options.samples, generator=generator
+    )  # fmt: skip
+    progress("recursion: sparse batches", 1, 1)
+    return found
 
 
 def _normalization(model: nn.Module, chain: Chain) -> Normalize | None:
