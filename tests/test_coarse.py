@@ -285,11 +285,16 @@ def test_without_a_last_bias(data: Data, spec: str, module: bool) -> None:
 
 
 @pytest.mark.parametrize("spec", ["lenet", "vit(width=8, blocks=1)"])
-def test_a_batch_of_two(data: Data, spec: str) -> None:
-    found = reconstruct(observe(spec, data, batch=2))
-    truth = data.private.inputs.reshape(found.shape)
-    pairs = [(found[:, order] - truth).square().flatten(1).mean(1) for order in ([0, 1], [1, 0])]
-    assert float(torch.minimum(*pairs).mean()) < blind(data)
+def test_a_batch_of_two(spec: str) -> None:
+    errors, guesses = [], []
+    for seed in range(3):  # eight victims of one draw of images say little: their errors differ tenfold
+        data = make_data(public=240, private=16, seed=seed)
+        found = reconstruct(observe(spec, data, batch=2))
+        truth = data.private.inputs.reshape(found.shape)
+        pairs = [(found[:, order] - truth).square().flatten(1).mean(1) for order in ([0, 1], [1, 0])]
+        errors.append(float(torch.minimum(*pairs).mean()))
+        guesses.append(blind(data))
+    assert sum(errors) < sum(guesses)
 
 
 @pytest.mark.parametrize("spec", ["vit(width=8, blocks=2)", "untraceable"])
