@@ -1,10 +1,12 @@
-"""Tiny data, made on the spot, and where the real data lies beside the project."""
+"""Tiny data and projects, made on the spot, and where the real data lies beside this project."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from gitbench.data import Data, Split
@@ -35,3 +37,64 @@ def write_npz(path: Path, found: Data) -> Path:
     test_images, test_labels = arrays(found.private)
     np.savez(path, train_images=train_images, train_labels=train_labels, test_images=test_images, test_labels=test_labels)
     return path
+
+
+def check_data(data: Data) -> None:
+    """What every dataset promises."""
+    for split in (data.public, data.private):
+        assert split.inputs.dtype == torch.float32
+        assert split.inputs.shape == (len(split), *data.input_shape)
+        assert split.labels.dtype == torch.int64
+        assert split.labels.shape == (len(split),)
+        assert float(split.inputs.min()) >= 0
+        assert float(split.inputs.max()) <= 1
+        assert int(split.labels.min()) >= 0
+        assert int(split.labels.max()) < data.classes
+
+
+def write_project(pytester: pytest.Pytester, dataset: Path, **options: object) -> None:
+    """A [tool.gitbench] whose matrix takes seconds (an archive of tiny images, mlp, ridge), with further ``options``."""
+    table = {"dataset": f"npz(path={str(dataset)!r})", "model": ["mlp(hidden=(24,))"], "attack": ["ridge"], "victims": 12, **options}
+    lines = (f"{name} = {json.dumps(value)}" for name, value in table.items())
+    pytester.makepyprojecttoml("\n".join(["[tool.gitbench]", *lines]))
+
+
+def run_project(pytester: pytest.Pytester, *arguments: str) -> pytest.RunResult:
+    """In this process, where torch is imported already; in its own where plugins differ."""
+    own = "-n" in arguments or "no:xdist" in arguments
+    return (pytester.runpytest_subprocess if own else pytester.runpytest_inprocess)(*arguments)
+
+
+LOGGED = """
+import time
+from pathlib import Path
+import torch
+import gitbench
+
+class Logged(gitbench.Attack):
+    # Guesses at random, and says in logs when it starts and when it is through; `wait(which)` is for the test to add.
+    requires = frozenset({"architecture"})
+
+    def __init__(self, *, which: int = 0):
+        self.which = which
+
+    def run(self, observation, state, *, generator, progress):
+        self.say("started.log")
+        wait(self.which)
+        self.say("measured.log")
+        shape = (observation.update.victims, observation.batch_size, *observation.input_shape)
+        return torch.rand(shape, generator=generator)
+
+    def say(self, path):
+        with Path(path).open("a") as log:
+            log.write(f"{self.which}\\n")
+"""
+
+
+def write_logged(folder: Path, dataset: Path, *, attacks: int, wait: str) -> None:
+    """A project of so many ``Logged`` attacks in ``attacks.py``, and the body of their ``wait(which)``."""
+    (folder / "attacks.py").write_text(f"{LOGGED}\ndef wait(which):\n    {wait}\n")
+    names = [f"attacks.py:Logged(which={which})" for which in range(attacks)]
+    (folder / "pyproject.toml").write_text(
+        f"[tool.gitbench]\ndataset = [\"npz(path='{dataset}')\"]\nmodel = ['mlp']\ndefense = ['none']\nvictims = 2\nthreads = 1\nattack = {names!r}\n"
+    )

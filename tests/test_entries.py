@@ -7,8 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_hostile import CONTROLS, harmless
-from test_store import CASE, LEAKING, SAFE, measure, result, rows
 
 from gitbench import leaderboard
 from gitbench.cli import main
@@ -16,6 +14,8 @@ from gitbench.entries import check_victims, read_entries
 from gitbench.errors import StoreError
 from gitbench.result import Result
 from gitbench.store import Store
+from hostile import CONTROLS, harmless
+from results import CASE, LEAKING, SAFE, measure, result, rows
 
 
 def whole(found: Result, *, blind: float = 10.0) -> Result:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from helpers import run_project
+
 pytestmark = pytest.mark.usefixtures("warm")
 
 DEFENSES = """
@@ -50,7 +52,7 @@ def suite(pytester: pytest.Pytester, tiny_npz: Path) -> pytest.Pytester:
 
 def run(suite: pytest.Pytester, test: str, *arguments: str) -> pytest.RunResult:
     suite.makepyfile(test_mine="import pytest\nfrom defenses import Noise, Scaled, Broken\n" + test)
-    return (suite.runpytest_subprocess if "-n" in arguments else suite.runpytest_inprocess)(*arguments)
+    return run_project(suite, *arguments)
 
 
 LEAKING = """

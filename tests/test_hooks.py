@@ -9,22 +9,14 @@ import pytest
 
 from gitbench import registry
 from gitbench.errors import SpecError
+from helpers import run_project, write_project
 
 pytestmark = pytest.mark.usefixtures("warm")
 
 
 @pytest.fixture
 def project(pytester: pytest.Pytester, tiny_npz: Path) -> pytest.Pytester:
-    pytester.makepyprojecttoml(
-        f"""
-        [tool.gitbench]
-        dataset = "npz(path={str(tiny_npz)!r})"
-        model = ["mlp(hidden=(24,))"]
-        attack = ["ridge"]
-        defense = ["none", "gaussian_noise(std=1.0)"]
-        victims = 12
-        """
-    )
+    write_project(pytester, tiny_npz, defense=["none", "gaussian_noise(std=1.0)"])
     pytester.makepyfile(
         mine="""
         import gitbench
@@ -42,7 +34,7 @@ def project(pytester: pytest.Pytester, tiny_npz: Path) -> pytest.Pytester:
 
 def run(project: pytest.Pytester, conftest: str, *arguments: str) -> pytest.RunResult:
     project.makeconftest(conftest)
-    return (project.runpytest_subprocess if "-n" in arguments else project.runpytest_inprocess)(*arguments)
+    return run_project(project, *arguments)
 
 
 REGISTER = """

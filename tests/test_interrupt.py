@@ -13,36 +13,12 @@ from pathlib import Path
 import pytest
 
 from gitbench.store import write_atomic
-
-ATTACK = """
-import os, time
-from pathlib import Path
-import torch
-import gitbench
-
-class Logged(gitbench.Attack):
-    requires = frozenset({"architecture"})
-
-    def __init__(self, *, which: int = 0):
-        self.which = which
-
-    def run(self, observation, state, *, generator, progress):
-        with Path("started.log").open("a") as log:
-            log.write(f"{self.which}\\n")
-        if self.which >= 2 and not Path("interrupted").exists():
-            time.sleep(3600)
-        shape = (observation.update.victims, observation.batch_size, *observation.input_shape)
-        return torch.rand(shape, generator=generator)
-"""
+from helpers import write_logged
 
 
 @pytest.fixture
 def folder(tmp_path: Path, tiny_npz: Path) -> Path:
-    (tmp_path / "attacks.py").write_text(ATTACK)
-    attacks = [f"attacks.py:Logged(which={which})" for which in range(5)]
-    (tmp_path / "pyproject.toml").write_text(
-        f"[tool.gitbench]\ndataset = [\"npz(path='{tiny_npz}')\"]\nmodel = ['mlp']\ndefense = ['none']\nvictims = 2\nattack = {attacks!r}\n"
-    )
+    write_logged(tmp_path, tiny_npz, attacks=5, wait="if which >= 2 and not Path('interrupted').exists(): time.sleep(3600)")
     return tmp_path
 
 

@@ -11,28 +11,9 @@ import sys
 import time
 from pathlib import Path
 
-KILLS = 20
+from helpers import write_logged
 
-ATTACK = """
-import os, time
-from pathlib import Path
-import torch
-import gitbench
-
-class Logged(gitbench.Attack):
-    '''Says in a log that it measured; takes a moment, so that kills hit it.'''
-    requires = frozenset({"architecture"})
-
-    def __init__(self, *, which: int = 0):
-        self.which = which
-
-    def run(self, observation, state, *, generator, progress):
-        time.sleep(0.05)
-        with Path("measured.log").open("a") as log:
-            log.write(f"{os.getpid()} {self.which}\\n")
-        shape = (observation.update.victims, observation.batch_size, *observation.input_shape)
-        return torch.rand(shape, generator=generator)
-"""
+KILLS, ATTACKS = 20, 40
 
 # The parent imports torch once and forks: a run then starts in milliseconds, so that twenty kills take seconds.
 SERVER = """
@@ -63,12 +44,9 @@ def finished(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 
 def test_twenty_kills_lose_nothing_and_repeat_nothing(tmp_path: Path, tiny_npz: Path) -> None:
-    (tmp_path / "attacks.py").write_text(ATTACK)
+    # A moment each, so that kills hit it.
+    write_logged(tmp_path, tiny_npz, attacks=ATTACKS, wait="time.sleep(0.05)")
     (tmp_path / "server.py").write_text(SERVER)
-    attacks = [f"attacks.py:Logged(which={which})" for which in range(40)]
-    (tmp_path / "pyproject.toml").write_text(
-        f"[tool.gitbench]\ndataset = [\"npz(path='{tiny_npz}')\"]\nmodel = ['mlp']\ndefense = ['none']\nvictims = 2\nthreads = 1\nattack = {attacks!r}\n"
-    )
     moments = random.Random(0)
     server = subprocess.Popen([sys.executable, "server.py"], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert server.stdin is not None
@@ -94,8 +72,8 @@ def test_twenty_kills_lose_nothing_and_repeat_nothing(tmp_path: Path, tiny_npz: 
         server.wait(timeout=30)
         server.stdout.close()
     assert killed >= 5, "the run ended before most kills: make the matrix longer"
-    assert len(before) == len(attacks)
+    assert len(before) == ATTACKS
     log = (tmp_path / "measured.log").read_text().split("\n")[:-1]
     # Only a case in flight at a kill may be measured again.
-    assert len(attacks) <= len(log) <= len(attacks) + killed
+    assert ATTACKS <= len(log) <= ATTACKS + killed
     assert not list((tmp_path / ".gitbench" / "cases").glob("*.damaged"))

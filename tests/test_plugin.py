@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-import gitbench
 from gitbench import cli
+from helpers import run_project, write_project
+
+pytestmark = pytest.mark.usefixtures("warm")
 
 DEFENSES = """
 import gitbench
@@ -49,30 +51,15 @@ class Nan(gitbench.Defense):
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _warm(tiny_npz: Path) -> None:
-    """Import all that a run imports: pytester forgets what is first imported inside it, and torch cannot be imported twice."""
-    dataset = f"npz(path={str(tiny_npz)!r})"
-    result = gitbench.evaluate(
-        attack="ridge+ig(iterations=1)", defense="gaussian_noise(std=0.1)", model="mlp", dataset=dataset, victims=2, device="cpu"
-    )
-    assert result.status == "done", result.error
-
-
 @pytest.fixture
 def bench(pytester: pytest.Pytester, tiny_npz: Path):
     """A folder whose [tool.gitbench] makes a matrix of seconds: 8x8 images, mlp, ridge."""
-    pytester.makepyprojecttoml(
-        f"""
-        [tool.gitbench]
-        dataset = "npz(path={str(tiny_npz)!r})"
-        model = ["mlp(hidden=(24,))"]
-        attack = ["ridge"]
-        defense = ["none", "clipping(max_norm=100.0)", "gaussian_noise(std=1.0)"]
-        known_leaks = ["*/clipping(max_norm=100.0)/*", "*/defenses.py:Known/*"]
-        victims = 12
-        threads = 1
-        """
+    write_project(
+        pytester,
+        tiny_npz,
+        defense=["none", "clipping(max_norm=100.0)", "gaussian_noise(std=1.0)"],
+        known_leaks=["*/clipping(max_norm=100.0)/*", "*/defenses.py:Known/*"],
+        threads=1,
     )
     pytester.makepyfile(defenses=DEFENSES)
     pytester.makepyfile(test_other="def test_other(): raise AssertionError('not mine to run')")
@@ -84,9 +71,7 @@ def name(defense: str, attack: str = "ridge") -> str:
 
 
 def run(bench: pytest.Pytester, *arguments: str) -> pytest.RunResult:
-    """In this process, where torch is imported already; in its own where plugins differ."""
-    own = "-n" in arguments or "no:xdist" in arguments
-    return (bench.runpytest_subprocess if own else bench.runpytest_inprocess)("--gitbench", *arguments)
+    return run_project(bench, "--gitbench", *arguments)
 
 
 def cases(folder: Path) -> dict[str, dict]:

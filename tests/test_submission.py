@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_hostile import CONTROLS, harmless, quickly
 
 import gitbench
 from gitbench import attack as attack_module
@@ -28,6 +27,7 @@ from gitbench.random import make_generator
 from gitbench.spec import parse_spec
 from gitbench.store import Store
 from gitbench.submission import read_reconstructions, score_submission, write_observation
+from hostile import CONTROLS, harmless, quickly
 
 SHAPE = (3, 2, 3, 8, 8)
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_store import LEAKING, SAFE, result, rows, table
 
 from gitbench import leaderboard
 from gitbench.result import TIMED_OUT, Result
 from gitbench.statistics import interval
 from gitbench.worst import Worst, is_auto, is_submission, worst_case
+from results import LEAKING, SAFE, result, rows, table
 
 STORED = {
     name: np.array(values) for name, values in json.loads((Path(__file__).parent / "reseeded.json").read_text())["cells"].items()

@@ -1,0 +1,87 @@
+"""Results with made-up numbers, as the chain would write them, and tables of them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from gitbench.bench import case_of
+from gitbench.leaderboard import Table
+from gitbench.result import Baselines, Cost, Environment, Measure, Result
+from gitbench.statistics import interval
+from gitbench.store import Store
+
+GATE = {"psnr_gain": 3.0}
+LEAKING, SAFE = (8.0, 9.0, 10.0, 9.0), (0.0, 0.5, 1.0, 0.5)
+SETTING: dict[str, object] = {"threat": "server", "profile": "quick", "victims": 4, "batch_size": 1, "seeds": 1}
+# Cases are hashed from sources: made once, they are copied for every test.
+CASE = case_of(
+    attack="ig", defense="none", model="lenet", dataset="photos", threat="server", profile="quick", victims=4, batch_size=1, seed=0
+)
+
+
+def measure(values: Sequence[float | None]) -> Measure:
+    bounds = interval([values])
+    return Measure(mean=bounds.mean, low=bounds.low, high=bounds.high, values=tuple(values))
+
+
+def result(
+    values: Sequence[float | None] = LEAKING,
+    *,
+    metric: str = "psnr_gain",
+    at: str = "2025-01-01T00:00:00+00:00",
+    error: str | None = None,
+    **case: object,
+) -> Result:
+    """A result with made-up numbers, as the chain would write it."""
+    found = CASE.model_copy(update={"victims": len(values), **case})
+    return Result(
+        case=found,
+        case_id=found.case_id,
+        status="error" if error else "done",
+        error=error,
+        verdict="inconclusive" if error else "leaks",
+        verdict_reason="made up",
+        gate=GATE,
+        metrics={} if error else {metric: measure(values)},
+        baselines=Baselines(blind={"psnr": 12.0, "mse": 0.06}, control={metric: 9.0}),
+        flags=("few-victims",),
+        cost=Cost(fit_seconds=1.5, attack_seconds=2.5, peak_memory_mb=None),
+        environment=Environment(
+            gitbench="0.1", torch="2.6", torchvision="0.21", python="3.11", platform="Linux x86_64", device="cpu", threads=2
+        ),
+        settings={"iterations": "100"},
+        finished_at=at,
+    )
+
+
+def table(
+    results: dict[tuple[str, str], list[Result]] | None = None, *, dataset: str = "photos", model: str = "lenet", **options: object
+) -> Table:
+    found = (
+        {("none", "ig"): [result()], ("pruning(rate=0.9)", "ig"): [result(SAFE, defense="pruning(rate=0.9)")]}
+        if results is None
+        else results
+    )
+    return Table(dataset, model, found, setting=SETTING, gate=GATE, **options)
+
+
+def rows(text: str) -> list[list[str]]:
+    """Cells of the Markdown tables: split at pipes that are not escaped."""
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in text.splitlines() if line.startswith("|")]
+
+
+VALID = result().to_json().encode()
+
+
+def stored(store: Store, content: bytes | str, case_id: str = CASE.case_id) -> Path:
+    path = store.case_path(case_id)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def changed(found: Result, **changes: object) -> str:
+    return json.dumps({**json.loads(found.to_json()), **changes})
