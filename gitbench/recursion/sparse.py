@@ -36,7 +36,9 @@ _MORE = 3  # equations that a direction must meet beyond those that it was solve
 _APART = 1e-3  # sine of the angle under which two directions are one
 _ROUND = 2048  # samples drawn at once
 _KEPT = 64  # directions of each round that are looked at closer
-_POOL = 256
+_POOL = 256  # directions that are kept between rounds
+_STEPS = 5  # of reweighted least squares
+_DAMPED = 1e-9  # share of the mean eigenvalue
 _TINY = 1e-30
 
 
@@ -231,12 +233,7 @@ class _Recovery:
         best, agreement = None, -1.0
         for _ in range(-(-samples // _ROUND)):
             fresh = self._refined(self._drawn(pool, generator))
-            if not len(fresh):
-                continue
-            before = len(pool)
             pool = self._distinct(torch.cat([pool, fresh]))
-            if len(pool) == before and best is not None:
-                continue
             found = self._spanning(pool)
             if found is None:
                 continue
@@ -272,11 +269,33 @@ class _Recovery:
         return scaled
 
     def _refined(self, directions: torch.Tensor) -> torch.Tensor:
-        """Those that meet most equations, each solved again from all that it meets."""
+        """Those that meet most equations after some steps of :meth:`_settled`, each solved again from all that it meets."""
+        directions = self._settled(directions)
         score = self._score(directions)
         order = score.argsort(descending=True, stable=True)[:_KEPT]
         kept = directions[order[score[order] >= min(self._equations.needed + _MORE, len(self._equations.units))]]
         return self._solved(kept, *self._equations.met(kept, self._zero))
+
+    def _settled(self, directions: torch.Tensor) -> torch.Tensor:
+        """The sum of the units' residuals, of the smaller of the two each, lowered from ``directions (N, r + d)``.
+
+        Reweighted least squares, with one step of inverse iteration each. Where a unit or two of a sample were in another state, this
+        finds the others.
+        """
+        if not self._equations.known:
+            return directions
+        off, on = (rows / rows.norm(dim=1, keepdim=True).clamp_min(_TINY) for rows in (self._equations.off, self._equations.on))
+        eye = torch.eye(off.shape[1], dtype=off.dtype, device=off.device)
+        for step in range(_STEPS):
+            rests = (directions @ off.T).abs(), (directions @ on.T).abs()
+            least = torch.minimum(*rests)
+            floor = 2.0**-step * least.median(dim=1, keepdim=True).values + _TINY
+            rows = torch.where((rests[1] < rests[0])[..., None], on, off) / (least.square() + floor.square()).pow(0.25)[..., None]
+            matrix = rows.mT @ rows
+            size = matrix.diagonal(dim1=1, dim2=2).mean(1)
+            solved, _ = torch.linalg.solve_ex(matrix + _DAMPED * size[:, None, None] * eye, directions)
+            directions = solved / solved.norm(dim=1, keepdim=True).clamp_min(_TINY)
+        return self._scaled(directions[directions.isfinite().all(1)])
 
     def _solved(self, directions: torch.Tensor, off: torch.Tensor, on: torch.Tensor) -> torch.Tensor:
         if not len(directions):
