@@ -49,7 +49,8 @@ def recovered(model: nn.Module, batch: torch.Tensor, labels: torch.Tensor, *, sa
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
     prior = Gaussian(torch.full((36,), 0.5, dtype=torch.float64), torch.full((36,), 1 / 12, dtype=torch.float64), None)
     return sparse_batches(
-        chain_of(model), weights, update, prior, batch_size=batch.shape[1], samples=samples, generator=make_generator(0)
+        chain_of(model), weights, update, prior,
+        batch_size=batch.shape[1], samples=samples, generator=make_generator(0), tell=lambda done: None,
     )  # fmt: skip
 
 
@@ -89,6 +90,12 @@ def test_units_that_are_on_tell_as_much_as_those_that_are_off() -> None:
 def test_a_leaky_relu_is_told_by_what_is_on_and_off() -> None:
     truth, labels = images(3), torch.arange(3)[None]
     assert errors(recovered(network(activation=nn.LeakyReLU), truth, labels), truth).max() < 1e-5
+
+
+def test_layers_above_need_no_bias() -> None:
+    model = nn.Sequential(*network(), nn.ReLU(), nn.Linear(5, 5, bias=False).double())
+    truth, labels = images(2), torch.arange(2)[None]
+    assert errors(recovered(model, truth, labels), truth).max() < 1e-5
 
 
 def test_no_more_than_zeros_are_needed_where_the_second_layer_has_no_bias() -> None:
