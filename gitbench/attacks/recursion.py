@@ -42,7 +42,7 @@ class Recursion(Attack):
     name = "recursion"
     requires = frozenset({"architecture", "parameters"})
     uses = frozenset({"public", "defense"})
-    profiles = {"quick": {"limit": 2048, "iterations": 60, "rehearsal": 8, "prior": "spectrum"}}
+    profiles = {"quick": {"limit": 2048, "iterations": 60, "rehearsal": 8, "prior": "spectrum", "samples": 2**13}}
 
     def __init__(
         self,

@@ -253,12 +253,14 @@ def _batches(observation: Observation, prior: Gaussian, options: Options, genera
         weights[first] = weights[first] / scale
         weights[bias] = weights[bias] - (weights[first] @ shift[0])
         update[first] = update[first] * scale + update[bias][..., None] * shift
-    progress("recursion: sparse batches", 0, 1)
-    found = sparse_batches(
-        chain, weights, update, prior, batch_size=observation.batch_size, samples=options.samples, generator=generator
+    victims = observation.victims
+
+    def tell(done: int) -> None:
+        progress("recursion: sparse batches", done, victims)
+
+    return sparse_batches(
+        chain, weights, update, prior, batch_size=observation.batch_size, samples=options.samples, generator=generator, tell=tell
     )  # fmt: skip
-    progress("recursion: sparse batches", 1, 1)
-    return found
 
 
 def _normalization(model: nn.Module, chain: Chain) -> Normalize | None:

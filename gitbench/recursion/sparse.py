@@ -14,7 +14,7 @@ their rows give ``T = Δ Q⁻¹``, ``Δ`` the second layer's ``δ``. With it a u
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -34,9 +34,12 @@ _ROUNDING = 3e-7  # what float32 leaves of ``L q``'s zeros, in units of its root
 _ZERO = (1e-4, 1e-2)  # in the same units: bounds of what is taken for zero
 _MORE = 3  # equations that a direction must meet beyond those that it was solved from
 _APART = 1e-3  # sine of the angle under which two directions are one
-_ROUND = 2048  # samples drawn at once
+_ROUND = 2048  # samples drawn at once,
+_ENTRIES = 2**24  # or as many as have so many entries in their equations
 _KEPT = 64  # directions of each round that are looked at closer
-_POOL = 256
+_POOL = 256  # directions that are kept between rounds
+_STEPS = 5  # of reweighted least squares
+_DAMPED = 1e-9  # share of the mean eigenvalue
 _TINY = 1e-30
 
 
@@ -104,7 +107,15 @@ def applies(chain: Chain | None) -> bool:
 
 
 def sparse_batches(
-    chain: Chain, weights: Tensors, update: Tensors, prior: Gaussian, *, batch_size: int, samples: int, generator: torch.Generator
+    chain: Chain,
+    weights: Tensors,
+    update: Tensors,
+    prior: Gaussian,
+    *,
+    batch_size: int,
+    samples: int,
+    generator: torch.Generator,
+    tell: Callable[[int], None],
 ) -> Batches:
     """Candidate batches.
 
@@ -116,6 +127,7 @@ def sparse_batches(
         batch_size: examples of a victim.
         samples: systems that are solved for a victim at most.
         generator: for the units that are drawn.
+        tell: told how many victims are done.
     """
     first = chain.layers[0]
     victims, inputs = len(update[f"{first.name}.weight"]), math.prod(first.input_shape)
@@ -124,6 +136,7 @@ def sparse_batches(
     labels = torch.zeros(victims, batch_size, dtype=torch.long, device=device)
     found = torch.zeros(victims, dtype=torch.bool, device=device)
     for victim in range(victims):
+        tell(victim)
         own = {name: tensor[victim] for name, tensor in update.items()}
         factors = factorise(own[f"{first.name}.weight"], own[f"{first.name}.bias"], most=batch_size)
         if factors is None:
@@ -220,6 +233,7 @@ class _Recovery:
         sizes = factors.right.norm(dim=1)
         self._zero = min(max(_ROUNDING * float(sizes[0] / sizes[-1]), _ZERO[0]), _ZERO[1]) / math.sqrt(max(1, int(live.sum())))
         self._equations = _equations(chain, weights, update, factors, live)
+        self._round = max(1, min(_ROUND, _ENTRIES // max(1, self._equations.off.numel())))
 
     def mixing(self, samples: int, generator: torch.Generator) -> torch.Tensor | None:
         """``Q (r, r)``; None where nothing was found that spans all examples."""
@@ -229,14 +243,9 @@ class _Recovery:
             return None
         pool = self._factors.left.new_zeros(0, self._equations.needed + 1)
         best, agreement = None, -1.0
-        for _ in range(-(-samples // _ROUND)):
+        for _ in range(-(-samples // self._round)):
             fresh = self._refined(self._drawn(pool, generator))
-            if not len(fresh):
-                continue
-            before = len(pool)
             pool = self._distinct(torch.cat([pool, fresh]))
-            if len(pool) == before and best is not None:
-                continue
             found = self._spanning(pool)
             if found is None:
                 continue
@@ -251,7 +260,7 @@ class _Recovery:
         """Directions ``(N, r + d)``, each solved from as many units as it takes, in the state in which a proposed image has them."""
         equations, needed = self._equations, self._equations.needed
         sure = pool[self._score(pool) == len(equations.units)][: self._rank - 1, : self._rank]
-        images = self._proposal.mixtures(_ROUND, sure, generator)
+        images = self._proposal.mixtures(self._round, sure, generator)
         on = images @ self._reached[:, equations.units] + self._bias[equations.units] > 0
         keys = torch.rand(on.shape, generator=generator, dtype=equations.off.dtype).to(on.device)
         if not equations.known:
@@ -260,8 +269,8 @@ class _Recovery:
         states = on.gather(1, chosen)
         rows = torch.where(states[..., None], equations.on[chosen], equations.off[chosen])
         rows = rows / rows.norm(dim=2, keepdim=True).clamp_min(_TINY)
-        probe = torch.randn(_ROUND, 1, needed + 1, generator=generator, dtype=rows.dtype).to(rows.device)
-        aim = rows.new_zeros(_ROUND, needed + 1)
+        probe = torch.randn(self._round, 1, needed + 1, generator=generator, dtype=rows.dtype).to(rows.device)
+        aim = rows.new_zeros(self._round, needed + 1)
         aim[:, -1] = 1
         solved, singular = torch.linalg.solve_ex(torch.cat([rows, probe], dim=1), aim)
         return self._scaled(solved[(singular == 0) & solved.isfinite().all(1)])
@@ -272,11 +281,33 @@ class _Recovery:
         return scaled
 
     def _refined(self, directions: torch.Tensor) -> torch.Tensor:
-        """Those that meet most equations, each solved again from all that it meets."""
+        """Those that meet most equations after some steps of :meth:`_settled`, each solved again from all that it meets."""
+        directions = self._settled(directions)
         score = self._score(directions)
         order = score.argsort(descending=True, stable=True)[:_KEPT]
         kept = directions[order[score[order] >= min(self._equations.needed + _MORE, len(self._equations.units))]]
         return self._solved(kept, *self._equations.met(kept, self._zero))
+
+    def _settled(self, directions: torch.Tensor) -> torch.Tensor:
+        """The sum of the units' residuals, of the smaller of the two each, lowered from ``directions (N, r + d)``.
+
+        Reweighted least squares, with one step of inverse iteration each. Where a unit or two of a sample were in another state, this
+        finds the others.
+        """
+        if not self._equations.known:
+            return directions
+        off, on = (rows / rows.norm(dim=1, keepdim=True).clamp_min(_TINY) for rows in (self._equations.off, self._equations.on))
+        eye = torch.eye(off.shape[1], dtype=off.dtype, device=off.device)
+        for step in range(_STEPS):
+            rests = (directions @ off.T).abs(), (directions @ on.T).abs()
+            least = torch.minimum(*rests)
+            floor = 2.0**-step * least.median(dim=1, keepdim=True).values + _TINY
+            rows = torch.where((rests[1] < rests[0])[..., None], on, off) / (least.square() + floor.square()).pow(0.25)[..., None]
+            matrix = rows.mT @ rows
+            size = matrix.diagonal(dim1=1, dim2=2).mean(1)
+            solved, _ = torch.linalg.solve_ex(matrix + _DAMPED * size[:, None, None] * eye, directions)
+            directions = solved / solved.norm(dim=1, keepdim=True).clamp_min(_TINY)
+        return self._scaled(directions[directions.isfinite().all(1)])
 
     def _solved(self, directions: torch.Tensor, off: torch.Tensor, on: torch.Tensor) -> torch.Tensor:
         if not len(directions):
@@ -362,12 +393,11 @@ def _labelled(
     chain: Chain, weights: Tensors, rows: torch.Tensor, deltas: torch.Tensor, batch_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The class of each image, ``(r,)``, and how many examples it stands for: those whose ``δ`` the model gives."""
-    outputs = [rows]
-    for layer in chain.layers[:-1]:
-        outputs.append(activated(layer, weights, outputs[-1]))
-    last = chain.layers[-1]
-    bias = weights[f"{last.name}.bias"] if last.bias else None
-    probabilities = nn.functional.linear(outputs[-1], weights[f"{last.name}.weight"], bias).softmax(1)
+    outputs, nothing = [rows], rows.new_zeros(())
+    complete = {f"{layer.name}.bias": nothing.expand(layer.output_shape) for layer in chain.layers} | dict(weights)
+    for layer in chain.layers:
+        outputs.append(activated(layer, complete, outputs[-1]))
+    probabilities = outputs[-1].softmax(1)
     classes = probabilities.shape[1]
     delta = probabilities[:, None] - torch.eye(classes, dtype=rows.dtype, device=rows.device)  # (r, classes, classes)
     for index in range(len(chain.layers) - 2, -1, -1):
