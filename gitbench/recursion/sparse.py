@@ -32,7 +32,7 @@ _SAME = 1e-5  # relative error up to which a bias's gradient is that of a unit w
 _DETERMINED = 1e-2  # relative singular value above which the always-on units determine a direction of the second layer's ``δ``
 _ROUNDING = 3e-7  # what float32 leaves of ``L q``'s zeros, in units of its root mean square, where the images are orthogonal
 _ZERO = (1e-4, 1e-2)  # in the same units: bounds of what is taken for zero
-_MORE = 3  # equations that a direction must meet beyond those that it was solved from
+_MORE = 1  # equations that a direction must meet beyond those that it was solved from
 _APART = 1e-3  # sine of the angle under which two directions are one
 _ROUND = 2048  # samples drawn at once,
 _ENTRIES = 2**24  # or as many as have so many entries in their equations
@@ -283,9 +283,8 @@ class _Recovery:
     def _refined(self, directions: torch.Tensor) -> torch.Tensor:
         """Those that meet most equations after some steps of :meth:`_settled`, each solved again from all that it meets."""
         directions = self._settled(directions)
-        score = self._score(directions)
-        order = score.argsort(descending=True, stable=True)[:_KEPT]
-        kept = directions[order[score[order] >= min(self._equations.needed + _MORE, len(self._equations.units))]]
+        enough = min(self._equations.needed + _MORE, len(self._equations.units))
+        kept = self._distinct(directions[self._score(directions) >= enough])[:_KEPT]
         return self._solved(kept, *self._equations.met(kept, self._zero))
 
     def _settled(self, directions: torch.Tensor) -> torch.Tensor:
