@@ -8,7 +8,7 @@ SPEAR draws them blindly. The parameters are known here, and say more. A unit th
 its bias's gradient, ``w_j`` its weights in the second layer and ``Σδ`` the second bias's gradient: such units are recognised, and
 their rows give ``T = Δ Q⁻¹``, ``Δ`` the second layer's ``δ``. With it a unit that is on tells as much as one that is off:
 ``(L_j - w_jᵀ T) q = 0``. What too few of them leave open of ``T`` is ``t = N T q`` for an example, a few more unknowns beside
-``q``. And images that are drawn from the prior say which units are likely to be on together.
+``q``. And the states that are tried are those of mixtures of the victim's images, which are known as the rows of ``R``.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ class Factors:
 
 @dataclass(frozen=True)
 class Batches:
-    """Candidates, sorted by label.
+    """Candidates, sorted by label; what the rank does not show (an example that sends nothing) comes last, as the prior's mean.
 
     Args:
-        inputs: of the first layer, ``(V, B, n)``; anything where none was found.
+        inputs: of the first layer, ``(V, B, n)``; the prior's mean where none was found.
         labels: ``(V, B)``.
         found: ``(V,)``.
     """
