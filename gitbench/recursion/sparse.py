@@ -8,7 +8,7 @@ SPEAR draws them blindly. The parameters are known here, and say more. A unit th
 its bias's gradient, ``w_j`` its weights in the second layer and ``Σδ`` the second bias's gradient: such units are recognised, and
 their rows give ``T = Δ Q⁻¹``, ``Δ`` the second layer's ``δ``. With it a unit that is on tells as much as one that is off:
 ``(L_j - w_jᵀ T) q = 0``. What too few of them leave open of ``T`` is ``t = N T q`` for an example, a few more unknowns beside
-``q``. And images that are drawn from the prior say which units are likely to be on together.
+``q``. And the states that are tried are those of mixtures of the victim's images, which are known as the rows of ``R``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SAME = 1e-5  # relative error up to which a bias's gradient is that of a unit w
 _DETERMINED = 1e-2  # relative singular value above which the always-on units determine a direction of the second layer's ``δ``
 _ROUNDING = 3e-7  # what float32 leaves of ``L q``'s zeros, in units of its root mean square, where the images are orthogonal
 _ZERO = (1e-4, 1e-2)  # in the same units: bounds of what is taken for zero
-_MORE = 3  # equations that a direction must meet beyond those that it was solved from
+_MORE = 1  # equations that a direction must meet beyond those that it was solved from
 _APART = 1e-3  # sine of the angle under which two directions are one
 _ROUND = 2048  # samples drawn at once,
 _ENTRIES = 2**24  # or as many as have so many entries in their equations
@@ -54,10 +54,10 @@ class Factors:
 
 @dataclass(frozen=True)
 class Batches:
-    """Candidates, sorted by label.
+    """Candidates, sorted by label; what the rank does not show (an example that sends nothing) comes last, as the prior's mean.
 
     Args:
-        inputs: of the first layer, ``(V, B, n)``; anything where none was found.
+        inputs: of the first layer, ``(V, B, n)``; the prior's mean where none was found.
         labels: ``(V, B)``.
         found: ``(V,)``.
     """
@@ -283,9 +283,8 @@ class _Recovery:
     def _refined(self, directions: torch.Tensor) -> torch.Tensor:
         """Those that meet most equations after some steps of :meth:`_settled`, each solved again from all that it meets."""
         directions = self._settled(directions)
-        score = self._score(directions)
-        order = score.argsort(descending=True, stable=True)[:_KEPT]
-        kept = directions[order[score[order] >= min(self._equations.needed + _MORE, len(self._equations.units))]]
+        enough = min(self._equations.needed + _MORE, len(self._equations.units))
+        kept = self._distinct(directions[self._score(directions) >= enough])[:_KEPT]
         return self._solved(kept, *self._equations.met(kept, self._zero))
 
     def _settled(self, directions: torch.Tensor) -> torch.Tensor:
