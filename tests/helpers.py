@@ -59,10 +59,15 @@ def write_project(pytester: pytest.Pytester, dataset: Path, **options: object) -
     pytester.makepyprojecttoml("\n".join(["[tool.gitbench]", *lines]))
 
 
+ALONE = ("-p", "no:hypothesispytest")
+"""For a pytest in a process of its own: the plugin of a library that only our own tests use takes a second to import."""
+
+
 def run_project(pytester: pytest.Pytester, *arguments: str) -> pytest.RunResult:
     """In this process, where torch is imported already; in its own where plugins differ."""
-    own = "-n" in arguments or "no:xdist" in arguments
-    return (pytester.runpytest_subprocess if own else pytester.runpytest_inprocess)(*arguments)
+    if "-n" in arguments or "no:xdist" in arguments:
+        return pytester.runpytest_subprocess(*ALONE, *arguments)
+    return pytester.runpytest_inprocess(*arguments)
 
 
 LOGGED = """

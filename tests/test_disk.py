@@ -20,6 +20,7 @@ from gitbench.errors import StoreError
 from gitbench.fits import FitCache
 from gitbench.result import SCHEMA
 from gitbench.store import Store
+from helpers import ALONE
 
 ATTACK = """
 import os, time
@@ -283,7 +284,7 @@ def test_two_runs_in_one_folder_share_the_work(tmp_path: Path, tiny_npz: Path) -
     (tmp_path / "pyproject.toml").write_text(
         f"[tool.gitbench]\ndataset = [\"npz(path='{tiny_npz}')\"]\nmodel = ['mlp']\ndefense = ['none']\nvictims = 2\nattack = {attacks!r}\n"
     )
-    command = [sys.executable, "-m", "pytest", "--gitbench", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "--gitbench", "-p", "no:cacheprovider", *ALONE]
     runs = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(2)]
     outputs = [process.communicate(timeout=600)[0] for process in runs]
     for process, output in zip(runs, outputs, strict=True):

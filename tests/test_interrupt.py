@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gitbench.store import write_atomic
-from helpers import write_logged
+from helpers import ALONE, write_logged
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def folder(tmp_path: Path, tiny_npz: Path) -> Path:
 
 
 def start(folder: Path, *extra: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "pytest", "--gitbench", "-p", "no:cacheprovider", *extra]
+    command = [sys.executable, "-m", "pytest", "--gitbench", "-p", "no:cacheprovider", *ALONE, *extra]
     # A group of its own: Ctrl-C in a terminal reaches all processes of the group.
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
 

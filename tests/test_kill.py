@@ -29,7 +29,7 @@ for line in sys.stdin:
         null = os.open(os.devnull, os.O_RDWR)
         sys.stdout.flush()
         os.dup2(null, 0); os.dup2(null, 1)
-        os._exit(pytest.main(["--gitbench", "-q", "-p", "no:cacheprovider"]))
+        os._exit(pytest.main(["--gitbench", "-q", "-p", "no:cacheprovider", "-p", "no:hypothesispytest"]))
     print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """

@@ -111,7 +111,7 @@ def test_results_are_the_same_plain_with_xdist_and_without_it(bench: pytest.Pyte
     found = []
     for extra in ((), ("-n", "2"), ("-p", "no:xdist")):
         run(bench, *extra, "--gitbench-attack", "ridge", "--gitbench-attack", "ig(iterations=20)")
-        (bench.runpytest_subprocess if extra else bench.runpytest_inprocess)("test_mine.py", *extra).assert_outcomes(passed=2)
+        run_project(bench, "test_mine.py", *extra).assert_outcomes(passed=2)
         pictures = {path.name: path.read_bytes() for path in (bench.path / ".gitbench" / "pictures").iterdir()}
         found.append((stable(cases(bench.path)), pictures))
         (bench.path / ".gitbench").rename(bench.path / f"results{len(found)}")

@@ -28,6 +28,7 @@ from gitbench.random import make_generator
 from gitbench.result import TIMED_OUT, Result
 from gitbench.store import Store
 from gitbench.verdict import judge_results
+from helpers import ALONE
 
 GATE = {"psnr_gain": 3.0}
 alarm = pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="this system has no alarm")
@@ -363,7 +364,7 @@ def bench(warm: None, pytester: pytest.Pytester, tiny_npz: Path) -> pytest.Pytes
 @alarm
 @pytest.mark.parametrize("extra", [("-p", "no:xdist"), ("-n", "2")], ids=["plain", "n2"])
 def test_the_run_goes_on_and_the_cell_is_red_even_where_a_leak_is_declared(bench: pytest.Pytester, extra: tuple[str, ...]) -> None:
-    run = bench.runpytest_subprocess("--gitbench", *extra, timeout=600)
+    run = bench.runpytest_subprocess(*ALONE, "--gitbench", *extra, timeout=600)
     run.assert_outcomes(passed=2, xfailed=1, failed=1)
     run.stdout.fnmatch_lines(["*this cell timed out after 10 s: raise --gitbench-timeout*", "*slow.py:Sleeping *F timed out*"])
     cases = [json.loads(path.read_text()) for path in (bench.path / ".gitbench" / "cases").iterdir()]
