@@ -72,7 +72,7 @@ class Auto(Attack):
 
     name = "auto"
     requires = frozenset({"architecture"})
-    uses = frozenset({"parameters", "public", "labels", "defense"})
+    uses = frozenset({"parameters", "public", "defense"})
     profiles = {"quick": {"profile": "quick"}, "paper": {"profile": "paper"}}
 
     def __init__(self, *, seconds: float | None = None, profile: str = "standard") -> None:
@@ -142,9 +142,8 @@ class _Search:
         self.rehearsal = rehearse(observation, generator=generator)
         self.posterior = Posterior(observation, self.rehearsal, prior)
         self._classes = last_linear(observation.architecture)[1].out_features
-        granted = "labels" in observation.granted
-        self.labels = (observation.labels if granted else infer_labels(observation)).clone()
-        self._sure = granted or self.rehearsal.labels >= _SURE
+        self.labels = infer_labels(observation)
+        self._sure = self.rehearsal.labels >= _SURE
         shape = (observation.update.victims, observation.batch_size, *observation.input_shape)
         self.best = torch.full(shape, 0.5, device=observation.device)
         if "public" in observation.granted:
@@ -263,11 +262,7 @@ def _beside_the_victims(observation: Observation, most: int, generator: torch.Ge
     sent = observation.public_updates(rows, generator=generator)
     update = Update({name: torch.cat([tensor, sent.tensors[name]]) for name, tensor in observation.update.tensors.items()})
     public = observation.public
-    there = rows.to(public.inputs.device)
-    stack = observation.with_update(update)
-    if "labels" in observation.granted:
-        stack = stack.of_victims(torch.arange(update.victims), labels=torch.cat([observation.labels, public.labels[there]]))
-    return stack, public.inputs[there]
+    return observation.with_update(update), public.inputs[rows.to(public.inputs.device)]
 
 
 def _weights(candidates: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:

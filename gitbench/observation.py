@@ -193,7 +193,7 @@ class Observation:
         defense = contents.defense
         if defense is None:
             return raw
-        if defense.rounds > 1:
+        if defense.rounds != 1:
             defense = after_earlier_rounds(
                 defense, contents.model, victims=raw.victims, batch_size=contents.batch_size, generator=generator, public=contents.public
             )

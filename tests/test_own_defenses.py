@@ -56,7 +56,7 @@ def options(tiny_npz: Path) -> dict[str, object]:
 
 @pytest.mark.parametrize("defense", [OnUpdate(), OnBatch(), OnModel(), OnExamples(), OnExamples() | Halved()])
 def test_a_defense_acts_on_update_batch_model_or_examples(options, defense: gitbench.Defense) -> None:
-    result = gitbench.evaluate(defense=defense, **options)
+    result = gitbench.evaluate(defense=defense, **{**options, "victims": 12})
     assert result.error is None
     assert result.verdict == "holds", result.verdict_reason
     assert result.case.defense == repr(defense)
