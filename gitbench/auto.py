@@ -86,7 +86,8 @@ class Auto(Attack):
         self._priors = {kind.name: load_attack(kind.name, profile=profile) for kind in kinds}
 
     def memory(self, observation: Observation) -> int:
-        return max((prior.memory(_share(observation, prior)) for prior in self._able(observation).values()), default=0)
+        """Of the least demanding part: one that does not fit is left out (:meth:`_fitted`)."""
+        return min((prior.memory(_share(observation, prior)) for prior in self._able(observation).values()), default=0)
 
     def _able(self, observation: Observation) -> dict[str, Attack]:
         return {name: prior for name, prior in self._priors.items() if prior.requires <= observation.granted}
@@ -221,7 +222,6 @@ class _Search:
         self._minimise(rows, budget.posterior, whitened=False)
 
     def _minimise(self, rows: torch.Tensor, iterations: int, *, whitened: bool) -> None:
-
         def tell(done: int) -> None:
             self._clock("auto: posterior", done, iterations)
 

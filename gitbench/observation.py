@@ -100,7 +100,7 @@ class Observation:
     def update(self) -> Update:
         """What the clients sent. Not there while an attack is fitted: fitting cannot depend on victims."""
         if self._contents.update is None:
-            raise NotGrantedError("An attack is fitted before it sees any update. Read observation.update in invert().")
+            raise NotGrantedError("An attack is fitted before it sees any update. Read observation.update in run().")
         return self._contents.update
 
     @property
