@@ -103,7 +103,8 @@ def table(layers: Sequence[LayerRank]) -> str:
         }
         for layer in layers
     ]
-    return tabulate(rows, headers="keys", disable_numparse=True)
+    text: str = tabulate(rows, headers="keys", disable_numparse=True)
+    return text
 
 
 def _share(rank: int | None, unknowns: int) -> str:
