@@ -16,11 +16,11 @@ from gitbench.attacks.ig import IG
 from gitbench.attacks.lti import LTI
 from gitbench.attacks.recursion import Recursion
 from gitbench.attacks.ridge import Ridge
+from gitbench.criterion import Criterion
 from gitbench.errors import AttackError, NotGrantedError
 from gitbench.labels import infer_labels
 from gitbench.model import last_linear
 from gitbench.observation import Observation
-from gitbench.posterior import Posterior
 from gitbench.progress import Progress, TimeUp
 from gitbench.recursion.prior import Gaussian
 from gitbench.rehearsal import rehearse
@@ -54,7 +54,7 @@ class Auto(Attack):
     """An ensemble without anything to tune, after AutoAttack (Croce and Hein, arXiv 2003.01690).
 
     ``ridge``, ``recursion``, ``lti`` and ``git`` run where they can. Each victim goes on from the candidate that explains its
-    update best, by the criterion of :class:`gitbench.posterior.Posterior`: the candidate's gradient, sent
+    update best, by the criterion of :class:`gitbench.criterion.Criterion`: the candidate's gradient, sent
     through the defense, against the observed update in units of the noise that rehearsing the defense
     shows. Two searches lower that criterion, and ``ig`` goes its own way.
 
@@ -141,7 +141,7 @@ class _Search:
         self._clock = _Clock(seconds, progress)
         self._bounded = seconds is not None
         self.rehearsal = rehearse(observation, generator=generator)
-        self.posterior = Posterior(observation, self.rehearsal, prior)
+        self.criterion = Criterion(observation, self.rehearsal, prior)
         self._classes = last_linear(observation.architecture)[1].out_features
         self.labels = infer_labels(observation)
         self._sure = self.rehearsal.labels >= _SURE
@@ -161,13 +161,13 @@ class _Search:
     @property
     def open(self) -> torch.Tensor:
         """Victims whose update is not matched to numerical precision."""
-        return (~self.posterior.matched(self.misfit)).nonzero().flatten()
+        return (~self.criterion.matched(self.misfit)).nonzero().flatten()
 
     @property
     def unexplained(self) -> torch.Tensor:
         """Those among them that leave more than the noise."""
         found = self.open
-        return found[self.misfit[found] > _EXPLAINED * self.posterior.entries[found]]
+        return found[self.misfit[found] > _EXPLAINED * self.criterion.entries[found]]
 
     def consider(self, inputs: torch.Tensor, rows: torch.Tensor | None = None) -> None:
         """Candidates ``(N, B, C, H, W)`` of some victims; the best so far are those of the others."""
@@ -200,14 +200,14 @@ class _Search:
         candidates = torch.stack([*self.candidates, self.best])
         weights = _weights(candidates[:, -len(played) :], played)
         blended = torch.einsum("k,kvbchw->vbchw", weights, candidates)
-        matched = self.posterior.matched(self.misfit)[:, None, None, None, None]
+        matched = self.criterion.matched(self.misfit)[:, None, None, None, None]
         return torch.where(matched, self.best, blended)[: -len(played)].clamp(0, 1)
 
     @torch.no_grad()
     def _keep(self, inputs: torch.Tensor, rows: torch.Tensor) -> None:
         for labels in self._hypotheses(rows):
-            misfit = self.posterior.misfit(inputs, labels, rows=rows)
-            energy = self.posterior.energy(misfit, rows=rows) + self.posterior.prior(inputs)
+            misfit = self.criterion.misfit(inputs, labels, rows=rows)
+            energy = self.criterion.energy(misfit, rows=rows) + self.criterion.prior(inputs)
             better = energy < self.energy[rows]
             chosen = rows[better]
             self.best[chosen], self.labels[chosen] = inputs[better], labels[better]
@@ -225,7 +225,7 @@ class _Search:
         def tell(done: int) -> None:
             self._clock("auto: posterior", done, iterations)
 
-        found = self.posterior.minimised(
+        found = self.criterion.minimised(
             self.best[rows], self.labels[rows], rows=rows, iterations=iterations, whitened=whitened, tell=tell
         )  # fmt: skip
         self.consider(found, rows)

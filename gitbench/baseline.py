@@ -14,7 +14,7 @@ from gitbench.case import Case
 from gitbench.errors import ConfigError, StoreError
 from gitbench.metric import METRICS
 from gitbench.result import TIMED_OUT, Environment, Result, Text
-from gitbench.store import read_result
+from gitbench.store import LARGEST, read_file, read_result
 from gitbench.verdict import DEFAULT_GATE
 
 KIND = "gitbench baseline"
@@ -189,7 +189,7 @@ def _of_folder(path: Path) -> Cells:
 
 
 def _of_file(path: Path) -> Cells:
-    content = json.loads(path.read_bytes())
+    content = json.loads(read_file(path, most=LARGEST))
     if isinstance(content, list) or (isinstance(content, dict) and "case" in content):
         return cells_of([Result.model_validate(item) for item in (content if isinstance(content, list) else [content])])
     if not isinstance(content, dict) or content.get("kind") != KIND:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import stat
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,6 +11,7 @@ from gitbench import registry
 from gitbench.case import Case, make_case
 from gitbench.errors import StoreError, nearest
 from gitbench.spec import KINDS, Kind, Part, Spec, parse_spec
+from gitbench.store import read_file
 from gitbench.text import LIMIT, printable, shown
 from gitbench.threat import THREATS
 from gitbench.worst import SUBMISSION
@@ -102,13 +102,8 @@ def read_claim(path: Path) -> Claim:
         StoreError: nothing there, or no claim; the message names the file and what is wrong.
     """
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
-            raise StoreError(f"Expected the JSON file of a submission, found something else at {path}.")
-        if found.st_size > _LARGEST:
-            raise StoreError(f"Expected the JSON file of a submission, {path} has {found.st_size} bytes and may have {_LARGEST}.")
-        return Claim.model_validate_json(path.read_bytes())
-    except OSError as error:
+        return Claim.model_validate_json(read_file(path, most=_LARGEST))
+    except FileNotFoundError as error:
         raise StoreError(f"Cannot read the submission {path}: {error}.") from error
     except ValidationError as error:
         first = error.errors()[0]

@@ -169,6 +169,26 @@ def gradients(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, *, p
     return Update({name: tensor[:, 0] if one else tensor.mean(1) for name, tensor in stacked.items()}, per_example=stacked)
 
 
+def expected_update(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, *, defense: Defense | None, observed: Update) -> Update:
+    """What an attacker expects candidates to send: their gradients through the defense's deterministic part.
+
+    Args:
+        model: the attacker's.
+        inputs: ``(V, B, C, H, W)``; differentiable.
+        labels: as for :func:`gradients`.
+        defense: None for an attacker who does not know it, or does not adapt.
+        observed: what was sent, of the same victims.
+
+    Raises:
+        DefenseError: the defense raised; the message names it.
+    """
+    raw = gradients(model, inputs, labels, per_example=defense is not None and defense.needs_per_example)
+    if defense is None:
+        return raw
+    with blaming(defense):
+        return defense.expected(raw, observed=observed)
+
+
 def check_update(update: object, raw: Update, defense: Defense) -> None:
     """Check that a defense returned an update like the raw one.
 

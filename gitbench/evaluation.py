@@ -11,6 +11,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -104,31 +105,12 @@ class Chain:
             with Deadline(self.timeout, self.progress) as deadline:
                 return self._measured(case, defense, deadline)
         except TimeUp:
-            return Result(
-                case=case,
-                case_id=case.case_id,
-                status="done",
-                verdict="inconclusive",
-                verdict_reason="not judged yet",
-                flags=(TIMED_OUT,),
-                timeout=self.timeout,
-                environment=self.environment(),
-                finished_at=_now(),
-            )
+            return Result(flags=(TIMED_OUT,), timeout=self.timeout, **self._unjudged(case))
         except GitbenchError as error:
             message = str(error)
         except Exception as error:  # noqa: BLE001 - a user's code may raise anything; the run goes on
             message = f"{type(error).__name__}: {error}"
-        return Result(
-            case=case,
-            case_id=case.case_id,
-            status="error",
-            error=message,
-            verdict="inconclusive",
-            verdict_reason=f"error: {message}",
-            environment=self.environment(),
-            finished_at=_now(),
-        )
+        return Result(**{**self._unjudged(case), "status": "error", "error": message, "verdict_reason": f"error: {message}"})
 
     def observe(self, case: Case, defense: Defense | None = None) -> Observation:
         """What the attacker of a case gets to see, to the last bit: the update, and what its threat model grants.
@@ -168,18 +150,24 @@ class Chain:
         measures, baselines, flags = _measures(found, inputs, self._load_data(case.dataset))
         if self.store:
             self.store.save_picture(case.case_id, picture(inputs, found))
-        result = Result(
-            case=case,
-            case_id=case.case_id,
-            status="done",
-            verdict="inconclusive",
-            verdict_reason="not judged yet",
-            metrics=measures,
-            baselines=baselines,
-            environment=self.environment(),
-            finished_at=_now(),
-        )
-        return result.model_copy(update={"flags": tuple(sorted({*flags, *own_flags(result, still_improving=False)}))})
+        return self._flagged(Result(metrics=measures, baselines=baselines, flags=tuple(flags), **self._unjudged(case)))
+
+    def _unjudged(self, case: Case) -> dict[str, Any]:
+        """What every measurement says alike."""
+        return {
+            "case": case,
+            "case_id": case.case_id,
+            "status": "done",
+            "verdict": "inconclusive",
+            "verdict_reason": "not judged yet",
+            "environment": self.environment(),
+            "finished_at": _now(),
+        }
+
+    @staticmethod
+    def _flagged(result: Result, *, still_improving: bool = False) -> Result:
+        flags = {*result.flags, *own_flags(result, still_improving=still_improving)}
+        return result.model_copy(update={"flags": tuple(sorted(flags))})
 
     def _scene(self, case: Case, defense: Defense | None) -> _Scene:
         data = self._load_data(case.dataset)
@@ -241,11 +229,6 @@ class Chain:
         if deadline.over:
             flags.append(TIMED_OUT)
         result = Result(
-            case=case,
-            case_id=case.case_id,
-            status="done",
-            verdict="inconclusive",
-            verdict_reason="not judged yet",
             metrics=measures,
             baselines=baselines,
             flags=tuple(flags),
@@ -256,12 +239,11 @@ class Chain:
                 attack_seconds=round(found.attack_seconds, 4),
                 peak_memory_mb=peak_memory_mb(self.device),
             ),
-            environment=self.environment(),
             settings={**settings(attack), "model.mode": "train" if model.training else "eval"},
             timeout=deadline.seconds if deadline.over else None,
-            finished_at=_now(),
+            **self._unjudged(case),
         )
-        return result.model_copy(update={"flags": tuple(sorted({*flags, *own_flags(result, still_improving=found.still_improving)}))})
+        return self._flagged(result, still_improving=found.still_improving)
 
     def _conforms(self, case: Case, defense: Defense, model: nn.Module, data: Data) -> _Character:
         """What the defense is like on public images; checked once for all attacks on it."""

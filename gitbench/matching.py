@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 import torch
 
-from gitbench.client import blaming, gradients
+from gitbench.client import expected_update
 from gitbench.observation import Observation
 
 Distance = Literal["l2", "cosine", "layerwise"]
@@ -95,11 +95,7 @@ class Objective:
 
     def __call__(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Distances ``(V,)`` of candidates ``(V, B, C, H, W)``; differentiable."""
-        need = self._defense is not None and self._defense.needs_per_example
-        update = gradients(self._model, inputs, labels, per_example=need)
-        if self._defense is not None:
-            with blaming(self._defense):
-                update = self._defense.expected(update, observed=self._observed)
+        update = expected_update(self._model, inputs, labels, defense=self._defense, observed=self._observed)
         rows = [tensor.flatten(1) for tensor in update.tensors.values()]
         if self._distance == "l2":
             return torch.stack([(mine - theirs).square().sum(1) for mine, theirs in zip(rows, self._rows, strict=True)]).sum(0)

@@ -20,7 +20,8 @@ from gitbench.errors import StoreError
 from gitbench.result import SCHEMA, Result
 from gitbench.text import shown
 
-_LARGEST = 2**28  # bytes; a result of a million victims has half
+LARGEST = 2**28
+"""Bytes of a file of results: one of a million victims has half."""
 
 
 class Store:
@@ -109,17 +110,7 @@ def read_result(path: Path) -> Result:
         pydantic.ValidationError: truncated, edited by hand, or no result at all.
         StoreError: written by a newer gitbench, or unreadable.
     """
-    try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
-            raise StoreError(f"Cannot read {path}: expected a file, found something else. Move it away.")
-        if found.st_size > _LARGEST:
-            raise StoreError(f"Cannot read {path}: it has {found.st_size} bytes, and no result is that large. Move it away.")
-        text = path.read_bytes()
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise StoreError(f"Cannot read {path}: {error}.") from error
+    text = read_file(path, most=LARGEST)
     schema = _schema_of(text)
     if schema is not None and schema > SCHEMA:
         raise StoreError(
@@ -127,6 +118,26 @@ def read_result(path: Path) -> Result:
             "Upgrade gitbench, or choose another folder with --gitbench-results."
         )
     return Result.model_validate_json(text)
+
+
+def read_file(path: Path, *, most: int) -> bytes:
+    """A file that may be anybody's: nothing is opened that would block, and no more read than ``most`` bytes.
+
+    Raises:
+        FileNotFoundError: no such file.
+        StoreError: no regular file, too large, or unreadable.
+    """
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise StoreError(f"Cannot read {path}: expected a file, found something else. Move it away.")
+        if found.st_size > most:
+            raise StoreError(f"Cannot read {path}: it has {found.st_size} bytes, expected at most {most}. Move it away.")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise StoreError(f"Cannot read {path}: {error}.") from error
 
 
 def write_atomic(path: Path, content: bytes) -> None:

@@ -13,9 +13,9 @@ from gitbench import Defense, Observation, client_update, load_attack, load_mode
 from gitbench.attack import Fitted
 from gitbench.auto import Auto
 from gitbench.auto import _weights as weights_of
+from gitbench.criterion import Criterion
 from gitbench.data import Data
 from gitbench.fitting import NoCheckpoint
-from gitbench.posterior import Posterior
 from gitbench.random import make_generator, randn_like
 from gitbench.rehearsal import Rehearsal, rehearse, rescaled
 from gitbench.update import Update
@@ -102,10 +102,10 @@ def test_another_images_update_says_nothing(model: torch.nn.Module, data: Data) 
     found = attacked("auto", observation)
     assert gain(found.roll(1, dims=0), data) <= 0.5
     truth, labels = data.private.inputs[:VICTIMS, None], data.private.labels[:VICTIMS, None]
-    posterior = Posterior(observation, rehearse(observation, generator=make_generator(0)))
-    own, other = (posterior.misfit(images, targets) for images, targets in ((truth, labels), (truth.roll(1, 0), labels.roll(1, 0))))
+    criterion = Criterion(observation, rehearse(observation, generator=make_generator(0)))
+    own, other = (criterion.misfit(images, targets) for images, targets in ((truth, labels), (truth.roll(1, 0), labels.roll(1, 0))))
     assert (other > 1e3 * own).all()
-    assert (other > posterior.misfit(found, labels)).all()
+    assert (other > criterion.misfit(found, labels)).all()
 
 
 def test_noise_of_the_same_norms_says_nothing_and_is_not_matched(model: torch.nn.Module, data: Data) -> None:
@@ -120,8 +120,8 @@ def test_noise_of_the_same_norms_says_nothing_and_is_not_matched(model: torch.nn
     noisy = observation.with_update(observation.update.map(noise))
     found = attacked("auto", noisy)
     assert gain(found, data) <= 0.5
-    posterior = Posterior(noisy, rehearse(noisy, generator=make_generator(0)))
-    assert not posterior.matched(posterior.misfit(found, data.private.labels[:VICTIMS, None])).any()
+    criterion = Criterion(noisy, rehearse(noisy, generator=make_generator(0)))
+    assert not criterion.matched(criterion.misfit(found, data.private.labels[:VICTIMS, None])).any()
 
 
 def test_more_time_never_gives_less(model: torch.nn.Module, data: Data) -> None:
@@ -211,9 +211,9 @@ def test_a_free_scale_is_fitted_by_least_squares() -> None:
 
 def test_the_truth_has_about_one_squared_deviation_per_entry(model: torch.nn.Module, data: Data) -> None:
     observation = observe(model, data, "gaussian_noise(std=0.02)")
-    posterior = Posterior(observation, rehearse(observation, generator=make_generator(0)))
-    misfit = posterior.misfit(data.private.inputs[:VICTIMS, None], data.private.labels[:VICTIMS, None])
-    assert torch.allclose(misfit / posterior.entries, torch.ones(VICTIMS), atol=0.1)
+    criterion = Criterion(observation, rehearse(observation, generator=make_generator(0)))
+    misfit = criterion.misfit(data.private.inputs[:VICTIMS, None], data.private.labels[:VICTIMS, None])
+    assert torch.allclose(misfit / criterion.entries, torch.ones(VICTIMS), atol=0.1)
 
 
 def test_the_prior_prefers_images_like_the_public_ones(model: torch.nn.Module, data: Data) -> None:
@@ -221,8 +221,8 @@ def test_the_prior_prefers_images_like_the_public_ones(model: torch.nn.Module, d
     noise = torch.rand(images.shape, generator=make_generator(0))
     observation = observe(model, data)
     for known in (observation, observation.restricted(frozenset({"architecture", "parameters"}))):
-        posterior = Posterior(known, Rehearsal(dict.fromkeys(known.update.tensors, 0.0)))
-        assert (posterior.prior(images) < posterior.prior(noise)).all()
+        criterion = Criterion(known, Rehearsal(dict.fromkeys(known.update.tensors, 0.0)))
+        assert (criterion.prior(images) < criterion.prior(noise)).all()
 
 
 @given(ratios=st.lists(st.floats(0, 1e12), min_size=2, max_size=2))
@@ -230,10 +230,10 @@ def test_a_better_match_counts_more_whatever_the_scale(ratios: list[float]) -> N
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
     update = Update({name: tensor[None].expand(2, *tensor.shape) for name, tensor in model.named_parameters()})
     observation = Observation(update=update, model=model, input_shape=(1, 2, 2), batch_size=1)
-    posterior = Posterior(observation, Rehearsal(dict.fromkeys(update.tensors, 0.0)))
-    low, high = posterior.energy(torch.tensor(sorted(ratios)) * posterior.entries).tolist()
+    criterion = Criterion(observation, Rehearsal(dict.fromkeys(update.tensors, 0.0)))
+    low, high = criterion.energy(torch.tensor(sorted(ratios)) * criterion.entries).tolist()
     assert low <= high
-    assert posterior.energy(posterior.entries.float()).tolist() == (posterior.entries / 2).tolist()
+    assert criterion.energy(criterion.entries.float()).tolist() == (criterion.entries / 2).tolist()
 
 
 def test_rehearsals_can_be_compared() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from gitbench.client import blaming, gradients
+from gitbench.client import expected_update, gradients
 from gitbench.model import last_linear
 from gitbench.observation import Observation
 from gitbench.update import Update
@@ -63,11 +63,9 @@ def rehearse(observation: Observation, sent: Update, inputs: torch.Tensor, label
         adapt: know the defense's deterministic part, where its definition is granted.
     """
     defense = observation.defense if adapt and "defense" in observation.granted else None
-    raw = gradients(observation.model, inputs, labels, per_example=defense is not None and defense.needs_per_example)
-    expected = raw
-    if defense is not None:
-        with blaming(defense), torch.no_grad():
-            expected = defense.expected(raw, observed=sent)
+    with torch.no_grad():
+        raw = gradients(observation.model, inputs, labels)
+        expected = raw if defense is None else expected_update(observation.model, inputs, labels, defense=defense, observed=sent)
     flat, seen = raw.flatten() * (sent.flatten() != 0), sent.flatten()
     ratio = (flat * seen).sum(1) / flat.square().sum(1).clamp_min(1e-30)
     rescaled = float((ratio - 1).abs().median()) > _SAME

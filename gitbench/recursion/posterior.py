@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
-from gitbench.client import blaming, gradients
+from gitbench.client import expected_update
 from gitbench.lbfgs import descend
 from gitbench.observation import Observation
 from gitbench.random import randn_like
-from gitbench.recursion.prior import Gaussian
+from gitbench.recursion.prior import Gaussian, Whitened
 from gitbench.update import Update
 
 _HISTORY = 20
@@ -48,14 +48,13 @@ class Posterior:
         self._defense = observation.defense if adapt and "defense" in observation.granted else None
         self._labels = labels
         self._shape = (*labels.shape, *observation.input_shape)
-        self._mean, self._spread = prior.mean.float(), prior.spread.float().sqrt()
-        self._directions = None if prior.directions is None else prior.directions.float()
+        self._prior = Whitened(prior)
         self._deviation = deviation
         self._aim = self._flat(self._observed.tensors)
 
     def value(self, images: torch.Tensor) -> torch.Tensor:
         """Of images ``(V, B, C, H, W)``: ``(V,)``."""
-        return self._objective(self._coordinates(images))[0]
+        return self._objective(self._prior.coordinates(images))[0]
 
     def misfit(self, images: torch.Tensor) -> torch.Tensor:
         """Largest relative error of a tensor of the update that these images give, ``(V,)``."""
@@ -76,10 +75,10 @@ class Posterior:
             generator: for the directions that show the curvature.
             tell: told how many iterations are done.
         """
-        points = self._coordinates(start)
+        points = self._prior.coordinates(start)
         inverse = self._curvature(start, generator)
         found = descend(points, self._objective, lambda vectors: vectors * inverse, iterations, history=_HISTORY, tell=tell)
-        return Fit(self._images(found), self._objective(found)[0])
+        return Fit(self._prior.images(found, self._shape), self._objective(found)[0])
 
     def _curvature(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Inverse of the diagonal of ``JᵀJ + 1``, averaged over victims and random directions: ``(n,)``."""
@@ -89,43 +88,22 @@ class Posterior:
             inputs = images.detach().requires_grad_()
             flat = self._flat(self._sent(inputs).tensors)
             (slope,) = torch.autograd.grad((flat * randn_like(flat, generator)).sum(), inputs)
-            total += self._whitened(slope).square().reshape(-1, len(total)).mean(0)
+            total += self._prior.slope(slope).square().reshape(-1, len(total)).mean(0)
         padded = torch.nn.functional.pad(total[None, None] / rounds, (_SMOOTH // 2, _SMOOTH // 2), mode="replicate")
-        smooth = torch.nn.functional.avg_pool1d(padded, _SMOOTH, stride=1)[0, 0] if self._directions is not None else total / rounds
+        smooth = torch.nn.functional.avg_pool1d(padded, _SMOOTH, stride=1)[0, 0] if self._prior.rotated else total / rounds
         return (1 / (1 + smooth)).repeat(self._shape[1])
 
     def _objective(self, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        images = self._images(points).detach().requires_grad_()
+        images = self._prior.images(points, self._shape).detach().requires_grad_()
         with torch.enable_grad():
             values = (self._flat(self._sent(images).tensors) - self._aim).square().sum(1) / 2
             (slope,) = torch.autograd.grad(values.sum(), images)
         found = values.detach() + points.square().sum(1) / 2
-        gradient = self._whitened(slope) + points
+        gradient = self._prior.slope(slope) + points
         return torch.where(found.isfinite(), found, math.inf), torch.where(gradient.isfinite(), gradient, 0)
 
     def _sent(self, images: torch.Tensor) -> Update:
-        need = self._defense is not None and self._defense.needs_per_example
-        update = gradients(self._model, images, self._labels, per_example=need)
-        if self._defense is None:
-            return update
-        with blaming(self._defense):
-            return self._defense.expected(update, observed=self._observed)
+        return expected_update(self._model, images, self._labels, defense=self._defense, observed=self._observed)
 
     def _flat(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return torch.cat([tensors[name].flatten(1) / deviation[:, None] for name, deviation in self._deviation.items()], dim=1)
-
-    def _coordinates(self, images: torch.Tensor) -> torch.Tensor:
-        centred = images.flatten(2) - self._mean
-        rotated = centred if self._directions is None else centred @ self._directions
-        return (rotated / self._spread).flatten(1)
-
-    def _images(self, points: torch.Tensor) -> torch.Tensor:
-        scaled = points.reshape(*self._shape[:2], -1) * self._spread
-        rotated = scaled if self._directions is None else scaled @ self._directions.T
-        return (self._mean + rotated).reshape(self._shape)
-
-    def _whitened(self, slope: torch.Tensor) -> torch.Tensor:
-        """A gradient by images as one by coordinates, ``(V, B n)``."""
-        flat = slope.flatten(2)
-        rotated = flat if self._directions is None else flat @ self._directions
-        return (rotated * self._spread).flatten(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,6 +57,40 @@ class Gaussian:
         """The inverse of :meth:`tensors`."""
         directions = tensors.get(f"{prefix}.directions")
         return cls(tensors[f"{prefix}.mean"], tensors[f"{prefix}.spread"], None if directions is None else directions.double())
+
+
+class Whitened:
+    """Images in the coordinates in which a prior is a standard normal distribution, in float32.
+
+    Args:
+        prior: of one image.
+    """
+
+    def __init__(self, prior: Gaussian) -> None:
+        self._mean, self._spread = prior.mean.float(), prior.spread.float().sqrt()
+        self._directions = None if prior.directions is None else prior.directions.float()
+
+    @property
+    def rotated(self) -> bool:
+        """Whether neighbouring coordinates are neighbouring directions of a covariance, rather than pixels."""
+        return self._directions is not None
+
+    def coordinates(self, images: torch.Tensor) -> torch.Tensor:
+        """Of images ``(V, B, C, H, W)``: ``(V, B n)``."""
+        return (self._turned(images.flatten(2) - self._mean) / self._spread).flatten(1)
+
+    def images(self, coordinates: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+        """The inverse of :meth:`coordinates`; ``shape`` is ``(V, B, C, H, W)``."""
+        scaled = coordinates.reshape(shape[0], shape[1], -1) * self._spread
+        flat = scaled if self._directions is None else scaled @ self._directions.T
+        return (self._mean + flat).reshape(tuple(shape))
+
+    def slope(self, slope: torch.Tensor) -> torch.Tensor:
+        """A gradient by images ``(V, B, C, H, W)`` as one by coordinates, ``(V, B n)``."""
+        return (self._turned(slope.flatten(2)) * self._spread).flatten(1)
+
+    def _turned(self, flat: torch.Tensor) -> torch.Tensor:
+        return flat if self._directions is None else flat @ self._directions
 
 
 def of_samples(chunks: Iterable[torch.Tensor], *, hidden: bool) -> Gaussian:

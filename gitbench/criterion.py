@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 import torch
 
-from gitbench.client import blaming, gradients
+from gitbench.client import expected_update
 from gitbench.lbfgs import BatchedLbfgs
 from gitbench.observation import Observation
 from gitbench.progress import TimeUp
-from gitbench.recursion.prior import Gaussian, natural, of_samples
+from gitbench.recursion.prior import Gaussian, Whitened, natural, of_samples
 from gitbench.rehearsal import Rehearsal, rescaled
 from gitbench.update import Update
 
@@ -23,7 +23,7 @@ _CHUNKS = 20
 _HISTORY = 50
 
 
-class Posterior:
+class Criterion:
     """Negative logarithm of the posterior density of a candidate, up to a constant.
 
     The misfit is ``m(x) = Σ_l |G_l(x) - Ĝ_l|² / σ_l²``, where ``G`` is sent through the defense's deterministic part
@@ -49,9 +49,7 @@ class Posterior:
         }
         sent = observation.update.tensors.values()
         self.entries = torch.stack([(tensor != 0).flatten(1).sum(1) for tensor in sent]).sum(0).clamp_min(1)
-        prior = prior or _prior(observation)
-        self._mean, self._spread = prior.mean.float(), prior.spread.float().sqrt()
-        self._directions = None if prior.directions is None else prior.directions.float()
+        self._prior = Whitened(prior or _prior(observation))
 
     def __call__(self, inputs: torch.Tensor, labels: torch.Tensor, *, rows: torch.Tensor | None = None) -> torch.Tensor:
         """``(V,)`` of candidates ``(V, B, C, H, W)`` with labels ``(V, B)``.
@@ -63,7 +61,7 @@ class Posterior:
 
     def prior(self, inputs: torch.Tensor) -> torch.Tensor:
         """Negative logarithm of the density of images ``(V, B, C, H, W)``, up to a constant: ``(V,)``."""
-        return self._coordinates(inputs).square().sum(1) / 2
+        return self._prior.coordinates(inputs).square().sum(1) / 2
 
     def energy(self, misfit: torch.Tensor, *, rows: torch.Tensor | None = None) -> torch.Tensor:
         """What a misfit counts, ``(V,)``."""
@@ -104,10 +102,10 @@ class Posterior:
             tell: told how many iterations are done; where it raises :class:`~gitbench.progress.TimeUp`, what was found by then is returned.
         """
         shape = start.shape
-        points = self._coordinates(start) if whitened else start.flatten(1)
+        points = self._prior.coordinates(start) if whitened else start.flatten(1)
 
         def images(points: torch.Tensor) -> torch.Tensor:
-            return self._images(points, shape) if whitened else points.reshape(shape)
+            return self._prior.images(points, shape) if whitened else points.reshape(shape)
 
         def closure(points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             with torch.enable_grad():
@@ -115,7 +113,7 @@ class Posterior:
                 misfit = self.misfit(found, labels, rows=rows)
                 values = (misfit / 2 if whitened else self.energy(misfit, rows=rows)) + self.prior(found)
                 (slope,) = torch.autograd.grad(values.sum(), found)
-            return values.detach(), self._whitened(slope) if whitened else slope.flatten(1)
+            return values.detach(), self._prior.slope(slope) if whitened else slope.flatten(1)
 
         optimizer = BatchedLbfgs(points, history=_HISTORY)
         best, lowest = points.clone(), torch.full((len(points),), math.inf, device=points.device)
@@ -134,33 +132,13 @@ class Posterior:
         observed = self._observed
         if rows is not None:
             observed = Update({name: tensor[rows] for name, tensor in observed.tensors.items()})
-        need = self._defense is not None and self._defense.needs_per_example
-        update = gradients(self._model, inputs, labels, per_example=need)
-        if self._defense is not None:
-            with blaming(self._defense):
-                update = self._defense.expected(update, observed=observed)
+        update = expected_update(self._model, inputs, labels, defense=self._defense, observed=observed)
         update = rescaled(update, observed, self.rehearsal.scale)
         parts = []
         for name, tensor in observed.tensors.items():
             variance = self._variance[name] if rows is None else self._variance[name][rows]
             parts.append((update.tensors[name] - tensor).flatten(1) / variance.sqrt()[:, None])
         return torch.cat(parts, dim=1)
-
-    def _coordinates(self, images: torch.Tensor) -> torch.Tensor:
-        centred = images.flatten(2) - self._mean
-        rotated = centred if self._directions is None else centred @ self._directions
-        return (rotated / self._spread).flatten(1)
-
-    def _images(self, points: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-        scaled = points.reshape(*shape[:2], -1) * self._spread
-        rotated = scaled if self._directions is None else scaled @ self._directions.T
-        return (self._mean + rotated).reshape(shape)
-
-    def _whitened(self, slope: torch.Tensor) -> torch.Tensor:
-        """A gradient by images as one by coordinates, ``(V, B n)``."""
-        flat = slope.flatten(2)
-        rotated = flat if self._directions is None else flat @ self._directions
-        return (rotated * self._spread).flatten(1)
 
 
 def _prior(observation: Observation) -> Gaussian:
