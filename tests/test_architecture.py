@@ -40,7 +40,7 @@ LEVELS = [
     ["labels", "features", "matching", "lbfgs", "attack"],
     ["transcript", "rehearsal"],
     ["recursion"],
-    ["posterior"],
+    ["criterion"],
     ["attacks", "fits", "inspection"],
     ["auto"],
     ["scoring"],

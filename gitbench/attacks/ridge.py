@@ -94,8 +94,9 @@ def fit_ridge(maps: Sequence[torch.Tensor], pixels: torch.Tensor, *, holdout: fl
     errors: dict[tuple[int, float], float] = {}
     for index, features in enumerate(maps):
         solver = _Solver(features[train].double(), pixels[train])
+        seen = solver.turned(features[test].double())
         for power in range(-10, 4):
-            guess = (features[test] - solver.feature_mean) @ solver.weight(10.0**power) + solver.pixel_mean
+            guess = solver(seen, 10.0**power)
             errors[index, 10.0**power] = float((guess.clamp(0, 1) - pixels[test]).square().mean())
     chosen, penalty = min(errors, key=lambda key: errors[key])
     final = _Solver(maps[chosen].double(), pixels)
@@ -113,11 +114,23 @@ class _Solver:
     def __init__(self, features: torch.Tensor, pixels: torch.Tensor) -> None:
         self.feature_mean, self.pixel_mean = features.mean(0), pixels.mean(0)
         centred = features - self.feature_mean
+        self._values: torch.Tensor
+        self._vectors: torch.Tensor
         self._values, self._vectors = torch.linalg.eigh(centred.T @ centred / len(features))
-        self._cross = self._vectors.T @ (centred.T @ (pixels - self.pixel_mean) / len(features))
+        self._cross: torch.Tensor = self._vectors.T @ (centred.T @ (pixels - self.pixel_mean) / len(features))
         self._scale = self._values.clamp_min(0).mean().clamp_min(1e-30)
+
+    def turned(self, features: torch.Tensor) -> torch.Tensor:
+        """Features along the eigenvectors, once for all penalties: :meth:`__call__` then needs no weight."""
+        return (features - self.feature_mean) @ self._vectors
+
+    def __call__(self, turned: torch.Tensor, penalty: float) -> torch.Tensor:
+        """Pixels of :meth:`turned` features."""
+        return turned @ self._shrunk(penalty) + self.pixel_mean
 
     def weight(self, penalty: float) -> torch.Tensor:
         """Weights for a penalty in units of the features' mean variance."""
-        found: torch.Tensor = self._vectors @ (self._cross / (self._values.clamp_min(0) + penalty * self._scale)[:, None])
-        return found
+        return self._vectors @ self._shrunk(penalty)
+
+    def _shrunk(self, penalty: float) -> torch.Tensor:
+        return self._cross / (self._values.clamp_min(0) + penalty * self._scale)[:, None]

@@ -207,7 +207,7 @@ def _blocks(system: System, weight: torch.Tensor, generator: torch.Generator) ->
         known = error.isfinite()
         rows = weight[known]
         cross = (rows.reshape(-1, places) @ spread).reshape(len(rows), -1)
-        inner = _forward(system, cross)[:, known] + torch.diag(error[known])
+        inner = cross @ rows.T + torch.diag(error[known])  # a convolution in float64 would be the slower
         factor, failed = torch.linalg.cholesky_ex((inner + inner.T) / 2)
         if int(failed):
             means.append(start)
@@ -238,12 +238,13 @@ def _iterated(system: System, iterations: int) -> Estimate:
 
     right = _right_side(system, back) + weighted(prior.mean[None])
     if precision is not None:
-        weight = matrix(layer, system.weight)
         typical = certainty.log().mean(0).exp() if bool((certainty > 0).all()) else certainty.mean(0)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(weight.T @ (typical[:, None] * weight) + precision))
+        # Layer by layer, as a convolution's matrix is nearly empty.
+        product = _transposed(system, (typical[:, None] * matrix(layer, system.weight)).T)
+        factor = torch.linalg.cholesky((product + product.T) / 2 + precision)
 
         def precondition(vectors: torch.Tensor) -> torch.Tensor:
-            return vectors @ inverse
+            return torch.cholesky_solve(vectors.T, factor).T
 
         start = precondition(_transposed(system, typical * system.forward.mean) + weighted(prior.mean[None]))
     else:

@@ -135,8 +135,8 @@ def of_spectrum(images: torch.Tensor) -> Gaussian:
     pixels = centred.reshape(images.shape).transpose(0, 1).flatten(1)
     colours = torch.linalg.eigh(pixels @ pixels.T / pixels.shape[1])[1].T
     down, across = (torch.from_numpy(fft.dct(np.eye(size), norm="ortho", axis=0)).to(flat) for size in images.shape[2:])
-    directions = torch.kron(colours, torch.kron(down, across)).T.contiguous()
-    return Gaussian(mean, (centred @ directions).square().mean(0) + _PIXEL, directions)
+    spread = torch.einsum("dc,nchw->ndhw", colours, down @ centred.reshape(images.shape) @ across.T).square().mean(0).flatten()
+    return Gaussian(mean, spread + _PIXEL, torch.kron(colours, torch.kron(down, across)).T.contiguous())
 
 
 def natural(input_shape: tuple[int, int, int], *, mean: float = _GREY, contrast: float = _CONTRAST) -> Gaussian:
