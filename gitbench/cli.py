@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,64 +19,76 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit status: 0, 1 for a regression, or 2 for a usage error."""
+    given = _parser().parse_args(arguments)
+    try:
+        status, lines = given.run(given)
+    except GitbenchError as error:
+        sys.stderr.write(f"gitbench: {printable(str(error))}\n")
+        return 2
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    return int(status)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="gitbench", description="A first defense, leaderboards, comparisons, submissions, lists. To measure, run: pytest --gitbench"
     )
     parser.add_argument("--version", action="version", version=f"gitbench {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    start = commands.add_parser("init", help="write a first defense, its test and [tool.gitbench]; overwrites nothing")
+
+    def command(name: str, run: Callable[[argparse.Namespace], Iterable[str]], what: str) -> argparse.ArgumentParser:
+        found = commands.add_parser(name, help=what)
+        found.set_defaults(run=lambda given: (0, [printable(line) for line in run(given)]))
+        return found
+
+    start = command("init", lambda given: scaffold(given.folder), "write a first defense, its test and [tool.gitbench]; overwrites nothing")
     start.add_argument("folder", metavar="DIR", type=Path, nargs="?", default=Path(), help="where to (default: this folder)")
-    listing = commands.add_parser("list", help="show the attacks, defenses, models and datasets that are installed")
+    listing = command("list", lambda given: _list(given.kind), "show the attacks, defenses, models and datasets that are installed")
     listing.add_argument("kind", nargs="?", choices=("attack", "defense", "model", "dataset"))
-    board = commands.add_parser("leaderboard", help="rebuild leaderboards from stored results")
+    doubts = command("flags", lambda given: _flags(given.names), "explain the flags that stand beside a verdict")
+    doubts.add_argument("names", metavar="NAME", nargs="*", help="which (default: all)")
+    board = command(
+        "leaderboard", lambda given: _leaderboard(given.results, given.out, given.entries), "rebuild leaderboards from stored results"
+    )
     board.add_argument("results", type=Path, nargs="?", default=Path(".gitbench"), help="results folder (default: %(default)s)")
     board.add_argument("--out", type=Path, default=Path("leaderboards"), help="where the Markdown goes (default: %(default)s)")
     board.add_argument(
         "--entries", type=Path, action="append", default=[], metavar="PATH", help="results of others: a JSON file, or a folder; repeatable"
     )
-    ranks = commands.add_parser("inspect", help="how much of each layer's input its gradient determines")
+    ranks = command(
+        "inspect",
+        lambda given: _inspect(given.model, given.dataset, given.seed, as_json=given.json),
+        "how much of each layer's input its gradient determines",
+    )
     ranks.add_argument("model", help="SPEC of the model")
     ranks.add_argument("--dataset", default="photos", help="SPEC of the dataset that it is built for (default: %(default)s)")
     ranks.add_argument("--seed", type=int, default=0, help="of the weights (default: %(default)s)")
     ranks.add_argument("--json", action="store_true", help="as JSON")
-    looking = commands.add_parser("observe", help="write what the attacker of a case gets to see, for an attack of your own")
+    looking = command(
+        "observe",
+        lambda given: _observe(given.claim, given.out),
+        "write what the attacker of a case sees, for an attack of your own",
+    )
     looking.add_argument("claim", type=Path, help="JSON file that names the case (docs/entries.md)")
     looking.add_argument("--out", type=Path, default=Path("observation.safetensors"), help="the file (default: %(default)s)")
-    scoring = commands.add_parser("score", help="score reconstructions that were made elsewhere, and keep the result")
+    scoring = command(
+        "score", lambda given: _score(given.claim, given.results), "score reconstructions that were made elsewhere, and keep the result"
+    )
     scoring.add_argument("claim", type=Path, help="JSON file beside them that names their case (docs/entries.md)")
     scoring.add_argument("--results", type=Path, default=Path(".gitbench"), help="results folder (default: %(default)s)")
-    base = commands.add_parser("baseline", help="write the one file for committing that --gitbench-baseline compares with")
+    base = command(
+        "baseline",
+        lambda given: _baseline(given.results, given.out),
+        "write the one file for committing that --gitbench-baseline compares with",
+    )
     base.add_argument("results", type=Path, nargs="?", default=Path(".gitbench"), help="results folder (default: %(default)s)")
     base.add_argument("--out", type=Path, default=Path("gitbench-baseline.json"), help="the file (default: %(default)s)")
-    comparing = commands.add_parser(
-        "compare", help="compare two runs, as Markdown; exit status 1 where leakage got worse or cannot be compared"
-    )
+    comparing = command("compare", lambda _: (), "compare two runs, as Markdown; exit status 1 where one leaks more or has no match")
+    comparing.set_defaults(run=lambda given: _compare(given.before, given.after, given.tolerance))
     comparing.add_argument("before", type=Path, help="results folder, or file of gitbench baseline")
     comparing.add_argument("after", type=Path, help="the same of the later run")
     comparing.add_argument("--tolerance", type=float, default=0.5, help="how much worse is accepted, in dB (default: %(default)s)")
-    given = parser.parse_args(arguments)
-    if given.command == "compare":
-        return _compare(given.before, given.after, given.tolerance)
-    try:
-        if given.command == "init":
-            lines = scaffold(given.folder)
-        elif given.command == "list":
-            lines = _list(given.kind)
-        elif given.command == "baseline":
-            lines = _baseline(given.results, given.out)
-        elif given.command == "inspect":
-            lines = _inspect(given.model, given.dataset, given.seed, as_json=given.json)
-        elif given.command == "observe":
-            lines = _observe(given.claim, given.out)
-        elif given.command == "score":
-            lines = _score(given.claim, given.results)
-        else:
-            lines = _leaderboard(given.results, given.out, given.entries)
-    except GitbenchError as error:
-        sys.stderr.write(f"gitbench: {printable(str(error))}\n")
-        return 2
-    sys.stdout.write("".join(f"{printable(line)}\n" for line in lines))
-    return 0
+    return parser
 
 
 def _list(kind: str | None) -> list[str]:
@@ -139,6 +151,20 @@ def _score(claim: Path, results: Path) -> list[str]:
     ]
 
 
+def _flags(names: Sequence[str]) -> list[str]:
+    from gitbench.errors import ConfigError, nearest
+    from gitbench.flags import FLAGS
+
+    unknown = next((name for name in names if name not in FLAGS), None)
+    if unknown is not None:
+        raise ConfigError(f"Unknown flag {unknown!r}.{nearest(unknown, FLAGS)}")
+    lines: list[str] = []
+    for flag in (FLAGS[name] for name in names or FLAGS):
+        ends = ". A cell with this flag does not hold." if flag.blocks else "."
+        lines += [flag.name, f"  raised if   {flag.raised}.", f"  why         {flag.why}.", f"  what to do  {flag.what_to_do}{ends}", ""]
+    return lines[:-1]
+
+
 def _baseline(results: Path, out: Path) -> list[str]:
     from gitbench.baseline import dump, load_baseline
     from gitbench.store import write_atomic
@@ -154,18 +180,13 @@ def _has_error(seeds: Mapping[int, Entry]) -> bool:
     return any(entry.verdict == "error" for entry in seeds.values())
 
 
-def _compare(before: Path, after: Path, tolerance: float) -> int:
+def _compare(before: Path, after: Path, tolerance: float) -> tuple[int, list[str]]:
     from gitbench.baseline import load_baseline
     from gitbench.comment import markdown
     from gitbench.comparison import compare, tolerances
     from gitbench.errors import ConfigError
 
-    try:
-        if not 0 <= tolerance < float("inf"):
-            raise ConfigError(f"Expected a tolerance of zero or more dB, got {tolerance}.")
-        found = compare(load_baseline(before), load_baseline(after, errors=True), tolerance=tolerances(tolerance))
-    except GitbenchError as error:
-        sys.stderr.write(f"gitbench: {printable(str(error))}\n")
-        return 2
-    sys.stdout.write(markdown(found))
-    return 1 if found.failed else 0
+    if not 0 <= tolerance < float("inf"):
+        raise ConfigError(f"Expected a tolerance of zero or more dB, got {tolerance}.")
+    found = compare(load_baseline(before), load_baseline(after, errors=True), tolerance=tolerances(tolerance))
+    return int(found.failed), markdown(found).splitlines()

@@ -120,7 +120,7 @@ def render(table: Table) -> str:
             "",
             flags,
             "",
-            "docs/flags.md explains them. A cell flagged `control-failed` or as no success acquits nobody.",
+            "`gitbench flags` explains them. A cell flagged `control-failed` or as no success acquits nobody.",
             "",
         ]
     attacks = _attacks(table)

@@ -9,6 +9,7 @@ import torch
 
 from gitbench.bench import Bench, case_of
 from gitbench.case import Case
+from gitbench.cli import main
 from gitbench.flags import FLAGS, blocking, compared_flags, explained, own_flags
 from gitbench.matching import Falling
 from gitbench.result import Baselines, Environment, Measure, Result, Utility
@@ -125,6 +126,16 @@ def test_every_flag_is_documented_with_if_why_and_what_to_do() -> None:
         for said in (flag.raised, flag.why, flag.what_to_do):
             assert said in section.replace("\n", " "), (name, said)
         assert ("does not hold" in section) is flag.blocks, name
+
+
+def test_the_command_line_explains_flags_and_offers_the_nearest_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["flags"]) == 0
+    said = capsys.readouterr().out
+    assert all(part in said for flag in FLAGS.values() for part in (flag.name, flag.raised, flag.why, flag.what_to_do))
+    assert main(["flags", "few-victims"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "few-victims"
+    assert main(["flags", "few-victim"]) == 2
+    assert "Did you mean 'few-victims'?" in capsys.readouterr().err
 
 
 def test_explained_names_the_reason_and_passes_on_what_it_does_not_know() -> None:

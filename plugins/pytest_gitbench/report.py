@@ -154,7 +154,7 @@ def flag_lines(flags: Mapping[str, Sequence[str]]) -> list[str]:
         shown = ", ".join(named[:_NAMED]) + (f" and {len(named) - _NAMED} more" if len(named) > _NAMED else "")
         advice = f": {FLAGS[name].what_to_do}" if name in FLAGS else ""
         lines += [f"flag {name}{advice}", f"      {shown}"]
-    return [*lines, "docs/flags.md explains the flags", ""] if lines else []
+    return [*lines, "gitbench flags explains the flags", ""] if lines else []
 
 
 def baseline_lines(reports: Sequence[pytest.TestReport], not_run: Sequence[str], path: str) -> list[str]:
