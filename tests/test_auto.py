@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -124,13 +125,16 @@ def test_noise_of_the_same_norms_says_nothing_and_is_not_matched(model: torch.nn
     assert not criterion.matched(criterion.misfit(found, data.private.labels[:VICTIMS, None])).any()
 
 
-def test_more_time_never_gives_less(model: torch.nn.Module, data: Data) -> None:
+def test_more_time_never_gives_less(model: torch.nn.Module, data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     observation = observe(model, data, "gaussian_noise(std=0.01)")
     gains = []
-    for seconds in (1e-3, 0.5, None):
+    for seconds in (1, 10, 40, 160):
+        ticks = itertools.count()  # a second passes with every look at the clock: the machine's speed does not matter
+        monkeypatch.setattr("gitbench.auto.time.monotonic", lambda ticks=ticks: next(ticks))
         auto = Auto(seconds=seconds, profile="quick")
         gains.append(gain(auto(observation, generator=make_generator(0), fits=Seeded()).inputs, data))
-    assert gains[0] - 0.1 <= gains[1] <= gains[2] + 0.1
+    # What more time finds is weighed on the few images that play victims here: a tenth of a dB is their noise.
+    assert all(later >= earlier - 0.3 for earlier, later in itertools.pairwise(gains)), gains
 
 
 def test_the_shares_of_the_candidates_are_those_that_serve_played_victims_best() -> None:
