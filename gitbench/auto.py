@@ -72,7 +72,7 @@ class Auto(Attack):
 
     name = "auto"
     requires = frozenset({"architecture"})
-    uses = frozenset({"parameters", "public", "defense"})
+    uses = frozenset({"parameters", "public", "defense", "labels"})
     profiles = {"quick": {"profile": "quick"}, "paper": {"profile": "paper"}}
 
     def __init__(self, *, seconds: float | None = None, profile: str = "standard") -> None:
@@ -112,7 +112,9 @@ class Auto(Attack):
         def candidate(name: str, observation: Observation) -> torch.Tensor:
             prefix = f"{name}."
             own = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix) and key != prefix}
-            return _inputs(priors[name].run(_share(observation, priors[name]), own, generator=generator, progress=progress))
+            # Granted labels are no part's own to ask for: what would infer them takes them.
+            known = observation.restricted(priors[name].requires | priors[name].uses | {"labels"})
+            return _inputs(priors[name].run(known, own, generator=generator, progress=progress))
 
         if "parameters" not in observation.granted:
             best = next((name for name in _BLIND if name in priors), None)
@@ -144,7 +146,7 @@ class _Search:
         self.criterion = Criterion(observation, self.rehearsal, prior)
         self._classes = last_linear(observation.architecture)[1].out_features
         self.labels = infer_labels(observation)
-        self._sure = self.rehearsal.labels >= _SURE
+        self._sure = "labels" in observation.granted or self.rehearsal.labels >= _SURE
         shape = (observation.update.victims, observation.batch_size, *observation.input_shape)
         self.best = torch.full(shape, 0.5, device=observation.device)
         if "public" in observation.granted:
@@ -261,8 +263,9 @@ def _beside_the_victims(observation: Observation, most: int, generator: torch.Ge
     rows = kept[torch.randperm(len(kept), generator=generator)[:most], None]
     sent = observation.public_updates(rows, generator=generator)
     update = Update({name: torch.cat([tensor, sent.tensors[name]]) for name, tensor in observation.update.tensors.items()})
-    public = observation.public
-    return observation.with_update(update), public.inputs[rows.to(public.inputs.device)]
+    public, rows = observation.public, rows.to(observation.public.inputs.device)
+    labels = torch.cat([observation.labels, public.labels[rows]]) if "labels" in observation.granted else None
+    return observation.with_update(update, labels=labels), public.inputs[rows]
 
 
 def _weights(candidates: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:

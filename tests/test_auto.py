@@ -17,8 +17,10 @@ from gitbench.auto import _weights as weights_of
 from gitbench.criterion import Criterion
 from gitbench.data import Data
 from gitbench.fitting import NoCheckpoint
+from gitbench.labels import infer_labels
 from gitbench.random import make_generator, randn_like
 from gitbench.rehearsal import Rehearsal, rehearse, rescaled
+from gitbench.scoring import score
 from gitbench.update import Update
 
 VICTIMS = 6
@@ -89,6 +91,26 @@ def test_a_defense_that_only_misleads_is_seen_through(flag: str, model: torch.nn
     assert gain(attacked(misled, observation), data) < 3
     assert gain(attacked("auto", observation), data) > 6
     assert rehearse(observation, generator=make_generator(0)).flags == {flag}
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_labels_that_are_granted_are_taken_as_they_are(batch_size: int, model: torch.nn.Module, data: Data) -> None:
+    inputs, labels = (part[: 2 * VICTIMS].unflatten(0, (-1, batch_size))[:VICTIMS] for part in (data.private.inputs, data.private.labels))
+    update = client_update(model, inputs, labels, defense=HidesTheLastLayer(), public=data.public)
+
+    def observed(labels: torch.Tensor | None) -> Observation:
+        return Observation(
+            update=update, model=model, input_shape=data.input_shape, batch_size=batch_size, labels=labels, public=data.public,
+            defense=HidesTheLastLayer(),
+        )  # fmt: skip
+
+    known = observed(labels)
+    assert torch.equal(infer_labels(known), labels.sort(dim=1).values)
+    assert not torch.equal(infer_labels(observed(None)), labels.sort(dim=1).values)
+    gains = [
+        float(score(attacked("auto", one), inputs, blind=data.public.inputs.mean(0))["psnr_gain"].mean()) for one in (observed(None), known)
+    ]
+    assert gains[1] >= gains[0] - 0.3, gains
 
 
 def test_auto_is_at_least_as_good_as_its_parts(model: torch.nn.Module, data: Data) -> None:
