@@ -16,6 +16,7 @@ from gitbench.attacks.ig import IG
 from gitbench.attacks.lti import LTI
 from gitbench.attacks.recursion import Recursion
 from gitbench.attacks.ridge import Ridge
+from gitbench.client import batchnorm_statistics
 from gitbench.criterion import Criterion
 from gitbench.errors import AttackError, NotGrantedError
 from gitbench.labels import infer_labels
@@ -72,7 +73,7 @@ class Auto(Attack):
 
     name = "auto"
     requires = frozenset({"architecture"})
-    uses = frozenset({"parameters", "public", "defense", "labels"})
+    uses = frozenset({"parameters", "public", "defense", "labels", "batchnorm_statistics"})
     profiles = {"quick": {"profile": "quick"}, "paper": {"profile": "paper"}}
 
     def __init__(self, *, seconds: float | None = None, profile: str = "standard") -> None:
@@ -265,7 +266,12 @@ def _beside_the_victims(observation: Observation, most: int, generator: torch.Ge
     update = Update({name: torch.cat([tensor, sent.tensors[name]]) for name, tensor in observation.update.tensors.items()})
     public, rows = observation.public, rows.to(observation.public.inputs.device)
     labels = torch.cat([observation.labels, public.labels[rows]]) if "labels" in observation.granted else None
-    return observation.with_update(update, labels=labels), public.inputs[rows]
+    statistics = None
+    if "batchnorm_statistics" in observation.granted:
+        theirs = batchnorm_statistics(observation.model, public.inputs[rows])
+        own = observation.batchnorm_statistics
+        statistics = {name: (torch.cat([own[name][0], mean]), torch.cat([own[name][1], var])) for name, (mean, var) in theirs.items()}
+    return observation.with_update(update, labels=labels, batchnorm_statistics=statistics), public.inputs[rows]
 
 
 def _weights(candidates: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:

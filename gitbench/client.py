@@ -217,32 +217,34 @@ def check_update(update: object, raw: Update, defense: Defense) -> None:
 
 
 def batchnorm_statistics(model: nn.Module, inputs: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """What each BatchNorm layer sees of the private batches: mean and variance, each ``(V, channels)``.
+    """What each BatchNorm layer sees of the private batches: mean and variance, each ``(V, channels)``; differentiable.
 
     Args:
         model: the client's model.
         inputs: ``(V, B, C, H, W)``.
     """
-    found: dict[str, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
-    handles = []
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
+    if not layers:
+        return {}
+    values = {name: tensor.detach() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
 
-    def watch(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
-        def hook(_module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
-            seen = arguments[0].transpose(0, 1).flatten(1)
-            means, variances = found.setdefault(name, ([], []))
-            means.append(seen.mean(1))
-            variances.append(seen.var(1, unbiased=False))
+    def of_batch(batch: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
-        return hook
+        def watch(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
+            def hook(_module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+                seen = arguments[0].transpose(0, 1).flatten(1)
+                found[name] = seen.mean(1), seen.var(1, unbiased=False)
 
-    for name, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            handles.append(module.register_forward_pre_hook(watch(name)))
-    try:
-        with torch.no_grad():
-            for batch in inputs:
-                model(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {name: (torch.stack(means), torch.stack(variances)) for name, (means, variances) in found.items()}
+            return hook
+
+        handles = [module.register_forward_pre_hook(watch(name)) for name, module in layers.items()]
+        try:
+            functional_call(model, (values,), (batch,))
+        finally:
+            for handle in handles:
+                handle.remove()
+        return found
+
+    pieces = [vmap(of_batch, randomness="different")(piece) for piece in inputs.split(_CHUNK)]
+    return {name: (torch.cat([piece[name][0] for piece in pieces]), torch.cat([piece[name][1] for piece in pieces])) for name in layers}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
-from gitbench.client import expected_update
+from gitbench.client import batchnorm_statistics, expected_update
 from gitbench.lbfgs import BatchedLbfgs
 from gitbench.observation import Observation
 from gitbench.progress import TimeUp
@@ -17,6 +17,7 @@ from gitbench.rehearsal import Rehearsal, rescaled
 from gitbench.update import Update
 
 _PRECISION = 1e-6  # of a tensor's root mean square: what float32 leaves of it
+_STATISTIC = 1e-2  # of a BatchNorm statistic's root mean square: exact, it would drown a noisy update
 _MATCHED = 1e4  # squared deviations of an entry: a relative error of 1e-4
 _IMAGES = 20_000  # public images that the prior is estimated from
 _CHUNKS = 20
@@ -30,7 +31,8 @@ class Criterion:
     and ``σ`` is what :func:`gitbench.rehearsal.rehearse` saw, float32's rounding at least. With ``n`` entries it counts
     ``m / 2`` up to ``n``, and ``n (1 + log(m / n)) / 2`` beyond: as long as nothing better is known, the noise
     is taken to be what the candidate leaves over, and the prior is heard all the way. The prior is a Gaussian fitted
-    to public images, or one of photographs' power spectrum.
+    to public images, or one of photographs' power spectrum. BatchNorm statistics, where they are granted, are further
+    entries of ``Ĝ``.
 
     Args:
         observation: needs ``parameters``.
@@ -47,8 +49,10 @@ class Criterion:
             name: rehearsal.deviation[name] ** 2 + _PRECISION**2 * tensor.flatten(1).square().mean(1) + 1e-30
             for name, tensor in observation.update.tensors.items()
         }
-        sent = observation.update.tensors.values()
-        self.entries = torch.stack([(tensor != 0).flatten(1).sum(1) for tensor in sent]).sum(0).clamp_min(1)
+        self._statistics = _flat(observation.batchnorm_statistics) if "batchnorm_statistics" in observation.granted else {}
+        self._variance |= {name: _STATISTIC**2 * seen.square().mean(1) + 1e-30 for name, seen in self._statistics.items()}
+        seen = (*observation.update.tensors.values(), *self._statistics.values())
+        self.entries = torch.stack([(tensor != 0).flatten(1).sum(1) for tensor in seen]).sum(0).clamp_min(1)
         self._prior = Whitened(prior or _prior(observation))
 
     def __call__(self, inputs: torch.Tensor, labels: torch.Tensor, *, rows: torch.Tensor | None = None) -> torch.Tensor:
@@ -133,12 +137,21 @@ class Criterion:
         if rows is not None:
             observed = Update({name: tensor[rows] for name, tensor in observed.tensors.items()})
         update = expected_update(self._model, inputs, labels, defense=self._defense, observed=observed)
-        update = rescaled(update, observed, self.rehearsal.scale)
+        own = dict(rescaled(update, observed, self.rehearsal.scale).tensors)
+        aims = dict(observed.tensors)
+        if self._statistics:
+            own |= _flat(batchnorm_statistics(self._model, inputs))
+            aims |= {name: seen if rows is None else seen[rows] for name, seen in self._statistics.items()}
         parts = []
-        for name, tensor in observed.tensors.items():
+        for name, aim in aims.items():
             variance = self._variance[name] if rows is None else self._variance[name][rows]
-            parts.append((update.tensors[name] - tensor).flatten(1) / variance.sqrt()[:, None])
+            parts.append((own[name] - aim).flatten(1) / variance.sqrt()[:, None])
         return torch.cat(parts, dim=1)
+
+
+def _flat(statistics: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """BatchNorm statistics by names of their own, each ``(V, channels)``."""
+    return {f"{name} {kind}": tensor for name, pair in statistics.items() for kind, tensor in zip(("mean", "var"), pair, strict=True)}
 
 
 def _prior(observation: Observation) -> Gaussian:

@@ -227,14 +227,17 @@ class Observation:
         count = min(_KEPT, size // 8)
         return torch.arange(count) * size // max(1, count)
 
-    def with_update(self, update: Update, *, labels: torch.Tensor | None = None) -> Observation:
+    def with_update(
+        self, update: Update, *, labels: torch.Tensor | None = None, batchnorm_statistics: BatchNormStatistics | None = None
+    ) -> Observation:
         """The same knowledge about another update, one that the attacker made: to try itself on.
 
         Args:
             update: of ``N`` victims.
             labels: theirs ``(N, B)``, where labels are granted; None keeps them secret.
+            batchnorm_statistics: of their batches, likewise.
         """
-        return self._replaced(update=update, labels=labels, batchnorm_statistics=None)
+        return self._replaced(update=update, labels=labels, batchnorm_statistics=batchnorm_statistics)
 
     def of_victims(self, rows: torch.Tensor, *, labels: torch.Tensor) -> Observation:
         """Some of the victims only, with the attacker's own guess of their labels as if they were granted.

@@ -14,6 +14,7 @@ from gitbench import Defense, Observation, client_update, load_attack, load_mode
 from gitbench.attack import Fitted
 from gitbench.auto import Auto
 from gitbench.auto import _weights as weights_of
+from gitbench.client import batchnorm_statistics
 from gitbench.criterion import Criterion
 from gitbench.data import Data
 from gitbench.fitting import NoCheckpoint
@@ -93,6 +94,30 @@ def test_a_defense_that_only_misleads_is_seen_through(flag: str, model: torch.nn
     assert rehearse(observation, generator=make_generator(0)).flags == {flag}
 
 
+def test_batchnorm_statistics_that_are_granted_are_entries_to_explain(data: Data) -> None:
+    network = load_model("resnet(width=4)", data, seed=0)
+    inputs, labels = data.private.inputs[:VICTIMS, None], data.private.labels[:VICTIMS, None]
+    update = client_update(network, inputs, labels, defense="gaussian_noise(std=1.0)", public=data.public)  # says nothing
+    shared = {
+        "update": update,
+        "model": network,
+        "input_shape": data.input_shape,
+        "public": data.public,
+        "defense": "gaussian_noise(std=1.0)",
+    }
+    blind = Observation(**shared)
+    known = Observation(**shared, batchnorm_statistics=batchnorm_statistics(network, inputs))
+    rehearsal = rehearse(blind, generator=make_generator(0))
+    without, criterion = Criterion(blind, rehearsal), Criterion(known, rehearsal)
+    assert (criterion.entries > without.entries).all()
+    added = [criterion.misfit(images, labels) - without.misfit(images, labels) for images in (inputs, inputs.roll(1, 0))]
+    assert (added[0].abs() < 1e-3 * added[1]).all()
+    start, rows = data.public.inputs.mean(0).expand_as(inputs), torch.arange(VICTIMS)
+    options = {"rows": rows, "iterations": 30, "whitened": True, "tell": lambda done: None}
+    gains = [gain(one.minimised(start, labels, **options).clamp(0, 1), data) for one in (without, criterion)]
+    assert gains[1] > gains[0] + 1, gains
+
+
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_labels_that_are_granted_are_taken_as_they_are(batch_size: int, model: torch.nn.Module, data: Data) -> None:
     inputs, labels = (part[: 2 * VICTIMS].unflatten(0, (-1, batch_size))[:VICTIMS] for part in (data.private.inputs, data.private.labels))
@@ -100,8 +125,7 @@ def test_labels_that_are_granted_are_taken_as_they_are(batch_size: int, model: t
 
     def observed(labels: torch.Tensor | None) -> Observation:
         return Observation(
-            update=update, model=model, input_shape=data.input_shape, batch_size=batch_size, labels=labels, public=data.public,
-            defense=HidesTheLastLayer(),
+            update=update, model=model, input_shape=data.input_shape, batch_size=batch_size, labels=labels, defense=HidesTheLastLayer()
         )  # fmt: skip
 
     known = observed(labels)

@@ -98,6 +98,19 @@ def test_batchnorm_statistics_are_those_of_the_private_batch(data: gitbench.Data
     seen = model[1](model[0](inputs[1]))
     torch.testing.assert_close(found["2"][0][1], seen.mean((0, 2, 3)))
     torch.testing.assert_close(found["2"][1][1], seen.var((0, 2, 3), unbiased=False))
+    assert batchnorm_statistics(gitbench.load_model("mlp", data), inputs) == {}
+
+
+def test_batchnorm_statistics_have_a_slope_and_leave_the_model_as_it_is(data: gitbench.Data) -> None:
+    model = gitbench.load_model("resnet(width=4, mode='train')", data)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    inputs = data.private.inputs[:4].reshape(2, 2, 3, 8, 8).clone().requires_grad_()
+    mean, _ = list(batchnorm_statistics(model, inputs).values())[-1]
+    (slope,) = torch.autograd.grad(mean[0].sum(), inputs)
+    assert slope[0].abs().sum() > 0
+    assert not slope[1].any()  # of another victim
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert not any(module._forward_pre_hooks for module in model.modules())
 
 
 class Broken(gitbench.Defense):
