@@ -9,12 +9,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 
 from gitbench.config import PROFILES, Config
 from gitbench.entries import Entry
 from gitbench.flags import FLAGS
 from gitbench.metric import METRICS
-from gitbench.result import TIMED_OUT, Measure, Result
+from gitbench.result import TIMED_OUT, Measure, Result, Utility
 from gitbench.sequential import FIRST, at_look, looks
 from gitbench.statistics import Interval, interval
 from gitbench.store import write_atomic
@@ -24,6 +25,10 @@ from gitbench.worst import AUTO, Worst, is_auto, is_submission, worst_case
 
 _MARK = re.compile(r"<!-- gitbench-cells: (.*) -->")
 _ATTACK_METRICS = ("mse", "psnr", "lpips", "ssim", "identification")
+_USEFUL = (
+    "What is left to learn from: `cosine` is that of the defended and the raw update, averaged over the victims; `descent` is how far "
+    "the best step along the one lowers their loss, as a share of the same along the other (docs/flags.md)."
+)
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,7 @@ def render(table: Table) -> str:
             "(docs/worst-case.md). The worst attack leaks most on average. An undecided or control-less cell acquits nobody."
         ),
         "",
+        *([_USEFUL, ""] if _usefulness(table) else []),
         *_notes(table, worsts),
     ]
     others = _others(table)
@@ -240,7 +246,7 @@ def _defenses(table: Table, worsts: Mapping[str, Worst]) -> str:
     attacks = [attack for attack in dict.fromkeys(attack for _, attack in table.cells) if attack != auto]
     metric = next(iter(table.gate))
     sign = 1 if METRICS[metric].higher_leaks else -1
-    rows = []
+    rows, useful = [], _usefulness(table)
     for defense, worst in worsts.items():
         reached = "not measured" if auto is None else _cell(table, defense, auto)
         row = {"defense": code(defense), "worst case": _bound(worst), code(auto or AUTO): reached}
@@ -250,6 +256,8 @@ def _defenses(table: Table, worsts: Mapping[str, Worst]) -> str:
         means = {attack: sign * mean for attack, mean in found.items() if mean is not None}
         row["worst attack"] = code(max(means, key=lambda name: means[name])) if means else "none"
         row["worst"] = f"{sign * max(means.values()):+.2f}" if means else "unknown"
+        if useful:
+            row |= useful.get(defense, {"cosine": "", "descent": ""})
         headings = dict.fromkeys(heading for texts in table.columns.values() for heading in texts)
         added = {escaped(heading): escaped(table.columns.get(defense, {}).get(heading, "")) for heading in headings}
         row |= {heading: text for heading, text in added.items() if heading not in row}
@@ -257,6 +265,23 @@ def _defenses(table: Table, worsts: Mapping[str, Worst]) -> str:
     # The best defense first, the undefended row at the end as the yardstick.
     ordered = [row for *_, row in sorted(rows, key=lambda item: (not item[1], item[0]))]
     return _markdown(ordered)
+
+
+def _usefulness(table: Table) -> dict[str, dict[str, str]]:
+    """What each defense leaves to learn from, averaged over seeds: it does not depend on the attack."""
+    of_defense: dict[str, dict[int, Utility]] = {}
+    for (defense, _), results in table.results.items():
+        of_defense.setdefault(defense, {}).update({one.case.seed: one.utility for one in results if one.utility is not None})
+    found = {}
+    for defense, of_seed in of_defense.items():
+        cosines = [one.cosine for one in of_seed.values() if one.cosine is not None]
+        descents = [one.descent for one in of_seed.values() if one.descent is not None]
+        if of_seed:
+            found[defense] = {
+                "cosine": f"{fmean(cosines):.2f}" if cosines else "unknown",
+                "descent": f"{100 * fmean(descents):.0f} %" if descents else "unknown",
+            }
+    return found
 
 
 def _cell(table: Table, defense: str, attack: str) -> str:

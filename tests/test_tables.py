@@ -9,6 +9,7 @@ import pytest
 
 from gitbench import leaderboard
 from gitbench.errors import StoreError
+from gitbench.result import Measure, Result, Utility
 from gitbench.statistics import interval
 from gitbench.store import Store
 from results import LEAKING, SAFE, SETTING, result, rows, table
@@ -58,6 +59,25 @@ def test_a_defense_beside_a_failed_control_is_not_shown_as_holding() -> None:
         table({("none", "ig"): [result()], ("pruning(rate=0.9)", "ig"): [result((1.0, None), defense="pruning(rate=0.9)")]})
     )
     assert [row[4] for row in rows(unknown) if row[0] == "`pruning(rate=0.9)`"] == ["unknown"]
+
+
+def test_what_a_defense_leaves_to_learn_from_stands_beside_what_leaks() -> None:
+    def useful(seed: int, cosine: float | None, descent: float | None) -> Result:
+        whole = Measure(mean=1.0, low=1.0, high=1.0, values=(1.0,))
+        told = Utility(alignment=whole, cosine=cosine, descent=descent, norm_ratio=1.0, equal=0.0, random=False)
+        return result(SAFE, defense="pruning(rate=0.9)", seed=seed).model_copy(update={"utility": told})
+
+    defended = [useful(0, 0.5, 0.9), useful(1, 0.7, 0.7)]
+    text = leaderboard.render(
+        table({("none", "ig"): [result()], ("pruning(rate=0.9)", "ig"): defended, ("pruning(rate=0.9)", "lti"): defended})
+    )
+    heading = rows(text)[0]
+    (row,) = (row for row in rows(text) if row[0] == "`pruning(rate=0.9)`")
+    assert {name: row[heading.index(name)] for name in ("cosine", "descent")} == {"cosine": "0.60", "descent": "80 %"}
+    assert "What is left to learn from" in text
+    unknown = leaderboard.render(table({("pruning(rate=0.9)", "ig"): [useful(0, None, None)]}))
+    assert "unknown" in unknown.splitlines()[next(i for i, line in enumerate(unknown.splitlines()) if "descent" in line) + 2]
+    assert "descent" not in leaderboard.render(table())
 
 
 def test_an_undefended_cell_is_never_shown_as_holding() -> None:
