@@ -128,12 +128,19 @@ def test_the_new_project_measures_its_defense_and_its_test_takes_the_same_result
 
 def test_without_its_noise_the_new_defense_leaks_and_its_test_fails(project: pytest.Pytester) -> None:
     path = project.path / DEFENSE_FILE
-    path.write_text(path.read_text().replace("noise: float = 0.2", "noise: float = 0.0"))
+    path.write_text(path.read_text().replace("noise: float = 0.3", "noise: float = 0.0"))
     result = project.runpytest_inprocess()
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*verdict: leaks", "*margin: * dB, the whole interval is past the threshold of 3 dB"])
 
 
 def test_the_defense_can_be_imported_by_the_projects_tests(project: pytest.Pytester) -> None:
-    project.makepyfile(**{"tests/test_import": "from my_defense import MyDefense\ndef test_default(): assert MyDefense().noise == 0.2"})
+    project.makepyfile(**{"tests/test_import": "from my_defense import MyDefense\ndef test_default(): assert MyDefense().noise == 0.3"})
     project.runpytest_subprocess("tests/test_import.py").assert_outcomes(passed=1)
+
+
+def test_on_the_photographs_the_new_defense_holds_as_it_says(warm: None, pytester: pytest.Pytester) -> None:
+    main(["init", str(pytester.path)])
+    result = pytester.runpytest_inprocess("--gitbench")  # half a minute: the one test of the strength that the template promises
+    result.assert_outcomes(passed=6)
+    result.stdout.fnmatch_lines(["my_defense.py:MyDefense *ok holds * ok holds * ok holds *"])

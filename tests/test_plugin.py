@@ -83,6 +83,14 @@ def stable(found: dict[str, dict]) -> dict[str, dict]:
     return {key: {name: value for name, value in case.items() if name not in ("cost", "finished_at")} for key, case in found.items()}
 
 
+def test_results_elsewhere_do_not_lose_the_projects_options(bench, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()  # pytest takes a path that exists for one to collect from, and its root is another then
+    result = run_project(bench, "--gitbench", "--gitbench-results", str(elsewhere), "--collect-only", "-q")
+    assert "gaussian_noise(std=1.0)/ridge" in result.stdout.str()
+    assert "git" not in [line.rpartition("/")[2] for line in result.stdout.lines]
+
+
 @pytest.mark.parametrize("extra", [(), ("-n", "2"), ("-p", "no:xdist")], ids=["plain", "n2", "no-xdist"])
 def test_the_matrix_runs_and_only_it(bench: pytest.Pytester, extra: tuple[str, ...]) -> None:
     result = run(bench, *extra, "--junit-xml=out.xml")

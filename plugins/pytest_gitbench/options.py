@@ -19,10 +19,21 @@ def read_config(config: pytest.Config, **overrides: Any) -> Config:
     Raises:
         ConfigError: something cannot be used.
     """
-    settings = read_settings(config.rootpath / "pyproject.toml")
+    settings = _settings(config)
     options = {key: getattr(config.option, f"gitbench_{key}", None) for key in Config.model_fields}
     given = {key: value for key, value in options.items() if value is not None}
     return make_config(settings, {**given, **overrides})
+
+
+def _settings(config: pytest.Config) -> dict[str, Any]:
+    """``[tool.gitbench]`` of the root, or else of the nearest project around the folder that pytest was started in.
+
+    Before it knows of plugins, pytest takes the value of ``--gitbench-results DIR`` for a path to collect from, and moves its root
+    towards a DIR that exists outside of the project.
+    """
+    start = config.invocation_params.dir
+    nearest = next((folder for folder in (start, *start.parents) if (folder / "pyproject.toml").is_file()), start)
+    return read_settings(config.rootpath / "pyproject.toml") or read_settings(nearest / "pyproject.toml")
 
 
 def read_settings(path: Path) -> dict[str, Any]:
