@@ -17,7 +17,7 @@ BLOCK = {
     "model": ["lenet"],
     "attack": ["ridge", "git", "ig"],
     "defense": ["none", "my_defense.py:MyDefense"],
-    "victims": 16,
+    "victims": 32,
 }
 
 
@@ -110,6 +110,7 @@ def project(warm: None, pytester: pytest.Pytester, tiny_npz: Path) -> pytest.Pyt
         ('dataset = "photos"', f'dataset = "npz(path={str(tiny_npz)!r})"'),
         ('model = ["lenet"]', 'model = ["mlp(hidden=(24,))"]'),
         ('"ridge", "git", "ig"', '"ridge"'),
+        ("victims = 32", "victims = 16"),
     ):
         assert before in text
         text = text.replace(before, after)
@@ -128,14 +129,14 @@ def test_the_new_project_measures_its_defense_and_its_test_takes_the_same_result
 
 def test_without_its_noise_the_new_defense_leaks_and_its_test_fails(project: pytest.Pytester) -> None:
     path = project.path / DEFENSE_FILE
-    path.write_text(path.read_text().replace("noise: float = 0.3", "noise: float = 0.0"))
+    path.write_text(path.read_text().replace("noise: float = 0.4", "noise: float = 0.0"))
     result = project.runpytest_inprocess()
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*verdict: leaks", "*margin: * dB, the whole interval is past the threshold of 3 dB"])
 
 
 def test_the_defense_can_be_imported_by_the_projects_tests(project: pytest.Pytester) -> None:
-    project.makepyfile(**{"tests/test_import": "from my_defense import MyDefense\ndef test_default(): assert MyDefense().noise == 0.3"})
+    project.makepyfile(**{"tests/test_import": "from my_defense import MyDefense\ndef test_default(): assert MyDefense().noise == 0.4"})
     project.runpytest_subprocess("tests/test_import.py").assert_outcomes(passed=1)
 
 
