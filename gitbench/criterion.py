@@ -17,7 +17,7 @@ from gitbench.rehearsal import Rehearsal, rescaled
 from gitbench.update import Update
 
 _PRECISION = 1e-6  # of a tensor's root mean square: what float32 leaves of it
-_STATISTIC = 1e-2  # of a BatchNorm statistic's root mean square: exact, it would drown a noisy update
+_STATISTIC = 1e-2  # of a BatchNorm statistic's root mean square: granted, so that the few of them leave the update a say
 _MATCHED = 1e4  # squared deviations of an entry: a relative error of 1e-4
 _IMAGES = 20_000  # public images that the prior is estimated from
 _CHUNKS = 20
@@ -54,14 +54,6 @@ class Criterion:
         seen = (*observation.update.tensors.values(), *self._statistics.values())
         self.entries = torch.stack([(tensor != 0).flatten(1).sum(1) for tensor in seen]).sum(0).clamp_min(1)
         self._prior = Whitened(prior or _prior(observation))
-
-    def __call__(self, inputs: torch.Tensor, labels: torch.Tensor, *, rows: torch.Tensor | None = None) -> torch.Tensor:
-        """``(V,)`` of candidates ``(V, B, C, H, W)`` with labels ``(V, B)``.
-
-        Args:
-            rows: which victims these are; all of them when None.
-        """
-        return self.energy(self.misfit(inputs, labels, rows=rows), rows=rows) + self.prior(inputs)
 
     def prior(self, inputs: torch.Tensor) -> torch.Tensor:
         """Negative logarithm of the density of images ``(V, B, C, H, W)``, up to a constant: ``(V,)``."""

@@ -239,7 +239,7 @@ def _iterated(system: System, iterations: int) -> Estimate:
     right = _right_side(system, back) + weighted(prior.mean[None])
     if precision is not None:
         typical = certainty.log().mean(0).exp() if bool((certainty > 0).all()) else certainty.mean(0)
-        # Layer by layer, as a convolution's matrix is nearly empty.
+        # Through the layer: the product of dense matrices would multiply zeros, of which a convolution's matrix is made.
         product = _transposed(system, (typical[:, None] * matrix(layer, system.weight)).T)
         factor = torch.linalg.cholesky((product + product.T) / 2 + precision)
 
