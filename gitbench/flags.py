@@ -48,7 +48,7 @@ FLAGS: dict[str, Flag] = {
             "randomised-defense",
             "two runs of the defense with different seeds differ",
             "the figure averages over one draw for each victim and seed, and an attacker may see many rounds",
-            "raise --gitbench-seeds to average more draws",
+            "one draw was averaged for each victim and seed: raise --gitbench-seeds for more",
         ),
         Flag(
             "leaks-more-than-undefended",
