@@ -220,11 +220,15 @@ def case_of(
 
 
 def _code_of(defense: Defense) -> str:
-    """Digest of the source of a defense that was passed as an object."""
+    """Digest of the sources of a defense that was passed as an object, and of the files that its options name."""
+    pairs = zip(_parts(defense), parse_spec("defense", repr(defense)).parts, strict=True)
+    return "+".join(registry.with_files(_code_of_part(part), "defense", options) for part, options in pairs)
+
+
+def _parts(defense: Defense) -> list[Defense]:
     from gitbench.defense import Composition
 
-    parts = defense.defenses if isinstance(defense, Composition) else (defense,)
-    return "+".join(_code_of_part(part) for part in parts)
+    return [part for one in defense.defenses for part in _parts(one)] if isinstance(defense, Composition) else [defense]
 
 
 def _code_of_part(defense: Defense) -> str:

@@ -114,8 +114,8 @@ def make_case(
 
 
 def code_digest(spec: Spec) -> str:
-    """Digest of the sources behind every part of a SPEC."""
-    return "+".join(registry.source_digest(registry.locate(spec.kind, part)) for part in spec.parts)
+    """Digest of what stands behind every part of a SPEC: sources, and the files that its options name."""
+    return "+".join(registry.part_digest(spec.kind, part) for part in spec.parts)
 
 
 @cache

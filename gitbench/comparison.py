@@ -239,7 +239,7 @@ def _note(told: dict[str, int], name: str, then: object, now: object) -> None:
 
 
 def _code_of(name: str, entry: Entry) -> str:
-    return "code of gitbench's measuring chain" if name == "core" else f"code of the {name} {getattr(entry, name, '')}".rstrip()
+    return "code of gitbench's measuring chain" if name == "core" else f"code or files of the {name} {getattr(entry, name, '')}".rstrip()
 
 
 def _listed(seeds: Sequence[int]) -> str:

@@ -109,7 +109,7 @@ def identity(case: Case, attack: Attack, observation: Observation) -> str:
             "knowledge": sorted(granted),
             "device": observation.device.type,
             # A hybrid's own digest names its refiner too, which has no part in this.
-            "code": {**code, "attack": registry.source_digest(registry.locate("attack", attack._part))},
+            "code": {**code, "attack": registry.part_digest("attack", attack._part)},
         }
     )
 

@@ -145,8 +145,10 @@ def _check(network: nn.Module, data: Data, model: str) -> None:
 
 def _train_cached(network: nn.Module, data: Data, *, model: str, epochs: int, seed: int, cache: Path | None) -> None:
     spec = parse_spec("model", model)
-    code = registry.source_digest(registry.locate("model", spec.parts[0])) + registry.digest_of_module("gitbench.training")
-    key = hashlib.sha256(canonical_json([data.name, len(data.public), model, seed, code]).encode()).hexdigest()[:20]
+    code = registry.part_digest("model", spec.parts[0]) + registry.digest_of_module("gitbench.training")
+    # The same name may lead to other images some day.
+    images = hashlib.sha256(data.public.inputs.cpu().contiguous().numpy().data).hexdigest()
+    key = hashlib.sha256(canonical_json([data.name, images, model, seed, code]).encode()).hexdigest()[:20]
     path = cache / f"{key}.safetensors" if cache else None
     if path and path.is_file():
         try:

@@ -13,6 +13,7 @@ import importlib
 import importlib.machinery
 import importlib.util
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -21,6 +22,7 @@ from typing import Any
 
 from gitbench.component import Component
 from gitbench.errors import SpecError, nearest
+from gitbench.files import digest_of_files
 from gitbench.spec import Kind, Part, Spec, parse_spec
 
 GROUPS: dict[Kind, str] = {kind: f"gitbench.{kind}s" for kind in ("attack", "defense", "model", "dataset")}
@@ -198,16 +200,29 @@ def build(kind: Kind, part: Part, base: type[Component], **defaults: object) -> 
     return component
 
 
+def part_digest(kind: Kind, part: Part) -> str:
+    """Hash of all that stands behind one part of a SPEC: sources, and the files that its options name (16 hex digits).
+
+    Raises:
+        SpecError: no such name, file or module.
+    """
+    return with_files(source_digest(locate(kind, part)), kind, part)
+
+
+def with_files(source: str, kind: Kind, part: Part) -> str:
+    """A digest of sources, changed by the files that the options of a part name."""
+    files = digest_of_files(kind, part)
+    return hashlib.sha256(f"{source} {files}".encode()).hexdigest()[:16] if files else source
+
+
 def source_digest(target: Target) -> str:
-    """Hash of a component's source and of the sources it imports from the same package (16 hex digits)."""
+    """Hash of a component's source and of what it imports from the same package, or from modules beside it (16 hex digits)."""
     if target.path is None:
         return "no-source"
-    package = target.module.partition(".")[0]
-    # By dotted name: where the packages are installed must not change the order, nor the digest.
-    named = {target.module if path == target.path else _module_name(path, package) or path.name: path for path in _closure(target)}
     digest = hashlib.sha256()
-    for _, path in sorted(named.items()):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    # By dotted name: where the packages are installed must not change the order, nor the digest.
+    for _, file, content in sorted((name, path.name, path.read_bytes()) for path, name in _closure(target).items()):
+        digest.update(file.encode() + b"\0" + content + b"\0")
     return digest.hexdigest()[:16]
 
 
@@ -225,6 +240,9 @@ def _import_file(target: Target) -> Any:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[target.module] = module
+    folder = str(target.path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)  # it may import what lies beside it; last, so that nothing installed is shadowed
     try:
         spec.loader.exec_module(module)
     except BaseException:
@@ -290,33 +308,46 @@ def _arguments(node: ast.FunctionDef, *, skip: int) -> Signature:
     return Signature((*positional, *only), (*needed, *needed_only), open=node.args.kwarg is not None)
 
 
-def _closure(target: Target) -> set[Path]:
-    """The target's file and, transitively, the files it imports from its own top-level package."""
+def _closure(target: Target) -> dict[Path, str]:
+    """The target's file and, transitively, the files it imports from its own top-level package or from beside it, with their names."""
     assert target.path is not None
     package = target.module.partition(".")[0]
-    seen: set[Path] = set()
+    root = target.path.parents[target.module.count(".") + (target.path.name == "__init__.py")]
+    # A user's file and what lies beside it are one work; what lies beside an installed package are other people's.
+    beside = None if _holds_libraries(root) else root
+    seen: dict[Path, str] = {}
     waiting = [target.path]
     while waiting:
         path = waiting.pop()
         if path in seen:
             continue
-        seen.add(path)
-        for name in _imports(path, path.stat().st_mtime_ns, target.module if path == target.path else _module_name(path, package)):
-            # gitbench/__init__.py only re-exports: following it would tie every component to every other.
-            found = _module_file(name) if name.partition(".")[0] in (package, "gitbench") and name != "gitbench" else None
+        seen[path] = target.module if path == target.path else _module_name(path, root)
+        for name in _imports(path, path.stat().st_mtime_ns, seen[path]):
+            found = None
+            if name.partition(".")[0] in (package, "gitbench"):
+                # gitbench/__init__.py only re-exports: following it would tie every component to every other.
+                found = _module_file(name) if name != "gitbench" else None
+            elif beside is not None:
+                found = _source_at(beside.joinpath(*name.split(".")))
             if found is not None:
                 waiting.append(found)
     return seen
 
 
-def _module_name(path: Path, package: str) -> str:
-    """The dotted name of a file that was found under ``package`` or gitbench."""
-    for top in (package, "gitbench"):
-        root = _module_file(top)
-        if root is not None and root.parent in path.parents:
-            parts = path.relative_to(root.parent).with_suffix("").parts
-            return ".".join((top, *parts))
-    return ""
+def _module_name(path: Path, root: Path) -> str:
+    """The dotted name of a file that was found under ``root`` or gitbench."""
+    ours = _module_file("gitbench")
+    roots = [root, *([ours.parent.parent] if ours else [])]
+    for folder in sorted((folder for folder in roots if folder in path.parents), key=lambda folder: -len(folder.parts)):
+        return ".".join(path.relative_to(folder).with_suffix("").parts)
+    return path.name
+
+
+@functools.cache
+def _holds_libraries(folder: Path) -> bool:
+    paths = sysconfig.get_paths()
+    known = {Path(paths[name]).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    return folder.resolve() in known or folder.resolve().name in ("site-packages", "dist-packages")
 
 
 @functools.cache
@@ -351,12 +382,13 @@ def _module_file(name: str) -> Path | None:
         return None
     if not rest:
         return Path(found.origin)
-    for folder in found.submodule_search_locations or ():
-        stem = Path(folder, *rest)
-        for path in (stem.with_name(f"{stem.name}.py"), stem / "__init__.py"):
-            if path.is_file():
-                return path
-    return None
+    sources = (_source_at(Path(folder, *rest)) for folder in found.submodule_search_locations or ())
+    return next((path for path in sources if path is not None), None)
+
+
+def _source_at(stem: Path) -> Path | None:
+    """The module or package whose path without a suffix is ``stem``."""
+    return next((path for path in (stem.with_name(f"{stem.name}.py"), stem / "__init__.py") if path.is_file()), None)
 
 
 def _importable(name: str) -> bool:

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from gitbench.case import Case
 from gitbench.result import Result
 from gitbench.statistics import CONFIDENCE, Interval, interval, student
 from gitbench.verdict import Estimate, Judgement, judge_results, pooled, side
@@ -56,6 +57,27 @@ def at_look(groups: Sequence[Sequence[float | None]], *, planned: Sequence[int])
     if other.low is None or other.high is None:
         return Interval(found.mean, None, None)
     return Interval(found.mean, min(found.low, other.low), max(found.high, other.high))
+
+
+def decide_cell(measure: Callable[[Case], Result], cases: Sequence[Case], *, planned: Sequence[int], gate: Mapping[str, float]) -> Decision:
+    """Measure a cell, and its control where it is none itself.
+
+    Args:
+        measure: from a case to its result.
+        cases: of the cell, one for each seed.
+        planned: growing numbers of victims, of which as many are measured as the verdict takes; or the one that it is judged by.
+        gate: metric to threshold.
+    """
+
+    def look(victims: int) -> tuple[Sequence[Result], Sequence[Result] | None]:
+        sized = [case.model_copy(update={"victims": victims}) for case in cases]
+        results = [measure(case) for case in sized]
+        return results, None if cases[0].is_control else [measure(case.control()) for case in sized]
+
+    if len(planned) > 1:
+        return decide(look, planned=planned, gate=gate)
+    results, controls = look(planned[0])
+    return Decision(results, judge_results(results, controls, gate=gate), interval)
 
 
 def decide(measure: Measure, *, planned: Sequence[int], gate: Mapping[str, float]) -> Decision:

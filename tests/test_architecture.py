@@ -18,7 +18,7 @@ ROOT = Path(gitbench.__file__).parent
 LEVELS = [
     ["_version", "text", "errors", "metric", "progress", "assets"],
     ["spec", "threat", "deadline", "scaffold"],
-    ["component"],
+    ["component", "files"],
     ["registry"],
     ["case"],
     ["result", "statistics"],
@@ -49,7 +49,7 @@ LEVELS = [
 ]
 RANK = {name: rank for rank, names in enumerate(LEVELS) for name in names}
 LIGHT = ["spec", "registry", "config", "case", "result", "verdict", "store", "leaderboard", "baseline", "bench", "cli", "threat", "metric"]
-LIGHT += ["comparison", "comment", "sequential", "worst", "entries", "claim"]
+LIGHT += ["files", "comparison", "comment", "sequential", "worst", "entries", "claim"]
 
 
 def modules() -> list[Path]:

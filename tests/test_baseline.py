@@ -380,7 +380,7 @@ def test_the_comment_names_what_else_differs() -> None:
     text = markdown(compare(cells(then), cells(now)))
     assert "| `photos/lenet/pruning(rate=0.5)/ridge` | +0.03 [-0.17, 0.24] dB | +0.03 [-0.17, 0.24] dB | 3 | holds → **leaks** |" in text
     assert "- torch: 2.7 -> 2.8" in text.replace("\\>", ">")
-    assert "code of the defense pruning(rate=0.5)" in text
+    assert "code or files of the defense pruning(rate=0.5)" in text
     assert "ridge: limit: 2048 -" in text
 
 

@@ -108,6 +108,25 @@ def test_it(gitbench_evaluate):
     ).assert_outcomes(passed=1)
 
 
+def test_victims_are_added_until_the_verdict_is_decided(suite: pytest.Pytester) -> None:
+    options = suite.path / "pyproject.toml"
+    options.write_text(options.read_text().replace("victims = 12", 'victims = "auto"'))
+    run(
+        suite,
+        """
+def test_it(gitbench_evaluate):
+    leaking = gitbench_evaluate("defenses.py:Scaled")
+    assert (leaking.verdict, [cell.victims for cell in leaking.cells]) == ("leaks", [8]), leaking
+    few = gitbench_evaluate("defenses.py:Scaled", victims=8)
+    assert few.worst.found.low > leaking.worst.found.low  # a look may err less often than a single one
+""",
+    ).assert_outcomes(passed=1)
+    # pytest --gitbench takes what the fixture has measured.
+    cases = sorted((suite.path / ".gitbench" / "cases").iterdir())
+    run_project(suite, "--gitbench", "--gitbench-defense=defenses.py:Scaled").assert_outcomes(failed=1)
+    assert sorted((suite.path / ".gitbench" / "cases").iterdir()) == cases
+
+
 def test_a_defense_that_raises_is_named_and_never_holds(suite: pytest.Pytester) -> None:
     result = run(
         suite, "def test_it(gitbench_evaluate):\n    report = gitbench_evaluate(Broken())\n    assert report.verdict == 'holds', report"

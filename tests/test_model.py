@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,13 @@ def test_training_is_deterministic_cached_and_helps(data: Data, tmp_path: Path) 
     model, raw = gitbench.load_model(spec, data), gitbench.load_model("mlp", data)
     trained, untrained = (nn.functional.cross_entropy(m(data.public.inputs), data.public.labels) for m in (model, raw))
     assert trained < untrained
+
+
+def test_other_images_under_the_same_name_are_trained_on_anew(data: Data, tmp_path: Path) -> None:
+    darker = dataclasses.replace(data, public=dataclasses.replace(data.public, inputs=data.public.inputs / 2))
+    for one in (data, darker, data):
+        gitbench.load_model("mlp(trained_epochs=1)", one, cache=tmp_path)
+    assert len([*tmp_path.iterdir()]) == 2
 
 
 def test_a_damaged_cache_is_said_so_and_trained_again(data: Data, tmp_path: Path) -> None:

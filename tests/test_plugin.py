@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import re
 import subprocess
@@ -12,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from gitbench import cli
-from helpers import run_project, write_project
+from gitbench.data import Data
+from helpers import run_project, write_npz, write_project
 
 pytestmark = pytest.mark.usefixtures("warm")
 
@@ -230,6 +233,31 @@ def test_an_edited_defense_is_measured_again(bench: pytest.Pytester) -> None:
     source.write_text(source.read_text().replace("tensor * self.scale", "tensor + gitbench.randn_like(tensor, generator)"))
     run(bench, "--gitbench-defense", "defenses.py:Mine").assert_outcomes(passed=1)
     assert len(set(cases(bench.path)) - first) == 1
+
+
+def test_a_defense_whose_neighbour_was_edited_and_images_that_changed_are_measured_again(bench: pytest.Pytester, data: Data) -> None:
+    bench.makepyfile(helper="SCALE = 0.1", mine="import gitbench, helper\n" + MINE)
+    options = f"--gitbench-dataset=npz(path={str(write_npz(bench.path / 'own.npz', data))!r})", "--gitbench-defense=mine.py:Mine"
+    seen = [set(cases(bench.path))]
+    for change in (
+        lambda: None,
+        lambda: bench.makepyfile(helper="SCALE = 0.2"),
+        lambda: write_npz(bench.path / "own.npz", dataclasses.replace(data, private=data.public)),
+    ):
+        change()
+        run(bench, *options).assert_outcomes(failed=1)
+        seen.append(set(cases(bench.path)))
+        run(bench, *options).assert_outcomes(failed=1)
+        assert set(cases(bench.path)) == seen[-1]
+    # The defended cell and its control; the defended cell alone; both.
+    assert [len(after) - len(before) for before, after in itertools.pairwise(seen)] == [2, 1, 2]
+
+
+MINE = """
+class Mine(gitbench.Defense):
+    def protect(self, update, *, generator):
+        return update.map(lambda name, tensor: tensor * helper.SCALE)
+"""
 
 
 def test_fails_closed_when_no_attack_passes_its_control(bench: pytest.Pytester) -> None:

@@ -432,6 +432,52 @@ def test_an_edit_of_an_imported_neighbour_changes_the_digest(
     assert before != after
 
 
+def component_digest(file: Path) -> str:
+    return registry.source_digest(registry.locate("defense", Part(f"{file}:Mine")))
+
+
+@pytest.mark.parametrize(
+    ("statement", "helper"),
+    [
+        ("import helper", "helper.py"),
+        ("from helper import X", "helper.py"),
+        ("from helpers.inner import X", "helpers/inner.py"),
+        ("import middle", "helper.py"),
+        ("def later():\n    import helper", "helper.py"),
+    ],
+)
+def test_an_edit_of_what_lies_beside_a_file_and_is_imported_changes_its_digest(tmp_path: Path, statement: str, helper: str) -> None:
+    file = write(tmp_path / "mine.py", f"import math, torch\n{statement}\nclass Mine: ...\n")
+    write(tmp_path / "middle.py", "import helper, mine\n")
+    write(tmp_path / "unused.py", "X = 1\n")
+    write(tmp_path / helper, "X = 1\n")
+    before = component_digest(file)
+    write(tmp_path / "unused.py", "X = 2\n")
+    assert component_digest(file) == before
+    write(tmp_path / helper, "X = 2\n")
+    assert component_digest(file) != before
+
+
+def test_packages_beside_each_other_are_followed_with_their_relative_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    write(tmp_path / "gitbench_test_one" / "__init__.py", "")
+    write(tmp_path / "gitbench_test_one" / "mine.py", "from gitbench_test_two import X\nclass Mine: ...\n")
+    write(tmp_path / "gitbench_test_two" / "__init__.py", "from .inner import X\n")
+    digests = []
+    for text in ("X = 1\n", "X = 2\n"):
+        write(tmp_path / "gitbench_test_two" / "inner.py", text)
+        digests.append(registry.source_digest(registry.locate("defense", Part("gitbench_test_one.mine:Mine"))))
+    assert digests[0] != digests[1]
+
+
+def test_other_peoples_packages_beside_an_installed_one_are_not_followed(tmp_path: Path) -> None:
+    file = write(tmp_path / "site-packages" / "mine.py", "import helper\nclass Mine: ...\n")
+    write(tmp_path / "site-packages" / "helper.py", "X = 1\n")
+    before = component_digest(file)
+    write(tmp_path / "site-packages" / "helper.py", "X = 2\n")
+    assert component_digest(file) == before
+
+
 def test_the_digest_does_not_depend_on_where_the_packages_lie(tmp_path: Path) -> None:
     import gitbench
     import gitbench_defenses

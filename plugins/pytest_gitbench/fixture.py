@@ -17,9 +17,10 @@ from gitbench.config import Config
 from gitbench.errors import ConfigError, GitbenchError, nearest
 from gitbench.metric import METRICS
 from gitbench.result import Result, Verdict
+from gitbench.sequential import decide_cell
 from gitbench.statistics import Interval
 from gitbench.store import Store
-from gitbench.verdict import Judgement, judge_results, pooled
+from gitbench.verdict import Judgement, pooled
 from pytest_gitbench import report as lines
 from pytest_gitbench.options import read_config
 
@@ -187,21 +188,24 @@ def _group(cell: CellReport) -> tuple[str, str]:
 def _case(config: Config, dataset: str, model: str, defense: Defense | str, attack: str, seed: int) -> Case:
     return case_of(
         attack=attack, defense=defense, model=model, dataset=dataset, threat=config.threat, profile=config.profile,
-        victims=config.looks[-1], batch_size=config.batch_size, seed=seed,
+        victims=config.victims, batch_size=config.batch_size, seed=seed,
     )  # fmt: skip
 
 
 def _cell(bench: Bench, config: Config, cases: Sequence[Case], defense: Defense | str) -> CellReport:
-    results = [bench.measure(case, defense=None if isinstance(defense, str) else defense) for case in cases]
-    controls = None if cases[0].is_control else [bench.measure(case.control()) for case in cases]
+    def measure(case: Case) -> Result:
+        return bench.measure(case, defense=None if isinstance(defense, str) or case.is_control else defense)
+
+    decision = decide_cell(measure, cases, planned=config.looks, gate=config.threshold)
+    results = decision.results
     metric, threshold = next(iter(config.threshold.items()))
     done = all(result.status == "done" for result in results)
     return CellReport(
         results=tuple(results),
-        judgement=judge_results(results, controls, gate=config.threshold),
+        judgement=decision.judgement,
         metric=metric,
         threshold=threshold,
-        found=pooled(results, {metric: None})[metric] if done else Interval(None, None, None),
+        found=pooled(results, {metric: None}, estimate=decision.estimate)[metric] if done else Interval(None, None, None),
         pictures=tuple(config.results / "pictures" / f"{result.case_id}.png" for result in results),
     )
 

@@ -11,11 +11,11 @@ from gitbench.bench import Bench
 from gitbench.comparison import compare_cell, tolerances
 from gitbench.config import Cell, Config
 from gitbench.result import Result
-from gitbench.sequential import Decision, decide
+from gitbench.sequential import Decision, decide_cell
 from gitbench.statistics import interval
 from gitbench.store import Store
 from gitbench.threat import knowledge_of
-from gitbench.verdict import Estimate, Judgement, judge_results, pooled
+from gitbench.verdict import Estimate, Judgement, pooled
 from pytest_gitbench.item import Outcome
 
 if TYPE_CHECKING:
@@ -142,17 +142,7 @@ class Runner:
     def _decision(self, cell: Cell, *, control: bool = False) -> Decision:
         """Measure a cell, or its control, with as many victims as the verdict takes."""
         cases = [case.control() for case in cell.cases] if control else cell.cases
-
-        def measure(victims: int) -> tuple[list[Result], list[Result] | None]:
-            sized = [case.model_copy(update={"victims": victims}) for case in cases]
-            results = [self._bench.measure(case) for case in sized]
-            alone = control or cell.is_control
-            return results, None if alone else [self._bench.measure(case.control()) for case in sized]
-
-        if self._config.sequential:
-            return decide(measure, planned=self._config.looks, gate=self._config.threshold)
-        results, controls = measure(self._config.victims)
-        return Decision(results, judge_results(results, controls, gate=self._config.threshold), interval)
+        return decide_cell(self._bench.measure, cases, planned=self._config.looks, gate=self._config.threshold)
 
     def _not_granted(self, cell: Cell) -> list[str]:
         """What the attack needs and the threat model does not grant. A stored result had it all."""

@@ -1,0 +1,74 @@
+"""Files that the options of a SPEC name. What is in them belongs to the identity of what is measured, as code does."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from gitbench.spec import Kind, Part
+
+LARGE = 2**26  # bytes of a file that is read to know it; a larger one is known by its size and when it was changed
+DEPTH = 3  # folders: split, class, image
+
+
+def digest_of_files(kind: Kind, part: Part) -> str:
+    """Digest of the files that the options of one part name, the empty string where they name none.
+
+    A file counts by its content. A folder counts where it may hold images: of a dataset, by the names and sizes of the
+    files down to ``DEPTH``, unless the option is ``root``, where torchvision keeps data sets side by side and checks them.
+
+    Args:
+        kind: of the part.
+        part: of a SPEC; paths are relative to the working directory.
+    """
+    digest = hashlib.sha256()
+    named = False
+    for key, value in part.arguments:
+        for text in _texts(value):
+            for line in _described(text, folders=kind == "dataset" and key != "root"):
+                named = True
+                digest.update(f"{key} {line}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()[:16] if named else ""
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _texts(item)
+
+
+def _described(text: str, *, folders: bool) -> Iterator[str]:
+    try:
+        path = Path(text).expanduser()
+        if path.is_file():
+            found = path.stat()
+            yield _content(path.resolve(), found.st_size, found.st_mtime_ns)
+        elif folders and text and path.is_dir():
+            yield from sorted(_listed(path, "", DEPTH))
+    except (OSError, RuntimeError, ValueError):  # no path at all, or one that cannot be read: whoever loads it will say so
+        return
+
+
+@functools.cache
+def _content(path: Path, size: int, changed: int) -> str:
+    if size > LARGE:
+        return f"{size} bytes, {changed}"
+    with path.open("rb") as file:
+        return hashlib.sha256(file.read(size)).hexdigest()  # never more: a file of /proc has no size, and may have no end
+
+
+def _listed(folder: Path, prefix: str, depth: int) -> Iterator[str]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_file():
+                yield f"{prefix}{entry.name} {entry.stat().st_size}"
+            elif depth > 1 and entry.is_dir():
+                yield from _listed(Path(entry.path), f"{prefix}{entry.name}/", depth - 1)
