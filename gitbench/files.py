@@ -52,7 +52,7 @@ def _described(text: str, *, folders: bool) -> Iterator[str]:
             found = path.stat()
             yield _content(path.resolve(), found.st_size, found.st_mtime_ns)
         elif folders and text and path.is_dir():
-            yield from sorted(_listed(path, "", DEPTH))
+            yield from _listing(path.resolve(), tuple(sorted(_folders(path, "", DEPTH))))
     except (OSError, RuntimeError, ValueError):  # no path at all, or one that cannot be read: whoever loads it will say so
         return
 
@@ -65,10 +65,20 @@ def _content(path: Path, size: int, changed: int) -> str:
         return hashlib.sha256(file.read(size)).hexdigest()  # never more: a file of /proc has no size, and may have no end
 
 
-def _listed(folder: Path, prefix: str, depth: int) -> Iterator[str]:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_file():
-                yield f"{prefix}{entry.name} {entry.stat().st_size}"
-            elif depth > 1 and entry.is_dir():
-                yield from _listed(Path(entry.path), f"{prefix}{entry.name}/", depth - 1)
+def _folders(folder: Path, name: str, depth: int) -> Iterator[tuple[str, int]]:
+    """A folder and those below it, by name and when something was last added or taken away."""
+    yield name, folder.stat().st_mtime_ns
+    if depth > 1:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    yield from _folders(Path(entry.path), f"{name}{entry.name}/", depth - 1)
+
+
+@functools.cache
+def _listing(path: Path, folders: tuple[tuple[str, int], ...]) -> tuple[str, ...]:
+    found = []
+    for name, _ in folders:
+        with os.scandir(path / name) as entries:
+            found += [f"{name}{entry.name} {entry.stat().st_size}" for entry in entries if entry.is_file()]
+    return tuple(sorted(found))

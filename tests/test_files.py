@@ -56,6 +56,7 @@ def test_a_folder_counts_by_names_and_sizes_three_folders_deep(tmp_path: Path) -
     write(tmp_path / "images" / "test" / "cat" / "1.png")
     seen.append(digest(str(tmp_path / "images")))
     write(tmp_path / "images" / "test" / "cat" / "1.png", "longer")
+    files._listing.cache_clear()  # as in the next process: the folder does not tell
     seen.append(digest(str(tmp_path / "images")))
     assert "" not in seen
     assert len(set(seen)) == 3
