@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import hashlib
 import sys
 import time
+import uuid
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gitbench import registry
-from gitbench.case import UNDEFENDED, Case, make_case
+from gitbench.case import UNDEFENDED, Case, code_digest, make_case
+from gitbench.config import make_config
 from gitbench.deadline import checked
+from gitbench.errors import ConfigError, GitbenchError, SpecError
 from gitbench.flags import compared_flags
+from gitbench.identity import digest_of_object
 from gitbench.progress import Progress, silent
 from gitbench.result import TIMED_OUT, Baselines, Result
-from gitbench.spec import parse_spec
+from gitbench.spec import Part, parse_spec
 from gitbench.store import Store
 from gitbench.verdict import DEFAULT_GATE, exposures, judge_results
 
@@ -181,14 +186,18 @@ def evaluate(
 
     Raises:
         SpecError: a SPEC cannot be read or names something unknown.
-        ConfigError: unknown threat model or device, or a timeout that is no positive number.
+        ConfigError: unknown profile, threat model, device or metric, or a number that cannot be.
     """
+    sizes = {"victims": victims, "batch_size": batch_size}
+    config = make_config({}, {"profile": profile, "threat": threat, "device": device, "threshold": gate, **sizes})
+    if config.sequential:
+        raise ConfigError("Expected a number of victims, got 'auto': gitbench.evaluate measures one case. Use pytest --gitbench.")
     case = case_of(
         attack=attack, defense=defense, model=model, dataset=dataset, threat=threat, profile=profile,
-        victims=victims, batch_size=batch_size, seed=seed,
+        victims=config.victims, batch_size=config.batch_size, seed=seed,
     )  # fmt: skip
     store = Store(Path(results)) if results is not None else None
-    bench = Bench(store=store, device=device, gate=gate, progress=progress, timeout=timeout)
+    bench = Bench(store=store, device=device, gate=config.threshold, progress=progress, timeout=timeout)
     return bench.measure(case, defense=None if isinstance(defense, str) else defense)
 
 
@@ -207,6 +216,8 @@ def case_of(
     """The case of :func:`evaluate`'s arguments, checked; a defense given as an object goes by its repr."""
     if not isinstance(defense, str):
         defense_spec, defense_code = parse_spec("defense", repr(defense)), _code_of(defense)
+        if str(defense_spec) == UNDEFENDED and defense_code != code_digest(defense_spec):
+            raise SpecError(f"A defense of one's own cannot go by the name {UNDEFENDED!r}, which means that there is none. Rename it.")
     else:
         defense_spec, defense_code = parse_spec("defense", defense), None
         registry.check(defense_spec)
@@ -220,9 +231,12 @@ def case_of(
 
 
 def _code_of(defense: Defense) -> str:
-    """Digest of the sources of a defense that was passed as an object, and of the files that its options name."""
+    """Digest of a defense that was passed as an object: its sources, what it holds, and the files that this names.
+
+    One that its own SPEC would rebuild is the same as that.
+    """
     pairs = zip(_parts(defense), parse_spec("defense", repr(defense)).parts, strict=True)
-    return "+".join(registry.with_files(_code_of_part(part), "defense", options) for part, options in pairs)
+    return "+".join(_code_of_part(part, options) for part, options in pairs)
 
 
 def _parts(defense: Defense) -> list[Defense]:
@@ -231,10 +245,19 @@ def _parts(defense: Defense) -> list[Defense]:
     return [part for one in defense.defenses for part in _parts(one)] if isinstance(defense, Composition) else [defense]
 
 
-def _code_of_part(defense: Defense) -> str:
-    module = sys.modules.get(type(defense).__module__)
-    file = getattr(module, "__file__", None)
-    if not file:
-        warnings.warn(f"The source of {defense!r} cannot be found: an edit to it will go unnoticed.", stacklevel=2)
-        return "no-source"
-    return registry.source_digest(registry.Target(type(defense).__module__, type(defense).__name__, Path(file)))
+def _code_of_part(defense: Defense, part: Part) -> str:
+    state = digest_of_object(defense)
+    if state is not None and part.target in registry.entry_points("defense"):
+        from gitbench.defense import load_defense
+
+        with contextlib.suppress(GitbenchError):
+            if digest_of_object(load_defense(str(part))) == state:
+                return registry.part_digest("defense", part)
+    file = getattr(sys.modules.get(type(defense).__module__), "__file__", None)
+    if state is None or not file:
+        what = f"What {defense!r} holds" if file else f"The source of {defense!r}"
+        warnings.warn(f"{what} cannot be told from another's: it is measured anew each time.", stacklevel=2)
+        return f"unknown-{uuid.uuid4().hex[:16]}"
+    source = registry.source_digest(registry.Target(type(defense).__module__, type(defense).__name__, Path(file)))
+    digest = hashlib.sha256(f"{source} {state}".encode()).hexdigest()[:16]
+    return registry.with_files(digest, "defense", Part(part.target, tuple(vars(defense).items())))

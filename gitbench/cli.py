@@ -188,5 +188,7 @@ def _compare(before: Path, after: Path, tolerance: float) -> tuple[int, list[str
 
     if not 0 <= tolerance < float("inf"):
         raise ConfigError(f"Expected a tolerance of zero or more dB, got {tolerance}.")
+    if before.resolve() == after.resolve():
+        raise ConfigError(f"Expected two runs to compare, got {before} twice.")
     found = compare(load_baseline(before), load_baseline(after, errors=True), tolerance=tolerances(tolerance))
     return int(found.failed), markdown(found).splitlines()

@@ -49,10 +49,12 @@ def _headline(found: Comparison) -> str:
         verdict = f"❌ **{regressions} of {compared} cells {'leak' if regressions > 1 else 'leaks'} more than before**"
     elif unpaired:
         verdict = f"❌ **{unpaired} of {len(found.changes)} cells cannot be compared**"
-    elif compared:
+    elif not found.idle:
         verdict = f"✅ **No cell leaks more than before** ({compared} compared)"
+    elif compared:
+        verdict = "❌ **No defended cell could be compared**"
     else:
-        verdict = "⚠️ **Nothing could be compared**"
+        verdict = "❌ **Nothing could be compared**"
     counts = ((improved, "leak less"), (unpaired, "not comparable"), (len(found.gone), "missing"), (len(found.new), "new"))
     told = ", ".join(f"{count} {what}" for count, what in counts if count)
     return f"### gitbench: {verdict}" + (f"; {told}" if told else "")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gitbench.baseline import CellKey, Cells, Entry
+from gitbench.case import UNDEFENDED
 from gitbench.metric import METRICS
 from gitbench.statistics import Interval, student
 from gitbench.verdict import DEFAULT_GATE
@@ -75,9 +76,15 @@ class Comparison:
         return tuple(change for change in self.changes if change.kind == "regressed")
 
     @property
+    def idle(self) -> bool:
+        """Whether there are defended cells, on whichever side, and none was compared: then nothing was shown of any defense."""
+        compared = {change.key.defense for change in self.changes if change.kind != "unpaired"}
+        return not compared or (compared == {UNDEFENDED} and any(key.defense != UNDEFENDED for key in (*self.gone, *self.new)))
+
+    @property
     def failed(self) -> bool:
-        """Whether a cell regressed, or is on both sides and cannot be compared: what is not shown is no pass."""
-        return any(change.kind in ("regressed", "unpaired") for change in self.changes)
+        """Whether a cell regressed, or is on both sides and cannot be compared, or nothing was: what is not shown is no pass."""
+        return self.idle or any(change.kind in ("regressed", "unpaired") for change in self.changes)
 
 
 def compare(before: Cells, after: Cells, *, gate: Sequence[str] | None = None, tolerance: Mapping[str, float] | None = None) -> Comparison:

@@ -12,7 +12,7 @@ class Component:
     """Base of everything that a SPEC can name. Remembers the arguments it was built with.
 
     Subclasses take keyword arguments only and set :attr:`name` to the name they are registered
-    under; an unregistered class goes by its class name.
+    under; an unregistered class goes by its class name, and so does a class derived from a registered one.
     """
 
     name: ClassVar[str] = ""
@@ -31,7 +31,7 @@ class Component:
                 flat.update(value)
             else:
                 flat[key] = value
-        self._part = Part(cls.name or cls.__name__, tuple(flat.items()))
+        self._part = Part(cls.__dict__.get("name") or cls.__name__, tuple(flat.items()))
         return self
 
     def __repr__(self) -> str:

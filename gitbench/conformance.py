@@ -15,6 +15,8 @@ from gitbench.random import make_generator
 from gitbench.update import Update
 
 _SEEDS = 16  # draws that must not all be the same for two victims: a fair coin is thrown, too
+_MIXED = 6  # draws in which no victim's update may depend on the others: a random order keeps two of four in place now and then
+_LOUDER = 3.0  # the others' updates, so that what is made of them all changes
 _ROUNDING = 1e-4  # relative slack of a declared bound
 _SIGMAS = 6.0  # of an estimate of the noise's deviation
 
@@ -23,8 +25,9 @@ def check_conformance(defense: Defense, model: nn.Module, public: Split, *, batc
     """Check a defense on three batches of public images, the first two of which are the same.
 
     Shapes, types and finiteness of what it returns; that it leaves its arguments as they were; that the same
-    seed gives the same update, and two victims of the same batch get their own randomness; that what it
-    declares (:meth:`gitbench.Defense.declared`) is true. State does not carry over: each check has a copy.
+    seed gives the same update, and two victims of the same batch get their own randomness; that what a victim
+    sends does not depend on the others; that what it declares (:meth:`gitbench.Defense.declared`) is true.
+    State does not carry over: each check has a copy.
 
     Args:
         defense: to check.
@@ -51,6 +54,13 @@ def check_conformance(defense: Defense, model: nn.Module, public: Split, *, batc
             "drew the same randomness for every victim, expected fresh randomness for each",
             "Draw tensors of the stacked shape (V, ...): who knows one victim's update would know everybody's noise.",
         )
+    for seed in range(_MIXED if random else 1):
+        if check.mixed(seed):
+            raise check.error(
+                "made a victim's update depend on other victims, expected each to send what its own batch gives",
+                "Victims are stacked along the first dimension, and are different clients: reduce over the others only, "
+                "tensor.flatten(1).norm(dim=1), for example.",
+            )
     check.declared(first, other)
     return random
 
@@ -60,6 +70,7 @@ class _Check:
         self._defense = defense
         self._model = model
         self._batch_size = batch_size
+        self._public = public
         rows = torch.arange(2 * batch_size).reshape(2, batch_size)[[0, 0, 1]] % len(public)
         self._inputs, self._labels = public.inputs[rows], public.labels[rows]
         self.raw: Update | None = None
@@ -82,6 +93,21 @@ class _Check:
             raise self.error("changed the update that protect() was given, expected it untouched", "Return update.map(...) instead.")
         self.raw = before
         return found
+
+    def mixed(self, seed: int) -> bool:
+        """Whether the first and the last of four victims send something else when the two between them do."""
+        size = self._batch_size
+        rows = torch.arange(6 * size).reshape(6, size) % len(self._public)
+        sent = []
+        for chosen, factor in (([0, 1, 2, 3], 1.0), ([0, 4, 5, 3], _LOUDER)):
+            defense, generator = fresh(self._defense), make_generator(seed, "conformance")
+            inputs, labels = self._public.inputs[rows[chosen]], self._public.labels[rows[chosen]]
+            with blaming(self._defense):
+                inputs, labels = defense.prepare(inputs, labels, generator=generator)
+            raw = gradients(self._model, inputs, labels, per_example=defense.needs_per_example)
+            sent.append(protect(_louder(raw, factor), defense=defense, generator=generator).flatten()[[0, 3]])
+        alone, among = sent
+        return not torch.allclose(alone, among, rtol=_ROUNDING, atol=_ROUNDING * float(alone.abs().max()))
 
     def _prepared(self, batch: object) -> tuple[torch.Tensor, torch.Tensor]:
         found = batch if isinstance(batch, tuple) and len(batch) == 2 else None
@@ -146,3 +172,13 @@ def _twins(update: Update) -> Update:
 
     each = None if update.per_example is None else {name: twin(tensor) for name, tensor in update.per_example.items()}
     return Update({name: twin(tensor) for name, tensor in update.tensors.items()}, each)
+
+
+def _louder(update: Update, factor: float) -> Update:
+    """With the updates between the first and the last victim's multiplied."""
+
+    def scaled(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.cat([tensor[:1], tensor[1:-1] * factor, tensor[-1:]])
+
+    each = None if update.per_example is None else {name: scaled(tensor) for name, tensor in update.per_example.items()}
+    return Update({name: scaled(tensor) for name, tensor in update.tensors.items()}, each)

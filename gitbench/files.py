@@ -10,14 +10,14 @@ from pathlib import Path
 
 from gitbench.spec import Kind, Part
 
-LARGE = 2**26  # bytes of a file that is read to know it; a larger one is known by its size and when it was changed
+LARGE = 2**26  # bytes of a file or folder that is read to know it; a larger one is known by sizes and when files were changed
 DEPTH = 3  # folders: split, class, image
 
 
 def digest_of_files(kind: Kind, part: Part) -> str:
     """Digest of the files that the options of one part name, the empty string where they name none.
 
-    A file counts by its content. A folder counts where it may hold images: of a dataset, by the names and sizes of the
+    A file counts by its content. A folder counts where it may hold images: of a dataset, by the names and contents of the
     files down to ``DEPTH``, unless the option is ``root``, where torchvision keeps data sets side by side and checks them.
 
     Args:
@@ -77,8 +77,12 @@ def _folders(folder: Path, name: str, depth: int) -> Iterator[tuple[str, int]]:
 
 @functools.cache
 def _listing(path: Path, folders: tuple[tuple[str, int], ...]) -> tuple[str, ...]:
-    found = []
+    found: dict[str, os.stat_result] = {}
     for name, _ in folders:
         with os.scandir(path / name) as entries:
-            found += [f"{name}{entry.name} {entry.stat().st_size}" for entry in entries if entry.is_file()]
-    return tuple(sorted(found))
+            found.update({f"{name}{entry.name}": entry.stat() for entry in entries if entry.is_file()})
+    large = sum(one.st_size for one in found.values()) > LARGE
+    return tuple(
+        f"{name} {one.st_size} bytes, {one.st_mtime_ns}" if large else f"{name} {_content(path / name, one.st_size, one.st_mtime_ns)}"
+        for name, one in sorted(found.items())
+    )

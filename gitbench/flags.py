@@ -6,9 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from gitbench.result import TIMED_OUT, Result
-from gitbench.statistics import interval
+from gitbench.statistics import FEW, interval
 
-FEW_VICTIMS = 8
 _VANISHING = 1e-5  # of the raw gradient's norm
 _SCALE = 1e3
 _COSINE = 0.01
@@ -66,11 +65,11 @@ FLAGS: dict[str, Flag] = {
             "similar-but-blind",
             "no closer than the blind guess in squared error, yet SSIM is clearly above the blind guess's",
             "structure leaks while brightness or contrast is off; squared error does not see it",
-            "look at the picture; gate ssim or lpips as well (--gitbench-threshold ssim=...)",
+            "look at the picture; gate ssim or lpips as well (--gitbench-threshold psnr_gain=3 --gitbench-threshold ssim=...)",
         ),
         Flag(
             "vanishing-update",
-            "the median update is shorter than 1e-5 of the raw gradient",
+            "the median update is shorter than 1e-5 of the raw gradient, or that is zero itself",
             "nobody learns from it: neither the attacker nor the model",
             "rescale what is sent, or send nothing and say so",
             blocks=True,
@@ -128,7 +127,7 @@ FLAGS: dict[str, Flag] = {
         ),
         Flag(
             "few-victims",
-            f"fewer than {FEW_VICTIMS} victims",
+            f"fewer than {FEW} victims",
             "an interval over so few victims rests on its assumptions",
             "raise --gitbench-victims",
         ),
@@ -139,7 +138,7 @@ FLAGS: dict[str, Flag] = {
 def own_flags(result: Result, *, still_improving: bool) -> set[str]:
     """The flags that a case's own figures raise."""
     found = set()
-    if result.case.victims < FEW_VICTIMS:
+    if result.case.victims < FEW:
         found.add("few-victims")
     if still_improving:
         found.add("still-improving")
@@ -187,7 +186,7 @@ def _utility_flags(result: Result) -> set[str]:
     if utility.equal > 0:
         found.add("raw-update")
     ratio = utility.norm_ratio
-    if ratio is not None and ratio < _VANISHING:
+    if ratio is None or ratio < _VANISHING:
         found.add("vanishing-update")
     if ratio is not None and not 1 / _SCALE <= ratio <= _SCALE:
         found.add("scale-changed")

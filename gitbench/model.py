@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 import warnings
@@ -114,7 +115,9 @@ def _build(part: Part, data: Data) -> nn.Module:
         factory: ModelFactory = registry.build("model", part, ModelFactory)
         return factory.build(data)
     if isinstance(found, nn.Module):
-        return found
+        if part.arguments:
+            raise SpecError(f"The model {part.target!r} is built already and takes no options, got {part.label}. Name what builds it.")
+        return copy.deepcopy(found)  # a mode, or training, must not reach the next cell
     if not callable(found):
         raise SpecError(f"Expected {part.target!r} to be a factory of a torch.nn.Module, got {found!r}.")
     return _call_factory(found, part, data)

@@ -42,11 +42,12 @@ class Target:
 
 @dataclass(frozen=True)
 class Signature:
-    """The keywords a component takes; ``open`` when any keyword may be right."""
+    """The keywords a component takes; ``open`` when any keyword may be right. ``texts`` are the defaults that are texts."""
 
     keywords: tuple[str, ...]
     required: tuple[str, ...]
     open: bool
+    texts: tuple[tuple[str, str], ...] = ()
 
 
 # What register() added in this process: where a name leads must be known wherever a SPEC is read.
@@ -178,7 +179,21 @@ def load(kind: Kind, part: Part) -> Any:
         names = [name for name in vars(module) if not name.startswith("_")]
         where = target.path or target.module
         raise SpecError(f"{where} has no {target.attribute!r}.{nearest(target.attribute, names)}")
+    _check_modules(target)
     return getattr(module, target.attribute)
+
+
+def _check_modules(target: Target) -> None:
+    """Whether a file got the modules that lie beside it, and not others of the same name."""
+    if target.path is None or not target.module.startswith("_gitbench_file_"):
+        return
+    for path, name in _closure(target).items():
+        there = getattr(sys.modules.get(name.removesuffix(".__init__")), "__file__", None)
+        if there is not None and Path(there).resolve() != path.resolve():
+            raise SpecError(
+                f"{target.path} imports {name}, which is {there} in this process and not {path}: Python knows one module of a name. "
+                "Rename one of the two, or measure them in runs of their own."
+            )
 
 
 def build(kind: Kind, part: Part, base: type[Component], **defaults: object) -> Any:
@@ -206,7 +221,10 @@ def part_digest(kind: Kind, part: Part) -> str:
     Raises:
         SpecError: no such name, file or module.
     """
-    return with_files(source_digest(locate(kind, part)), kind, part)
+    target = locate(kind, part)
+    signature = _signature(kind, target)
+    defaults = dict(signature.texts) if signature else {}
+    return with_files(source_digest(target), kind, Part(part.target, tuple({**defaults, **dict(part.arguments)}.items())))
 
 
 def with_files(source: str, kind: Kind, part: Part) -> str:
@@ -305,7 +323,10 @@ def _arguments(node: ast.FunctionDef, *, skip: int) -> Signature:
     only = [item.arg for item in node.args.kwonlyargs]
     pairs = zip(only, node.args.kw_defaults, strict=True)
     needed_only = [name for name, default in pairs if default is None]
-    return Signature((*positional, *only), (*needed, *needed_only), open=node.args.kwarg is not None)
+    last = positional[len(positional) - len(node.args.defaults) :]
+    defaults = [*zip(last, node.args.defaults, strict=True), *zip(only, node.args.kw_defaults, strict=True)]
+    texts = [(name, node.value) for name, node in defaults if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    return Signature((*positional, *only), (*needed, *needed_only), node.args.kwarg is not None, tuple(texts))
 
 
 def _closure(target: Target) -> dict[Path, str]:
@@ -313,7 +334,7 @@ def _closure(target: Target) -> dict[Path, str]:
     assert target.path is not None
     package = target.module.partition(".")[0]
     root = target.path.parents[target.module.count(".") + (target.path.name == "__init__.py")]
-    # A user's file and what lies beside it are one work; what lies beside an installed package are other people's.
+    # A user's file, what lies beside it and the project's own packages are one work; installed packages are other people's.
     beside = None if _holds_libraries(root) else root
     seen: dict[Path, str] = {}
     waiting = [target.path]
@@ -324,14 +345,26 @@ def _closure(target: Target) -> dict[Path, str]:
         seen[path] = target.module if path == target.path else _module_name(path, root)
         for name in _imports(path, path.stat().st_mtime_ns, seen[path]):
             found = None
+            if name.partition(".")[0] in sys.stdlib_module_names:
+                continue
             if name.partition(".")[0] in (package, "gitbench"):
                 # gitbench/__init__.py only re-exports: following it would tie every component to every other.
                 found = _module_file(name) if name != "gitbench" else None
             elif beside is not None:
-                found = _source_at(beside.joinpath(*name.split(".")))
+                found = _source_at(beside.joinpath(*name.split("."))) or _local_file(name)
             if found is not None:
                 waiting.append(found)
     return seen
+
+
+@functools.cache
+def _local_file(name: str) -> Path | None:
+    """The source of a module that can be imported and is nobody's library: a package of the project itself."""
+    found = _module_file(name)
+    if found is None:
+        return None
+    up = name.count(".") + (found.name == "__init__.py")
+    return None if len(found.parents) <= up or _holds_libraries(found.parents[up]) else found
 
 
 def _module_name(path: Path, root: Path) -> str:
@@ -378,10 +411,10 @@ def _module_file(name: str) -> Path | None:
         found = importlib.util.find_spec(top)
     except (ImportError, ValueError, AttributeError):
         return None
-    if found is None or not found.origin or not found.origin.endswith(".py"):
+    if found is None or (found.origin and not found.origin.endswith(".py")):
         return None
     if not rest:
-        return Path(found.origin)
+        return Path(found.origin) if found.origin else None  # a folder without __init__.py has no source, its modules have
     sources = (_source_at(Path(folder, *rest)) for folder in found.submodule_search_locations or ())
     return next((path for path in sources if path is not None), None)
 

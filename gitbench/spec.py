@@ -128,6 +128,9 @@ def split_outside(text: str, separator: str) -> list[str]:
 def _parse_part(kind: Kind, piece: str, whole: str) -> Part:
     target, bracket, rest = piece.partition("(")
     target = target.strip()
+    path, colon, name = target.rpartition(":")
+    if path.endswith(".py"):
+        target = f"{PurePath(path)}{colon}{name}"  # ./mine.py is mine.py
     if not target.isprintable():  # it is shown in terminals and tables
         raise SpecError(f"Cannot read the {kind} {whole!r}: expected a name without control or other invisible characters, got {target!r}.")
     if not (_NAME.match(target) or _TARGET.match(target)):

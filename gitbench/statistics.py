@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 RESAMPLES = 4000
+FEW = 8  # victims, of all seeds, below which resampling cannot show how far the mean may be off
 CONFIDENCE = 0.95
 
 
@@ -27,7 +28,8 @@ def interval(groups: Sequence[Sequence[float | None]], *, confidence: float = CO
 
     Victims are resampled within their seed (bootstrap). The percentiles are the *expanded* ones of
     Hesterberg (2015, arXiv 1411.5279): plain percentiles are too narrow for the dozen victims of a quick
-    run. The resampling is seeded, so the same values always give the same interval.
+    run, and below eight victims the interval is at least Student's. The resampling is seeded, so the same
+    values always give the same interval.
 
     Seeds are clusters: where their means differ by more than their victims explain, the seeds are the
     sample, and the interval is at least Student's t over their means. One seed says nothing about others:
@@ -59,6 +61,10 @@ def interval(groups: Sequence[Sequence[float | None]], *, confidence: float = CO
     tail = special.stdtrit(count - 1, (1 - confidence) / 2) * np.sqrt(count / (count - 1))
     share = float(special.ndtr(tail))
     low, high = (float(bound) for bound in np.quantile(means, [share, 1 - share]))
+    if count < FEW:
+        error = float(np.concatenate(arrays).std(ddof=1) / np.sqrt(count))
+        half = float(special.stdtrit(count - 1, (1 + confidence) / 2)) * error
+        low, high = min(low, mean - half), max(high, mean + half)
     between = _spread_of_seeds(arrays)
     if between is not None:
         half = float(special.stdtrit(len(arrays) - 1, (1 + confidence) / 2)) * between

@@ -67,10 +67,13 @@ def judge(
         victims: how many victims stand behind the intervals, for the advice.
     """
     judged = [_one(metric, threshold, intervals, control, victims) for metric, threshold in gate.items()]
-    for wanted in ("leaks", "inconclusive"):
-        for judgement in judged:
-            if judgement.verdict == wanted:
-                return judgement
+    for judgement in judged:
+        if judgement.verdict == "leaks":
+            return judgement
+    # A metric that is undecided comes before one whose control failed: the latter excuses the attack, not the defense.
+    for judgement in sorted(judged, key=lambda one: one.control_failed):
+        if judgement.verdict == "inconclusive":
+            return judgement
     if not judged:
         return Judgement("inconclusive", "no threshold was set, so nothing was judged")
     failed = any(judgement.control_failed for judgement in judged)

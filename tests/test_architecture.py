@@ -16,7 +16,7 @@ ROOT = Path(gitbench.__file__).parent
 
 # From the foundations to the entry: a module may import only what stands before it. One line, one level.
 LEVELS = [
-    ["_version", "text", "errors", "metric", "progress", "assets"],
+    ["_version", "text", "errors", "metric", "progress", "assets", "identity"],
     ["spec", "threat", "deadline", "scaffold"],
     ["component", "files"],
     ["registry"],
@@ -25,8 +25,8 @@ LEVELS = [
     ["flags"],
     ["verdict", "store"],
     ["sequential", "worst"],
-    ["config", "baseline", "bench", "claim"],
-    ["comparison"],
+    ["config", "baseline", "claim"],
+    ["comparison", "bench"],
     ["entries"],
     ["leaderboard", "comment"],
     ["cli"],
@@ -49,7 +49,7 @@ LEVELS = [
 ]
 RANK = {name: rank for rank, names in enumerate(LEVELS) for name in names}
 LIGHT = ["spec", "registry", "config", "case", "result", "verdict", "store", "leaderboard", "baseline", "bench", "cli", "threat", "metric"]
-LIGHT += ["files", "comparison", "comment", "sequential", "worst", "entries", "claim"]
+LIGHT += ["files", "identity", "comparison", "comment", "sequential", "worst", "entries", "claim"]
 
 
 def modules() -> list[Path]:

@@ -321,7 +321,7 @@ def test_a_file_that_is_no_baseline_is_a_usage_error(tmp_path: Path, capsys: pyt
     with pytest.raises(ConfigError, match=r".") as found:
         load_baseline(path)
     assert message in str(found.value)
-    assert cli.main(["compare", str(path), str(path)]) == 2
+    assert cli.main(["compare", str(path), str(tmp_path)]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -355,9 +355,15 @@ def test_the_comment_of_a_regression(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_the_comment_of_equal_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = stored(tmp_path, result(VALUES))
-    assert cli.main(["compare", str(folder), str(folder)]) == 0
+    folders = [stored(tmp_path / name, result(VALUES)) for name in ("before", "after")]
+    assert cli.main(["compare", *map(str, folders)]) == 0
     assert capsys.readouterr().out.startswith("### gitbench: ✅ **No cell leaks more than before** (1 compared)\n\nChanges are paired")
+
+
+def test_a_run_is_not_compared_with_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = stored(tmp_path, result(VALUES))
+    assert cli.main(["compare", str(folder), f"{folder}/."]) == 2
+    assert "Expected two runs to compare, got" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("tolerance", ["-1", "nan", "inf"])
@@ -390,8 +396,17 @@ def test_the_comment_says_that_a_control_got_weaker() -> None:
 
 
 def test_nothing_in_common_is_no_pass_in_silence() -> None:
-    text = markdown(compare(cells(entry([1.0, 2.0])), cells(entry([1.0, 2.0], attack="ig"))))
-    assert text.startswith("### gitbench: ⚠️ **Nothing could be compared**; 1 missing, 1 new")
+    found = compare(cells(entry([1.0, 2.0])), cells(entry([1.0, 2.0], attack="ig")))
+    assert found.failed
+    assert markdown(found).startswith("### gitbench: ❌ **Nothing could be compared**; 1 missing, 1 new")
+
+
+def test_undefended_cells_in_common_alone_are_no_pass() -> None:
+    control = entry([1.0, 2.0, 3.0], defense="none")
+    found = compare(cells(control, entry([1.0, 2.0, 3.0])), cells(control))
+    assert found.failed
+    assert markdown(found).startswith("### gitbench: ❌ **No defended cell could be compared**; 1 missing")
+    assert not compare(cells(control), cells(control)).failed  # there is none
 
 
 def test_names_cannot_break_the_comment() -> None:

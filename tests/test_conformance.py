@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import gitbench
 from gitbench.conformance import check_conformance
@@ -131,6 +132,35 @@ def test_what_does_not_conform_is_named(defense: Defense, message: str, data: Da
     assert repr(defense) in str(caught.value)
 
 
+class Mixing(gitbench.Defense):
+    """What forgets that victims are stacked."""
+
+    def __init__(self, *, how: str = "norm"):
+        self.how = how
+
+    def prepare(self, inputs, labels, *, generator):
+        return (inputs.mean(0, keepdim=True).expand_as(inputs), labels) if self.how == "batch" else (inputs, labels)
+
+    def protect(self, update, *, generator):
+        order = torch.randperm(update.victims, generator=generator) if self.how == "order" else torch.arange(update.victims)
+        noise = {
+            "norm": lambda tensor: tensor + 0.1 * tensor.norm() * gitbench.randn_like(tensor, generator),
+            "mean": lambda tensor: tensor.mean(0, keepdim=True).expand_as(tensor).clone(),
+            "order": lambda tensor: tensor[order],
+            "roll": lambda tensor: tensor.roll(1, 0),
+            "sum": lambda tensor: tensor.cumsum(0),
+            "quantile": lambda tensor: tensor * (tensor.abs() > tensor.abs().quantile(0.5)),
+            "batch": lambda tensor: tensor,
+        }[self.how]
+        return update.map(lambda name, tensor: noise(tensor))
+
+
+@pytest.mark.parametrize("how", ["norm", "mean", "order", "roll", "sum", "quantile", "batch"])
+def test_victims_made_of_each_other_are_refused(how: str, data: Data) -> None:
+    with pytest.raises(DefenseError, match=r"made a victim's update depend on other victims, expected .* reduce over the others only"):
+        check(Mixing(how=how), data)
+
+
 def test_a_coin_that_falls_alike_now_and_then_is_fresh_randomness(data: Data) -> None:
     class Coin(gitbench.Defense):
         def protect(self, update, *, generator):
@@ -171,6 +201,28 @@ def test_the_identity_in_disguise_leaks_and_is_flagged(options) -> None:
     result = gitbench.evaluate(defense=Custom(how=lambda name, tensor, _: (tensor * 4 + 0.0) / 4), **options)
     assert result.verdict == "leaks"
     assert "raw-update" in result.flags
+
+
+class Rounded(nn.Module):
+    def forward(self, logits):
+        return logits.round()
+
+
+class Flat(gitbench.Defense):
+    """A model without a slope: its raw gradient is zero, and so is what is sent."""
+
+    def modify_model(self, model):
+        return nn.Sequential(model, Rounded())
+
+    def protect(self, update, *, generator):
+        return update
+
+
+def test_a_model_without_any_gradient_is_no_success(options) -> None:
+    result = gitbench.evaluate(defense=Flat(), **options)
+    assert result.verdict == "inconclusive"
+    assert "vanishing-update" in result.flags
+    assert "but that is no success" in result.verdict_reason
 
 
 def test_nan_on_one_layer_is_an_error(options) -> None:

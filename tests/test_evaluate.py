@@ -11,6 +11,7 @@ import pytest
 
 import gitbench
 from gitbench.cli import main
+from gitbench.errors import ConfigError
 
 
 class Scaled(gitbench.Defense):
@@ -120,3 +121,22 @@ def test_the_python_example_of_the_documentation(tiny_npz: Path) -> None:
         reconstruction = gitbench.load_attack("ig(iterations=3)")(observation, generator=generator)
         scores = gitbench.score(reconstruction.inputs, inputs)
         assert {name: values.shape for name, values in scores.items()} == dict.fromkeys(("mse", "psnr", "ssim", "lpips"), (2, 2))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"profile": "qick"}, r"Unknown profile 'qick'\. Did you mean 'quick'"),
+        ({"gate": {"psnr_gian": 3}}, r"Unknown metric 'psnr_gian' in a threshold\. Did you mean 'psnr_gain'"),
+        ({"gate": {"psnr_gain": float("nan")}}, "Expected a finite number as the threshold of psnr_gain"),
+        ({"gate": {}}, "Expected at least one threshold"),
+        ({"victims": 0}, "The option victims is 0"),
+        ({"victims": "auto"}, "Expected a number of victims, got 'auto'"),
+        ({"batch_size": -1}, "The option batch-size is -1"),
+        ({"device": "tpu"}, "The option device is 'tpu'"),
+        ({"threat": "sever"}, r"Unknown threat model 'sever'\. Did you mean 'server'"),
+    ],
+)
+def test_arguments_are_checked_as_options_are(options, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        gitbench.evaluate(**{**options, **changes})

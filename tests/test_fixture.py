@@ -108,6 +108,82 @@ def test_it(gitbench_evaluate):
     ).assert_outcomes(passed=1)
 
 
+def test_a_report_is_true_where_the_defense_holds(suite: pytest.Pytester) -> None:
+    test = "def test_it(gitbench_evaluate):\n    assert gitbench_evaluate(Noise())\n    assert gitbench_evaluate(Scaled())"
+    result = run(suite, test)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines([">*assert gitbench_evaluate(Scaled())", "E *verdict: leaks*"])
+
+
+def test_objects_that_differ_in_anything_are_measured_each(suite: pytest.Pytester) -> None:
+    run(
+        suite,
+        """
+import dataclasses
+import gitbench
+from gitbench_defenses.gaussian_noise import GaussianNoise
+
+class Base(gitbench.Defense):
+    std = 1.0
+    def protect(self, update, *, generator):
+        return update.map(lambda name, tensor: tensor + self.std * gitbench.randn_like(tensor, generator))
+
+@dataclasses.dataclass
+class Hidden(Base):
+    std: float = dataclasses.field(default=1.0, repr=False)
+
+def made(deviation):
+    class Made(gitbench.Defense):
+        def protect(self, update, *, generator):
+            return update.map(lambda name, tensor: tensor + deviation * gitbench.randn_like(tensor, generator))
+    return Made()
+
+class Softer(GaussianNoise):
+    def protect(self, update, *, generator):
+        return update
+
+def test_it(gitbench_evaluate, monkeypatch):
+    assert gitbench_evaluate(Base()).verdict == "holds"
+    changed = Base()
+    changed.std = 1e-9
+    assert gitbench_evaluate(changed).verdict == "leaks"
+    assert [gitbench_evaluate(Hidden(std=std)).verdict for std in (1.0, 1e-9)] == ["holds", "leaks"]
+    assert [gitbench_evaluate(made(std)).verdict for std in (1.0, 1e-9)] == ["holds", "leaks"]
+    assert gitbench_evaluate(GaussianNoise(std=1.0)).verdict == "holds"
+    assert "declares noise" in gitbench_evaluate(Softer(std=1.0))  # what it inherits is not true of it
+    monkeypatch.setattr(Base, "std", 1e-9)
+    assert gitbench_evaluate(Base()).verdict == "leaks"
+""",
+    ).assert_outcomes(passed=1)
+
+
+def test_an_object_that_its_spec_rebuilds_shares_what_is_measured(suite: pytest.Pytester) -> None:
+    run(
+        suite,
+        """
+import gitbench
+def test_it(gitbench_evaluate):
+    spec = "clipping(max_norm=100.0) | pruning(rate=0.5)"
+    both = [gitbench_evaluate(one).results[0].case_id for one in (spec, gitbench.load_defense(spec))]
+    assert both[0] == both[1]
+""",
+    ).assert_outcomes(passed=1)
+
+
+def test_a_defense_cannot_go_by_the_name_none(suite: pytest.Pytester) -> None:
+    test = "class Mine(Noise):\n    name = 'none'\ndef test_it(gitbench_evaluate):\n    gitbench_evaluate(Mine())"
+    result = run(suite, test)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["E *A defense of one's own cannot go by the name 'none'*Rename it."])
+
+
+def test_fresh_measures_what_is_stored_again(suite: pytest.Pytester) -> None:
+    test = "def test_it(gitbench_evaluate):\n    print('at', gitbench_evaluate('defenses.py:Noise').results[0].finished_at)"
+    told = [str(run(suite, test, "-s", *extra).stdout) for extra in ((), (), ("--gitbench-fresh",))]
+    times = [re.search(r"at (\S+)", text).group(1) for text in told]
+    assert times[0] == times[1] < times[2]
+
+
 def test_victims_are_added_until_the_verdict_is_decided(suite: pytest.Pytester) -> None:
     options = suite.path / "pyproject.toml"
     options.write_text(options.read_text().replace("victims = 12", 'victims = "auto"'))

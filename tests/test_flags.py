@@ -56,6 +56,7 @@ EIGHT = (1.0,) * 8
         ({}, set()),
         ({"random": True}, {"randomised-defense"}),
         ({"equal": 0.125}, {"raw-update"}),
+        ({"norm_ratio": None, "alignment": measure(None, None), "cosine": None, "descent": None}, {"vanishing-update"}),
         ({"norm_ratio": 1e-4}, {"scale-changed"}),
         ({"norm_ratio": 2e3}, {"scale-changed"}),
         ({"norm_ratio": 1e-6}, {"scale-changed", "vanishing-update"}),

@@ -137,3 +137,18 @@ def test_the_users_own_factory_is_handed_what_it_takes(own: str, data: Data) -> 
 def test_a_bad_factory_is_named(own: str, name: str, message: str, data: Data) -> None:
     with pytest.raises(ModelError, match=message):
         gitbench.load_model(f"{own}:{name}", data)
+
+
+def test_an_instance_is_copied_and_takes_no_options(data: Data, tmp_path: Path) -> None:
+    path = tmp_path / "net.py"
+    size = data.public.inputs[0].numel()
+    path.write_text(
+        "from torch import nn\n"
+        f"net = nn.Sequential(nn.Flatten(), nn.BatchNorm1d({size}, affine=False), nn.Linear({size}, {data.classes}))\n"
+    )
+    plain, batch = gitbench.load_model(f"{path}:net", data), gitbench.load_model(f"{path}:net(mode='train')", data)
+    again = gitbench.load_model(f"{path}:net", data)
+    assert (plain.training, batch.training, again.training) == (False, True, False)
+    assert torch.equal(logits(plain, data), logits(again, data))
+    with pytest.raises(SpecError, match=r"built already and takes no options, got .*nosuch=3"):
+        gitbench.load_model(f"{path}:net(nosuch=3)", data)

@@ -245,7 +245,8 @@ class Uncopyable(gitbench.Defense):
 
 
 def test_a_defense_that_cannot_be_copied_is_an_error_that_says_why(options) -> None:
-    result = gitbench.evaluate(defense=Uncopyable(), **options)
+    with pytest.warns(UserWarning, match="What Uncopyable holds cannot be told from another's: it is measured anew each time"):
+        result = gitbench.evaluate(defense=Uncopyable(), **options)
     assert result.status == "error"
     assert "The defense Uncopyable cannot be copied (TypeError: " in result.error
     assert "not in __init__" in result.error

@@ -363,18 +363,51 @@ def test_a_regression_against_a_baseline_fails(bench: pytest.Pytester) -> None:
 def test_every_cell_of_either_side_of_a_comparison_is_named(bench: pytest.Pytester) -> None:
     run(bench, "--gitbench-results", "before")
     assert cli.main(["baseline", str(bench.path / "before"), "--out", str(bench.path / "base.json")]) == 0
-    options = ("--gitbench-defense", "none", "--gitbench-defense", "defenses.py:Noise", "--gitbench-baseline", "base.json")
+    wanted = ("none", "gaussian_noise(std=1.0)", "defenses.py:Noise")
+    options = (*(f"--gitbench-defense={one}" for one in wanted), "--gitbench-baseline", "base.json")
     for extra in ((), ("-n", "2")):
         result = run(bench, *options, *extra)
-        result.assert_outcomes(passed=2)
+        result.assert_outcomes(passed=3)
         result.stdout.fnmatch_lines(
             [
-                "baseline base.json: 1 cells compared, 0 regressed, 0 improved",
-                "  not in the baseline: *defenses.py:Noise/ridge",
+                "baseline base.json: 2 cells compared, 0 regressed, 0 improved",
+                "  not in the baseline: *defenses.py:Noise/ridge (server, quick)",
                 "  in the baseline, not run: *clipping(max_norm=100.0)/ridge (server, quick)",
-                "  in the baseline, not run: *gaussian_noise(std=1.0)/ridge (server, quick)",
             ]
         )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--gitbench-baseline=before", "--gitbench-results=./before"), "*The baseline before is the folder of this run's results*"),
+        (("--gitbench-baseline=before", "--gitbench-batch-size=2"), "*Expected the baseline before to have a defended cell of this run*"),
+        (("--gitbench-baseline=before", "--gitbench-defense=defenses.py:Noise"), "*it has *clipping(max_norm=100.0)*run without*"),
+    ],
+)
+def test_a_baseline_that_would_pass_everything_is_a_usage_error(bench: pytest.Pytester, options: tuple[str, ...], message: str) -> None:
+    run(bench, "--gitbench-results", "before", "--gitbench-defense=none", "--gitbench-defense=clipping(max_norm=100.0)")
+    result = run(bench, *options)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([message])
+
+
+@pytest.mark.parametrize("option", ["--gitbench-defense=defenses.py:Mine", "--gitbench-baseline=missing"])
+def test_what_does_nothing_without_gitbench_is_a_usage_error(bench: pytest.Pytester, option: str) -> None:
+    result = run_project(bench, option)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"*{option.partition('=')[0]} does nothing without --gitbench: add it, or take the option away."])
+
+
+def test_known_leaks_fail_where_pytest_is_told_to_run_them_as_if_they_were_not(bench: pytest.Pytester) -> None:
+    run(bench, "--gitbench-defense=clipping(max_norm=100.0)", "--runxfail").assert_outcomes(failed=1)
+
+
+def test_an_attack_that_works_by_one_metric_excuses_none(bench: pytest.Pytester) -> None:
+    gate = ("--gitbench-threshold=psnr_gain=3", "--gitbench-threshold=ssim=0.9999")
+    result = run(bench, *gate, "--gitbench-defense=gaussian_noise(std=1.0)")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*no other attack of this run passed its control either*"])
 
 
 def test_another_dataset_under_the_same_name_is_not_paired(bench: pytest.Pytester, tiny_npz: Path) -> None:

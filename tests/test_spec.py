@@ -470,6 +470,61 @@ def test_packages_beside_each_other_are_followed_with_their_relative_imports(tmp
     assert digests[0] != digests[1]
 
 
+def test_a_package_without_init_has_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    write(tmp_path / "gitbench_test_bare" / "mine.py", "from gitbench_test_bare.helper import X\nclass Mine: ...\n")
+    digests = []
+    for text in ("X = 1\n", "X = 2\n"):
+        write(tmp_path / "gitbench_test_bare" / "helper.py", text)
+        digests.append(registry.source_digest(registry.locate("defense", Part("gitbench_test_bare.mine:Mine"))))
+    assert digests[0] != digests[1]
+    assert "no-source" not in digests
+
+
+def test_a_file_is_followed_into_the_projects_own_packages_and_no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path / "src")
+    monkeypatch.syspath_prepend(tmp_path / "site-packages")
+    lines = "import gitbench_test_library\nfrom gitbench_test_own.inner import X\nclass Mine: ...\n"
+    file = write(tmp_path / "defs" / "mine.py", lines)
+    write(tmp_path / "src" / "gitbench_test_own" / "__init__.py", "")
+    digests = []
+    for own, library in (("1", "1"), ("1", "2"), ("2", "2")):
+        write(tmp_path / "src" / "gitbench_test_own" / "inner.py", f"X = {own}\n")
+        write(tmp_path / "site-packages" / "gitbench_test_library.py", f"X = {library}\n")
+        digests.append(component_digest(file))
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_file_that_a_default_names_is_part_of_the_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "mine.py", "class Mine:\n    def __init__(self, *, config='std.txt', other='grey'): ...\n")
+    digests = []
+    for text in ("1", "2"):
+        write(tmp_path / "std.txt", text)
+        digests.append(registry.part_digest("defense", Part("mine.py:Mine")))
+    typed = registry.part_digest("defense", Part("mine.py:Mine", (("config", "missing.txt"),)))
+    assert len({*digests, typed}) == 3
+
+
+def test_two_modules_of_one_name_are_refused(tmp_path: Path) -> None:
+    files = [write(tmp_path / which / "mine.py", f"from gitbench_test_core import X\nclass Mine: {which} = X\n") for which in "ab"]
+    for number, which in enumerate("ab"):
+        write(tmp_path / which / "gitbench_test_core.py", f"X = {number}\n")
+    try:
+        assert registry.load("defense", Part(f"{files[0]}:Mine")).a == 0
+        with pytest.raises(
+            SpecError, match=r"imports gitbench_test_core, which is .*a.gitbench_test_core\.py in this process and not .* Rename"
+        ):
+            registry.load("defense", Part(f"{files[1]}:Mine"))
+    finally:
+        sys.modules.pop("gitbench_test_core", None)
+        sys.path[:] = [path for path in sys.path if not path.startswith(str(tmp_path))]
+
+
+def test_a_path_is_the_same_however_it_is_spelled() -> None:
+    assert str(parse_spec("defense", "./a//mine.py:Mine(x=1)")) == "a/mine.py:Mine(x=1)"
+
+
 def test_other_peoples_packages_beside_an_installed_one_are_not_followed(tmp_path: Path) -> None:
     file = write(tmp_path / "site-packages" / "mine.py", "import helper\nclass Mine: ...\n")
     write(tmp_path / "site-packages" / "helper.py", "X = 1\n")

@@ -18,7 +18,7 @@ from gitbench.config import PROFILES, Config, make_cells, make_config, parse_thr
 from gitbench.errors import ConfigError, SpecError
 from gitbench.metric import METRICS
 from gitbench.result import Environment, Measure, Result
-from gitbench.statistics import Interval, interval
+from gitbench.statistics import FEW, Interval, interval, student
 from gitbench.threat import KNOWLEDGE, THREATS, knowledge_of
 from gitbench.verdict import DEFAULT_GATE, Judgement, judge, judge_results, pooled, side
 
@@ -99,14 +99,21 @@ def test_seeds_with_unlike_numbers_of_victims_weigh_by_victim() -> None:
     assert found.low <= 0.1 <= found.high
 
 
-@given(groups=st.lists(st.lists(finite, min_size=1, max_size=6), min_size=1, max_size=3))
+@given(groups=st.lists(st.lists(finite, min_size=1, max_size=12), min_size=1, max_size=3))
 def test_the_interval_encloses_the_mean_and_that_of_one_seed_lies_within_the_values(groups: list[list[float]]) -> None:
     found, values = interval(groups), [value for group in groups for value in group]
     assert found.mean == pytest.approx(float(np.mean(values)), abs=1e-9)
     if len(values) > 1:
         assert found.low <= found.mean <= found.high
-    if len(values) > 1 and len(groups) == 1:  # seeds that differ say more of other seeds than their values do
+    if len(values) >= FEW and len(groups) == 1:  # seeds that differ say more of other seeds than their values do
         assert min(values) - 1e-9 <= found.low <= found.high <= max(values) + 1e-9
+
+
+@given(values=st.lists(finite, min_size=2, max_size=FEW - 1))
+def test_a_few_victims_have_at_least_students_interval(values: list[float]) -> None:
+    found, exact = interval([values]), student([values])
+    assert found.low <= exact.low + 1e-9 * max(map(abs, values))
+    assert found.high >= exact.high - 1e-9 * max(map(abs, values))
 
 
 # Verdicts
@@ -462,3 +469,11 @@ def test_config_is_frozen_and_knows_its_fields() -> None:
     with pytest.raises(ConfigError, match=r"The option nope is 1: Extra inputs are not permitted"):
         make_config({}, {"nope": 1})
     assert isinstance(make_config({}, {}), Config)
+
+
+def test_an_undecided_metric_is_not_hidden_by_another_whose_control_failed() -> None:
+    intervals = {"ssim": Interval(0.5, 0.4, 0.6), "psnr_gain": Interval(3.0, 1.0, 5.0)}
+    control = {"ssim": Interval(0.6, 0.5, 0.7), "psnr_gain": Interval(20.0, 19.0, 21.0)}
+    for gate in ({"ssim": 0.9, "psnr_gain": 3.0}, {"psnr_gain": 3.0, "ssim": 0.9}):
+        found = judge(intervals, gate=gate, control=control, victims=16)
+        assert (found.word, found.control_failed) == ("undecided", False)

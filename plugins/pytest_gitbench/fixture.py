@@ -116,6 +116,10 @@ class Report(str):
     def __repr__(self) -> str:
         return str(self)
 
+    def __bool__(self) -> bool:
+        """Whether the defense holds: ``assert report`` asks what it seems to ask."""
+        return self.verdict == "holds"
+
     @property
     def results(self) -> tuple[Result, ...]:
         """Every case that was measured: one for each seed of each cell."""
@@ -155,7 +159,12 @@ class Measurer:
         given |= _options(options)
         config = read_config(self._request.config, defense=["none"], **given)
         bench = Bench(
-            store=Store(config.results), device=config.device, gate=config.threshold, threads=config.threads, timeout=config.timeout
+            store=Store(config.results),
+            device=config.device,
+            gate=config.threshold,
+            fresh_since=self._request.config.option.gitbench_started if config.fresh else None,
+            threads=config.threads,
+            timeout=config.timeout,
         )
         with _threads_restored():
             cells = [

@@ -47,7 +47,7 @@ class CellItem(pytest.Item):
             ("flags", " ".join(outcome.flags)),
             ("baseline", outcome.baseline),
         ]
-        if outcome.status == "failed":
+        if outcome.status == "failed" or (outcome.status == "xfailed" and self.config.option.runxfail):
             pytest.fail(outcome.reason, pytrace=False)
         if outcome.status == "skipped":
             pytest.skip(outcome.reason)

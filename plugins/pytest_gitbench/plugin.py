@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -61,6 +62,11 @@ def pytest_configure(config: pytest.Config) -> None:
         from pytest_gitbench.extensions import registered
 
         registered(config)
+    if getattr(config.option, "gitbench_started", None) is None:
+        config.option.gitbench_started = time.time()  # carried to the workers of xdist: one moment for all of them
+    for option in ("defense", "baseline"):
+        if not config.option.gitbench and getattr(config.option, f"gitbench_{option}") is not None:
+            raise pytest.UsageError(f"--gitbench-{option} does nothing without --gitbench: add it, or take the option away.")
     if config.option.gitbench:
         from pytest_gitbench.session import GitbenchSession
 

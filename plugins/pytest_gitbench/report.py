@@ -173,7 +173,7 @@ def baseline_lines(reports: Sequence[pytest.TestReport], not_run: Sequence[str],
     ]
     for name, kind in kinds.items():
         if kind == "new":
-            told.append(f"  not in the baseline: {name}")
+            told.append(f"  not in the baseline: {found[name].removeprefix('new: ')}")
         elif kind not in ("regressed", "improved", "unchanged"):
             told.append(f"  not compared: {name}: {found[name].removeprefix('unpaired: ')}")
     told += [f"  in the baseline, not run: {name}" for name in not_run]

@@ -15,7 +15,7 @@ from gitbench.sequential import Decision, decide_cell
 from gitbench.statistics import interval
 from gitbench.store import Store
 from gitbench.threat import knowledge_of
-from gitbench.verdict import Estimate, Judgement, pooled
+from gitbench.verdict import Estimate, Judgement, pooled, side
 from pytest_gitbench.item import Outcome
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class Runner:
             return ""
         key = key_of(results[0].case)
         if key not in self._baseline:
-            return "new"
+            return f"new: {key}"
         now = cells_of(results)[key]
         changes = [
             compare_cell(key, self._baseline[key], now, metric=metric, tolerance=tolerances(self._config.tolerance))
@@ -131,11 +131,13 @@ class Runner:
         return ("xfailed" if cell.known_leak else "failed"), judgement.reason, judgement.word
 
     def _some_control_leaks(self, cell: Cell) -> bool:
-        """Whether any attack that this run measures against this defense has a control that leaks."""
+        """Whether an attack that this run measures against this defense has a control that leaks, by every gated metric."""
         for other in self._selected:
             if (other.group, other.defense) != (cell.group, cell.defense) or self._not_granted(other):
                 continue
-            if self._decision(other, control=True).judgement.verdict == "leaks":
+            control, gate = self._decision(other, control=True), self._config.threshold
+            found = pooled(control.results, gate, estimate=control.estimate)
+            if control.judgement.verdict == "leaks" and all(side(name, found[name], gate[name]) == "leaks" for name in gate):
                 return True
         return False
 

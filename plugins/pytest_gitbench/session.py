@@ -12,8 +12,9 @@ import pytest
 
 from gitbench import leaderboard
 from gitbench.baseline import key_of, load_baseline
+from gitbench.case import UNDEFENDED
 from gitbench.config import Cell, make_cells
-from gitbench.errors import GitbenchError
+from gitbench.errors import ConfigError, GitbenchError
 from gitbench.result import Result
 from gitbench.store import Store
 from pytest_gitbench import report as lines
@@ -36,9 +37,6 @@ class GitbenchSession:
     def __init__(self, config: pytest.Config) -> None:
         self._pytest_config = config
         self._worker = hasattr(config, "workerinput")
-        # Set on the controller and carried to the workers among the options: one moment for all of them.
-        if getattr(config.option, "gitbench_started", None) is None:
-            config.option.gitbench_started = time.time()
         if getattr(config.option, "gitbench_chosen", None) is None:
             config.option.gitbench_chosen = [arg for arg in config.args if arg.startswith(f"{RUN_ID}::")]
         config.args = []  # only the matrix is collected
@@ -46,6 +44,7 @@ class GitbenchSession:
             self.config = read_config(config)
             self.cells = shaped(config, self.config, make_cells(self.config))
             self._baseline = load_baseline(self.config.baseline) if self.config.baseline else None
+            self._check_baseline()
         except GitbenchError as error:
             raise pytest.UsageError(f"gitbench: {error}") from None
         self.store = Store(self.config.results)
@@ -55,6 +54,23 @@ class GitbenchSession:
         self._durations: dict[str, list[float]] = {}
         self._last_written = 0.0
         self._pace = lines.Pace()
+
+    def _check_baseline(self) -> None:
+        """A baseline that this run would overwrite, or that has nothing to do with it, would pass everything."""
+        if self._baseline is None or self.config.baseline is None:
+            return
+        if self.config.baseline.resolve() == self.config.results.resolve():
+            raise ConfigError(
+                f"The baseline {self.config.baseline} is the folder of this run's results, which would be compared with themselves. "
+                f"Keep it first: gitbench baseline {self.config.baseline} --out gitbench-baseline.json"
+            )
+        here = {key_of(cell.cases[0]) for cell in self.cells if not cell.is_control}
+        there = {key for key in self._baseline if key.defense != UNDEFENDED}
+        if here and there and not here & there:
+            raise ConfigError(
+                f"Expected the baseline {self.config.baseline} to have a defended cell of this run, for example {min(here)}; "
+                f"it has {min(there)}, for example. Write it again, or run without --gitbench-baseline."
+            )
 
     # ---------------------------------------------------------------- collection
 
