@@ -186,7 +186,6 @@ def _twins(update: Update) -> Update:
 
 def _louder(update: Update, factor: float) -> Update:
     """With the updates between the first and the last victim's multiplied."""
-
     if factor == 1:
         return update
 
