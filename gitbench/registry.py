@@ -337,12 +337,12 @@ def _closure(target: Target) -> dict[Path, str]:
     # A user's file, what lies beside it and the project's own packages are one work; installed packages are other people's.
     beside = None if _holds_libraries(root) else root
     seen: dict[Path, str] = {}
-    waiting = [target.path]
+    waiting = [(target.path, target.module)]
     while waiting:
-        path = waiting.pop()
+        path, called = waiting.pop()
         if path in seen:
             continue
-        seen[path] = target.module if path == target.path else _module_name(path, root)
+        seen[path] = target.module if path == target.path else _module_name(path, root) or called
         for name in _imports(path, path.stat().st_mtime_ns, seen[path]):
             found = None
             if name.partition(".")[0] in sys.stdlib_module_names:
@@ -351,29 +351,31 @@ def _closure(target: Target) -> dict[Path, str]:
                 # gitbench/__init__.py only re-exports: following it would tie every component to every other.
                 found = _module_file(name) if name != "gitbench" else None
             elif beside is not None:
-                found = _source_at(beside.joinpath(*name.split("."))) or _local_file(name)
+                lying, other = _source_at(beside.joinpath(*name.split("."))), _module_file(name)
+                # What lies beside may be installed as well: then Python takes the installed one, and so is what is digested.
+                found = (other if lying else None) if _is_library(name) else lying or other
             if found is not None:
-                waiting.append(found)
+                waiting.append((found, name))
     return seen
 
 
 @functools.cache
-def _local_file(name: str) -> Path | None:
-    """The source of a module that can be imported and is nobody's library: a package of the project itself."""
+def _is_library(name: str) -> bool:
+    """Whether a module would be imported from where packages are installed."""
     found = _module_file(name)
     if found is None:
-        return None
+        return False
     up = name.count(".") + (found.name == "__init__.py")
-    return None if len(found.parents) <= up or _holds_libraries(found.parents[up]) else found
+    return len(found.parents) > up and _holds_libraries(found.parents[up])
 
 
 def _module_name(path: Path, root: Path) -> str:
-    """The dotted name of a file that was found under ``root`` or gitbench."""
+    """The dotted name of a file that was found under ``root`` or gitbench; empty elsewhere."""
     ours = _module_file("gitbench")
     roots = [root, *([ours.parent.parent] if ours else [])]
     for folder in sorted((folder for folder in roots if folder in path.parents), key=lambda folder: -len(folder.parts)):
         return ".".join(path.relative_to(folder).with_suffix("").parts)
-    return path.name
+    return ""
 
 
 @functools.cache

@@ -114,6 +114,12 @@ def test_dp_sgd_epsilon_is_the_accountants() -> None:
     assert defense.epsilon(sample_rate=0.01, steps=100, delta=1e-5) == pytest.approx(accountant.get_epsilon(delta=1e-5))
 
 
+@pytest.mark.parametrize("changes", [{"sample_rate": 2.0}, {"sample_rate": 0.0}, {"steps": -1}, {"delta": 5}, {"delta": float("nan")}])
+def test_dp_sgd_epsilon_of_impossible_numbers_is_refused(changes: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"expected sample_rate in \(0, 1\], steps >= 1 and delta in \(0, 1\)"):
+        gitbench.load_defense("dp_sgd(noise_multiplier=1.0)").epsilon(**{"sample_rate": 0.01, "steps": 100, "delta": 1e-5, **changes})
+
+
 def test_dp_sgd_must_come_first(data: gitbench.Data) -> None:
     defense = gitbench.load_defense("clipping(max_norm=1.0) | dp_sgd(noise_multiplier=1.0)")
     with pytest.raises(DefenseError, match="Put dp_sgd first"):

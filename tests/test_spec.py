@@ -506,6 +506,23 @@ def test_a_file_that_a_default_names_is_part_of_the_identity(tmp_path: Path, mon
     assert len({*digests, typed}) == 3
 
 
+def test_what_lies_beside_and_is_installed_is_digested_as_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path / "site-packages")
+    file = write(tmp_path / "mine.py", "from gitbench_test_both import X\nclass Mine: ...\n")
+    digests = []
+    for installed, beside in (("1", "1"), ("1", "2"), ("2", "2")):
+        write(tmp_path / "site-packages" / "gitbench_test_both" / "__init__.py", "from .inner import X\n")
+        write(tmp_path / "site-packages" / "gitbench_test_both" / "inner.py", f"X = {installed}\n")
+        write(tmp_path / "gitbench_test_both" / "__init__.py", f"X = {beside}\n")
+        digests.append(component_digest(file))
+    assert digests[0] == digests[1] != digests[2]
+    try:
+        registry.load("defense", Part(f"{file}:Mine"))
+    finally:
+        sys.modules.pop("gitbench_test_both", None)
+        sys.path[:] = [path for path in sys.path if path != str(tmp_path)]
+
+
 def test_two_modules_of_one_name_are_refused(tmp_path: Path) -> None:
     files = [write(tmp_path / which / "mine.py", f"from gitbench_test_core import X\nclass Mine: {which} = X\n") for which in "ab"]
     for number, which in enumerate("ab"):

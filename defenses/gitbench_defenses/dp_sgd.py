@@ -61,7 +61,14 @@ class DpSgd(Defense):
             steps: optimizer steps of the run.
             delta: the δ at which ε is reported.
             accountant: ``rdp``, ``gdp`` or ``prv``.
+
+        Raises:
+            ValueError: a number that cannot be.
         """
+        if not (0 < sample_rate <= 1 and steps >= 1 and 0 < delta < 1):
+            raise ValueError(
+                f"expected sample_rate in (0, 1], steps >= 1 and delta in (0, 1), got {sample_rate!r}, {steps!r} and {delta!r}"
+            )
         from opacus.accountants import create_accountant
 
         spent = create_accountant(accountant)
