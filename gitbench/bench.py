@@ -235,14 +235,16 @@ def _code_of(defense: Defense) -> str:
 
     One that its own SPEC would rebuild is the same as that.
     """
-    pairs = zip(_parts(defense), parse_spec("defense", repr(defense)).parts, strict=True)
-    return "+".join(_code_of_part(part, options) for part, options in pairs)
+    parts, named = _parts(defense), parse_spec("defense", repr(defense)).parts
+    if len(parts) != len(named):  # a composition of somebody's own class is more than its parts
+        return _code_of_part(defense, Part(type(defense).__name__))
+    return "+".join(_code_of_part(part, options) for part, options in zip(parts, named, strict=True))
 
 
 def _parts(defense: Defense) -> list[Defense]:
     from gitbench.defense import Composition
 
-    return [part for one in defense.defenses for part in _parts(one)] if isinstance(defense, Composition) else [defense]
+    return [part for one in defense.defenses for part in _parts(one)] if type(defense) is Composition else [defense]
 
 
 def _code_of_part(defense: Defense, part: Part) -> str:

@@ -15,8 +15,9 @@ from gitbench.random import make_generator
 from gitbench.update import Update
 
 _SEEDS = 16  # draws that must not all be the same for two victims: a fair coin is thrown, too
-_MIXED = 6  # draws in which no victim's update may depend on the others: a random order keeps two of four in place now and then
-_LARGE = 10_000_000  # parameters times examples, above which two draws are time enough
+_MIXED = 3  # draws in which no victim's update may depend on the others: a random order may keep one in its place
+_MANY, _FEW = 16, 4  # victims among which this is tried
+_LARGE = 20_000_000  # parameters, times examples, above which a few are enough
 _LOUDER = 3.0  # the others' updates, so that what is made of them all changes
 _ROUNDING = 1e-4  # relative slack of a declared bound
 _SIGMAS = 6.0  # of an estimate of the noise's deviation
@@ -55,9 +56,10 @@ def check_conformance(defense: Defense, model: nn.Module, public: Split, *, batc
             "drew the same randomness for every victim, expected fresh randomness for each",
             "Draw tensors of the stacked shape (V, ...): who knows one victim's update would know everybody's noise.",
         )
-    draws = _MIXED if sum(tensor[0].numel() for tensor in first.tensors.values()) * batch_size <= _LARGE else 2
-    for seed in range(draws if random else 1):
-        if check.mixed(seed):
+    size = sum(tensor[0].numel() for tensor in first.tensors.values()) * batch_size
+    for seed in range(_MIXED if random else 1):
+        # What is drawn for the first victim is drawn first; for the last one, how much was drawn before may depend on the others.
+        if check.mixed(seed, victims=_MANY if size * _MANY <= _LARGE else _FEW, rows=(0,) if random else (0, -1)):
             raise check.error(
                 "made a victim's update depend on other victims, expected each to send what its own batch gives",
                 "Victims are stacked along the first dimension, and are different clients: reduce over the others only, "
@@ -73,7 +75,7 @@ class _Check:
         self._model = model
         self._batch_size = batch_size
         self._public = public
-        self._kept: dict[float, tuple[torch.Tensor, torch.Tensor, Update]] = {}
+        self._kept: dict[int | None, tuple[torch.Tensor, torch.Tensor, Update]] = {}
         rows = torch.arange(2 * batch_size).reshape(2, batch_size)[[0, 0, 1]] % len(public)
         self._inputs, self._labels = public.inputs[rows], public.labels[rows]
         self.raw: Update | None = None
@@ -97,22 +99,30 @@ class _Check:
         self.raw = before
         return found
 
-    def mixed(self, seed: int) -> bool:
-        """Whether the first and the last of four victims send something else when the two between them do."""
-        size = self._batch_size
-        rows = torch.arange(6 * size).reshape(6, size) % len(self._public)
-        sent = []
-        for chosen, factor in (([0, 1, 2, 3], 1.0), ([0, 4, 5, 3], _LOUDER)):
-            defense, generator = fresh(self._defense), make_generator(seed, "conformance")
-            inputs, labels = self._public.inputs[rows[chosen]], self._public.labels[rows[chosen]]
-            with blaming(self._defense):
-                inputs, labels = defense.prepare(inputs, labels, generator=generator)
-            raw = self._gradients(factor, inputs, labels, defense.needs_per_example)
-            sent.append(protect(_louder(raw, factor), defense=defense, generator=generator).flatten()[[0, 3]])
-        alone, among = sent
-        return not torch.allclose(alone, among, rtol=_ROUNDING, atol=_ROUNDING * float(alone.abs().max()))
+    def mixed(self, seed: int, *, victims: int, rows: tuple[int, ...]) -> bool:
+        """Whether one of some victims, each at a place of ``rows``, sends something else when all others do."""
+        alone = self._among(seed, victims, None)
+        for row in rows:
+            among = self._among(seed, victims, row)
+            if not torch.allclose(alone[row], among[row], rtol=_ROUNDING, atol=_ROUNDING * float(alone[row].abs().max())):
+                return True
+        return False
 
-    def _gradients(self, which: float, inputs: torch.Tensor, labels: torch.Tensor, per_example: bool) -> Update:
+    def _among(self, seed: int, victims: int, kept: int | None) -> torch.Tensor:
+        """What some victims send, ``(V, D)``; all but one with other images and longer updates, unless ``kept`` is None."""
+        chosen = torch.arange(victims)
+        if kept is not None:
+            chosen = chosen + victims
+            chosen[kept] -= victims
+        rows = (chosen[:, None] * self._batch_size + torch.arange(self._batch_size)) % len(self._public)
+        defense, generator = fresh(self._defense), make_generator(seed, "conformance")
+        inputs, labels = self._public.inputs[rows], self._public.labels[rows]
+        with blaming(self._defense):
+            inputs, labels = defense.prepare(inputs, labels, generator=generator)
+        raw = self._gradients(kept, inputs, labels, defense.needs_per_example)
+        return protect(raw if kept is None else _louder(raw, kept), defense=defense, generator=generator).flatten()
+
+    def _gradients(self, which: int | None, inputs: torch.Tensor, labels: torch.Tensor, per_example: bool) -> Update:
         """Computed once for all draws, unless :meth:`Defense.prepare` makes other batches of them."""
         kept = self._kept.get(which)
         if kept is None or not (torch.equal(kept[0], inputs) and torch.equal(kept[1], labels)):
@@ -184,13 +194,13 @@ def _twins(update: Update) -> Update:
     return Update({name: twin(tensor) for name, tensor in update.tensors.items()}, each)
 
 
-def _louder(update: Update, factor: float) -> Update:
-    """With the updates between the first and the last victim's multiplied."""
-    if factor == 1:
-        return update
+def _louder(update: Update, kept: int) -> Update:
+    """With the updates of all victims but one multiplied."""
 
     def scaled(tensor: torch.Tensor) -> torch.Tensor:
-        return torch.cat([tensor[:1], tensor[1:-1] * factor, tensor[-1:]])
+        louder = tensor * _LOUDER
+        louder[kept] = tensor[kept]
+        return louder
 
     each = None if update.per_example is None else {name: scaled(tensor) for name, tensor in update.per_example.items()}
     return Update({name: scaled(tensor) for name, tensor in update.tensors.items()}, each)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePath
 
 from gitbench.spec import Kind, Part
 
 LARGE = 2**26  # bytes of a file or folder that is read to know it; a larger one is known by sizes and when files were changed
 DEPTH = 3  # folders: split, class, image
+NESTED = 8  # lists within lists that are looked into
 
 
 def digest_of_files(kind: Kind, part: Part) -> str:
@@ -34,15 +35,13 @@ def digest_of_files(kind: Kind, part: Part) -> str:
     return digest.hexdigest()[:16] if named else ""
 
 
-def _texts(value: object) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _texts(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _texts(item)
+def _texts(value: object, depth: int = NESTED) -> Iterator[str]:
+    if isinstance(value, str | PurePath):
+        yield str(value)
+    elif depth and isinstance(value, Mapping | list | tuple | set | frozenset):
+        items = value.values() if isinstance(value, Mapping) else sorted(value, key=repr) if isinstance(value, set | frozenset) else value
+        for item in items:
+            yield from _texts(item, depth - 1)
 
 
 def _described(text: str, *, folders: bool) -> Iterator[str]:
@@ -71,7 +70,7 @@ def _folders(folder: Path, name: str, depth: int) -> Iterator[tuple[str, int]]:
     if depth > 1:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.is_dir():
+                if entry.is_dir() and not entry.name.startswith("."):  # .gitbench, say, which a run itself writes
                     yield from _folders(Path(entry.path), f"{name}{entry.name}/", depth - 1)
 
 
@@ -80,7 +79,7 @@ def _listing(path: Path, folders: tuple[tuple[str, int], ...]) -> tuple[str, ...
     found: dict[str, os.stat_result] = {}
     for name, _ in folders:
         with os.scandir(path / name) as entries:
-            found.update({f"{name}{entry.name}": entry.stat() for entry in entries if entry.is_file()})
+            found.update({f"{name}{entry.name}": entry.stat() for entry in entries if entry.is_file() and entry.name[0] != "."})
     large = sum(one.st_size for one in found.values()) > LARGE
     return tuple(
         f"{name} {one.st_size} bytes, {one.st_mtime_ns}" if large else f"{name} {_content(path / name, one.st_size, one.st_mtime_ns)}"

@@ -333,17 +333,19 @@ def _closure(target: Target) -> dict[Path, str]:
     """The target's file and, transitively, the files it imports from its own top-level package or from beside it, with their names."""
     assert target.path is not None
     package = target.module.partition(".")[0]
-    root = target.path.parents[target.module.count(".") + (target.path.name == "__init__.py")]
+    alone = target.module.startswith("_gitbench_file_")
+    first = target.path.resolve() if alone else target.path  # of a link, what lies beside the file that it leads to
+    root = first.parents[target.module.count(".") + (first.name == "__init__.py")]
     # A user's file, what lies beside it and the project's own packages are one work; installed packages are other people's.
     beside = None if _holds_libraries(root) else root
     seen: dict[Path, str] = {}
-    waiting = [(target.path, target.module)]
+    waiting = [(first, target.module)]
     while waiting:
         path, called = waiting.pop()
         if path in seen:
             continue
-        seen[path] = target.module if path == target.path else _module_name(path, root) or called
-        for name in _imports(path, path.stat().st_mtime_ns, seen[path]):
+        seen[path] = called
+        for name in sorted(_imports(path, path.stat().st_mtime_ns, called)):
             found = None
             if name.partition(".")[0] in sys.stdlib_module_names:
                 continue
@@ -351,9 +353,11 @@ def _closure(target: Target) -> dict[Path, str]:
                 # gitbench/__init__.py only re-exports: following it would tie every component to every other.
                 found = _module_file(name) if name != "gitbench" else None
             elif beside is not None:
-                lying, other = _source_at(beside.joinpath(*name.split("."))), _module_file(name)
                 # What lies beside may be installed as well: then Python takes the installed one, and so is what is digested.
-                found = (other if lying else None) if _is_library(name) else lying or other
+                if not _is_library(name):
+                    found = _source_at(beside.joinpath(*name.split("."))) or _module_file(name)
+                elif _source_at(beside / name.partition(".")[0]) is not None:
+                    found = _module_file(name)
             if found is not None:
                 waiting.append((found, name))
     return seen
@@ -367,15 +371,6 @@ def _is_library(name: str) -> bool:
         return False
     up = name.count(".") + (found.name == "__init__.py")
     return len(found.parents) > up and _holds_libraries(found.parents[up])
-
-
-def _module_name(path: Path, root: Path) -> str:
-    """The dotted name of a file that was found under ``root`` or gitbench; empty elsewhere."""
-    ours = _module_file("gitbench")
-    roots = [root, *([ours.parent.parent] if ours else [])]
-    for folder in sorted((folder for folder in roots if folder in path.parents), key=lambda folder: -len(folder.parts)):
-        return ".".join(path.relative_to(folder).with_suffix("").parts)
-    return ""
 
 
 @functools.cache

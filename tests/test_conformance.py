@@ -147,6 +147,7 @@ class Mixing(gitbench.Defense):
             "norm": lambda tensor: tensor + 0.1 * tensor.norm() * gitbench.randn_like(tensor, generator),
             "mean": lambda tensor: tensor.mean(0, keepdim=True).expand_as(tensor).clone(),
             "order": lambda tensor: tensor[order],
+            "flip": lambda tensor: 0.3 * tensor + 0.7 * tensor.flip(0),
             "roll": lambda tensor: tensor.roll(1, 0),
             "sum": lambda tensor: tensor.cumsum(0),
             "quantile": lambda tensor: tensor * (tensor.abs() > tensor.abs().quantile(0.5)),
@@ -155,7 +156,23 @@ class Mixing(gitbench.Defense):
         return update.map(lambda name, tensor: noise(tensor))
 
 
-@pytest.mark.parametrize("how", ["norm", "mean", "order", "roll", "sum", "quantile", "batch"])
+class Looping(gitbench.Defense):
+    """Draws as many numbers as the data say, victim by victim: honest, and no victim is made of another."""
+
+    def protect(self, update, *, generator):
+        flat = update.flatten().clone()
+        for row in flat:
+            keep = row.abs() > row.abs().mean()
+            row[keep] += torch.randn(int(keep.sum()), generator=generator)
+            row[torch.randperm(int((row > 0.5).sum()), generator=generator)] = 0
+        return update.like(flat)
+
+
+def test_how_much_is_drawn_may_depend_on_the_data(data: Data) -> None:
+    assert check(Looping(), data)
+
+
+@pytest.mark.parametrize("how", ["norm", "mean", "order", "flip", "roll", "sum", "quantile", "batch"])
 def test_victims_made_of_each_other_are_refused(how: str, data: Data) -> None:
     with pytest.raises(DefenseError, match=r"made a victim's update depend on other victims, expected .* reduce over the others only"):
         check(Mixing(how=how), data)

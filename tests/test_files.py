@@ -26,7 +26,11 @@ def write(path: Path, text: str = "1") -> str:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("wrapped", [lambda path: path, lambda path: [path], lambda path: {"a": (1, path)}], ids=["plain", "list", "dict"])
+@pytest.mark.parametrize(
+    "wrapped",
+    [lambda path: path, Path, lambda path: [path], lambda path: {"a": (1, path)}, lambda path: {path, "x"}],
+    ids=["plain", "path", "list", "dict", "set"],
+)
 def test_a_file_counts_by_its_content(tmp_path: Path, kind: Kind, wrapped: Callable[[str], object]) -> None:
     path = write(tmp_path / "a.npz")
     before = digest(wrapped(path), kind=kind)
@@ -62,6 +66,21 @@ def test_a_folder_counts_by_names_and_contents_three_folders_deep(tmp_path: Path
     assert len(set(seen)) == 3
     write(tmp_path / "images" / "test" / "cat" / "deeper" / "1.png")
     assert digest(str(tmp_path / "images")) == seen[-1]
+
+
+def test_what_a_run_writes_into_a_folder_does_not_count(tmp_path: Path) -> None:
+    write(tmp_path / "train" / "1.png")
+    before = digest(str(tmp_path))
+    write(tmp_path / ".gitbench" / "cases" / "1.json")
+    write(tmp_path / ".hidden")
+    files._listing.cache_clear()
+    assert digest(str(tmp_path)) == before
+
+
+def test_a_list_that_holds_itself_ends() -> None:
+    value: list[object] = []
+    value.append(value)
+    assert digest(value) == ""
 
 
 def test_the_root_of_many_data_sets_and_a_word_that_is_also_a_folder_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

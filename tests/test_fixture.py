@@ -121,6 +121,7 @@ def test_objects_that_differ_in_anything_are_measured_each(suite: pytest.Pyteste
         """
 import dataclasses
 import gitbench
+import gitbench.defense
 from gitbench_defenses.gaussian_noise import GaussianNoise
 
 class Base(gitbench.Defense):
@@ -138,6 +139,10 @@ def made(deviation):
             return update.map(lambda name, tensor: tensor + deviation * gitbench.randn_like(tensor, generator))
     return Made()
 
+class Bundle(gitbench.defense.Composition):
+    def protect(self, update, *, generator):
+        return self.defenses[0].protect(update, generator=generator)
+
 class Softer(GaussianNoise):
     def protect(self, update, *, generator):
         return update
@@ -151,6 +156,9 @@ def test_it(gitbench_evaluate, monkeypatch):
     assert [gitbench_evaluate(made(std)).verdict for std in (1.0, 1e-9)] == ["holds", "leaks"]
     assert gitbench_evaluate(GaussianNoise(std=1.0)).verdict == "holds"
     assert "declares noise" in gitbench_evaluate(Softer(std=1.0))  # what it inherits is not true of it
+    parts = [gitbench.load_defense(spec) for spec in ("clipping(max_norm=100.0)", "gaussian_noise(std=1.0)")]
+    assert gitbench_evaluate(parts[0] | parts[1]).verdict == "holds"
+    assert gitbench_evaluate(Bundle(defenses=parts)).verdict != "holds"
     monkeypatch.setattr(Base, "std", 1e-9)
     assert gitbench_evaluate(Base()).verdict == "leaks"
 """,

@@ -538,6 +538,36 @@ def test_two_modules_of_one_name_are_refused(tmp_path: Path) -> None:
         sys.path[:] = [path for path in sys.path if not path.startswith(str(tmp_path))]
 
 
+def test_a_file_within_a_package_is_followed_by_the_names_it_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    package = tmp_path / "gitbench_test_whole"
+    file = write(package / "inner" / "mine.py", "from gitbench_test_whole.inner.random import X\nclass Mine: ...\n")
+    write(package / "inner" / "random.py", "from ..consts import X\n")
+    digests = []
+    for text in ("X = 1\n", "X = 2\n"):
+        write(package / "consts.py", text)
+        digests.append(component_digest(file))
+    assert digests[0] != digests[1]
+    try:
+        registry.load("defense", Part(f"{file}:Mine"))  # its random is not Python's
+    finally:
+        for name in [name for name in sys.modules if name.startswith("gitbench_test_whole")]:
+            del sys.modules[name]
+        sys.path[:] = [path for path in sys.path if not path.startswith(str(package))]
+
+
+def test_beside_a_link_is_where_it_leads(tmp_path: Path) -> None:
+    real = write(tmp_path / "real" / "mine.py", "import helper\nclass Mine: ...\n")
+    link = tmp_path / "project" / "mine.py"
+    link.parent.mkdir()
+    link.symlink_to(real)
+    digests = []
+    for text in ("X = 1\n", "X = 2\n"):
+        write(tmp_path / "real" / "helper.py", text)
+        digests.append(component_digest(link))
+    assert digests[0] != digests[1]
+
+
 def test_a_path_is_the_same_however_it_is_spelled() -> None:
     assert str(parse_spec("defense", "./a//mine.py:Mine(x=1)")) == "a/mine.py:Mine(x=1)"
 

@@ -66,10 +66,10 @@ class GitbenchSession:
             )
         here = {key_of(cell.cases[0]) for cell in self.cells if not cell.is_control}
         there = {key for key in self._baseline if key.defense != UNDEFENDED}
-        if here and there and not here & there:
+        if here and not here & there:
             raise ConfigError(
                 f"Expected the baseline {self.config.baseline} to have a defended cell of this run, for example {min(here)}; "
-                f"it has {min(there)}, for example. Write it again, or run without --gitbench-baseline."
+                f"it has {min(there or self._baseline)}, for example. Write it again, or run without --gitbench-baseline."
             )
 
     # ---------------------------------------------------------------- collection
