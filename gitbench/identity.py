@@ -10,6 +10,8 @@ import enum
 import fractions
 import functools
 import hashlib
+import logging
+import operator
 import random
 import re
 import sys
@@ -21,8 +23,12 @@ from typing import Any
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, PurePath, type(Ellipsis))
 # Whose text says all. Other things must show what they hold.
-_TOLD = (range, slice, datetime.date, datetime.time, datetime.timedelta, decimal.Decimal, fractions.Fraction, re.Pattern)
-_TOLD_NAMES = ("torch.dtype", "torch.device", "torch.Size", "torch.layout", "torch.memory_format")
+_TOLD = (
+    *(range, slice, datetime.date, datetime.time, datetime.timedelta, decimal.Decimal, fractions.Fraction, re.Pattern),
+    *(logging.Logger, operator.itemgetter, operator.attrgetter, operator.methodcaller),
+)
+_TOLD_NAMES = ("torch.dtype", "torch.device", "torch.Size", "torch.layout", "torch.memory_format", "numpy.ufunc")
+_DESCRIPTORS = (types.MemberDescriptorType, types.GetSetDescriptorType)
 _LISTS = (list, tuple, collections.deque, collections.abc.KeysView, collections.abc.ValuesView, collections.abc.ItemsView)
 
 
@@ -75,6 +81,10 @@ class _Description:
         elif isinstance(found, types.BuiltinFunctionType | types.MethodWrapperType):
             yield found.__qualname__
             yield from self.of(found.__self__)
+        elif isinstance(found, types.MethodDescriptorType | types.WrapperDescriptorType | types.ClassMethodDescriptorType):
+            yield f"{_named(found.__objclass__)} {found.__name__}"
+        elif isinstance(found, functools.cached_property):
+            yield from self.of(found.func)
         elif isinstance(found, types.MethodType):
             yield from self.of((found.__func__, found.__self__))
         elif isinstance(found, staticmethod | classmethod):
@@ -85,8 +95,10 @@ class _Description:
             yield from self.of((found.func, found.args, found.keywords))
         elif isinstance(found, enum.Enum):
             yield f"{found.name} {found.value!r}"
-        elif hasattr(found, "detach") and hasattr(found, "cpu"):  # a tensor
-            yield from _array(found.detach().cpu().numpy())
+        elif hasattr(found, "detach") and hasattr(found, "cpu"):  # a tensor; numpy has no bfloat16
+            plain = found.detach().cpu()
+            yield str(found.dtype)
+            yield from _array((plain.double() if plain.is_floating_point() else plain).numpy())
         elif hasattr(found, "tobytes") and hasattr(found, "dtype"):
             yield from _array(found)
         elif isinstance(found, _TOLD) or _named(type(found)) in _TOLD_NAMES:
@@ -120,7 +132,8 @@ class _Description:
             for name, value in vars(base).items():
                 if name.startswith("__") and name not in ("__init__", "__call__", "__getattr__", "__getattribute__"):
                     continue
-                if not isinstance(value, types.MemberDescriptorType | types.GetSetDescriptorType) and not name.startswith("_abc_"):
+                # Slots, and the fields of a named tuple, are told with what they hold.
+                if not isinstance(value, _DESCRIPTORS) and type(value).__name__ != "_tuplegetter" and not name.startswith("_abc_"):
                     yield name
                     yield from self.of(value)
             fields = dataclasses.fields(base) if dataclasses.is_dataclass(base) else ()

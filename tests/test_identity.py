@@ -6,11 +6,14 @@ import collections
 import dataclasses
 import enum
 import functools
+import logging
+import operator
 import random
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -43,6 +46,11 @@ class Slotted:
 @dataclasses.dataclass(slots=True)
 class Data:
     value: object
+
+
+class Pair(NamedTuple):
+    first: object
+    second: object
 
 
 class Grown(list):
@@ -97,6 +105,14 @@ WAYS: dict[str, Callable[[int], object]] = {
     "function's attribute": marked,
     "list's attribute": grown,
     "random": random.Random,
+    "bfloat16": lambda value: torch.full((3,), float(value), dtype=torch.bfloat16),
+    "named tuple": lambda value: Pair(value, 2),
+    "cached property": lambda value: type("Local", (), {"scale": functools.cached_property(closure(value))})(),
+    "ufunc": lambda value: np.tanh if value else np.exp,
+    "method": lambda value: torch.Tensor.mul if value else torch.Tensor.add,
+    "builtin": lambda value: torch.relu if value else torch.tanh,
+    "logger": lambda value: logging.getLogger(str(value)),
+    "getter": operator.itemgetter,
     "nested": lambda value: Holder([Holder({"a": (value,)})]),
 }
 
