@@ -392,6 +392,13 @@ def test_a_baseline_that_would_pass_everything_is_a_usage_error(bench: pytest.Py
     result.stderr.fnmatch_lines([message])
 
 
+def test_a_baseline_of_controls_alone_is_a_usage_error(bench: pytest.Pytester) -> None:
+    run(bench, "--gitbench-results", "before", "--gitbench-defense=none")
+    result = run(bench, "--gitbench-baseline=before")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*to have a defended cell of this run, for example *; it has */none/ridge (server, quick), for example.*"])
+
+
 @pytest.mark.parametrize("option", ["--gitbench-defense=defenses.py:Mine", "--gitbench-baseline=missing"])
 def test_what_does_nothing_without_gitbench_is_a_usage_error(bench: pytest.Pytester, option: str) -> None:
     result = run_project(bench, option)
