@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -186,12 +187,15 @@ def _row(update: Update, row: int) -> Update:
     return update.map(lambda _, tensor: tensor[row])
 
 
-def _twins(update: Update) -> Update:
-    def twin(tensor: torch.Tensor) -> torch.Tensor:
-        return torch.cat([tensor[:1], tensor[:1], tensor[2:]])
+def _mapped(update: Update, function: Callable[[torch.Tensor], torch.Tensor]) -> Update:
+    """Every tensor replaced, those of single examples too."""
+    each = None if update.per_example is None else {name: function(tensor) for name, tensor in update.per_example.items()}
+    return Update({name: function(tensor) for name, tensor in update.tensors.items()}, each)
 
-    each = None if update.per_example is None else {name: twin(tensor) for name, tensor in update.per_example.items()}
-    return Update({name: twin(tensor) for name, tensor in update.tensors.items()}, each)
+
+def _twins(update: Update) -> Update:
+    """With the first victim's update in the second's place."""
+    return _mapped(update, lambda tensor: torch.cat([tensor[:1], tensor[:1], tensor[2:]]))
 
 
 def _louder(update: Update, kept: int) -> Update:
@@ -202,5 +206,4 @@ def _louder(update: Update, kept: int) -> Update:
         louder[kept] = tensor[kept]
         return louder
 
-    each = None if update.per_example is None else {name: scaled(tensor) for name, tensor in update.per_example.items()}
-    return Update({name: scaled(tensor) for name, tensor in update.tensors.items()}, each)
+    return _mapped(update, scaled)

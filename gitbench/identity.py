@@ -15,11 +15,12 @@ import operator
 import random
 import re
 import sys
-import sysconfig
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
+
+from gitbench.libraries import holds_libraries
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, PurePath, type(Ellipsis))
 # Whose text says all. Other things must show what they hold.
@@ -191,8 +192,7 @@ def _is_own(module: str) -> bool:
     file = getattr(sys.modules.get(module), "__file__", None)
     if file is None:
         return True
-    libraries = [Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")]
-    return not any(library in Path(file).parents for library in libraries) and not {"site-packages", "dist-packages"} & {*Path(file).parts}
+    return not any(holds_libraries(folder) for folder in Path(file).parents)
 
 
 def _array(found: Any) -> Iterator[str]:

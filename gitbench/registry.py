@@ -13,7 +13,6 @@ import importlib
 import importlib.machinery
 import importlib.util
 import sys
-import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -23,6 +22,7 @@ from typing import Any
 from gitbench.component import Component
 from gitbench.errors import SpecError, nearest
 from gitbench.files import digest_of_files
+from gitbench.libraries import holds_libraries
 from gitbench.spec import Kind, Part, Spec, parse_spec
 
 GROUPS: dict[Kind, str] = {kind: f"gitbench.{kind}s" for kind in ("attack", "defense", "model", "dataset")}
@@ -337,7 +337,7 @@ def _closure(target: Target) -> dict[Path, str]:
     first = target.path.resolve() if alone else target.path  # of a link, what lies beside the file that it leads to
     root = first.parents[target.module.count(".") + (first.name == "__init__.py")]
     # A user's file, what lies beside it and the project's own packages are one work; installed packages are other people's.
-    beside = None if _holds_libraries(root) else root
+    beside = None if holds_libraries(root) else root
     seen: dict[Path, str] = {}
     waiting = [(first, target.module)]
     while waiting:
@@ -370,14 +370,7 @@ def _is_library(name: str) -> bool:
     if found is None:
         return False
     up = name.count(".") + (found.name == "__init__.py")
-    return len(found.parents) > up and _holds_libraries(found.parents[up])
-
-
-@functools.cache
-def _holds_libraries(folder: Path) -> bool:
-    paths = sysconfig.get_paths()
-    known = {Path(paths[name]).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    return folder.resolve() in known or folder.resolve().name in ("site-packages", "dist-packages")
+    return len(found.parents) > up and holds_libraries(found.parents[up])
 
 
 @functools.cache

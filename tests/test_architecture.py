@@ -16,9 +16,9 @@ ROOT = Path(gitbench.__file__).parent
 
 # From the foundations to the entry: a module may import only what stands before it. One line, one level.
 LEVELS = [
-    ["_version", "text", "errors", "metric", "progress", "assets", "identity"],
+    ["_version", "text", "errors", "metric", "progress", "assets", "libraries"],
     ["spec", "threat", "deadline", "scaffold"],
-    ["component", "files"],
+    ["component", "files", "identity"],
     ["registry"],
     ["case"],
     ["result", "statistics"],
@@ -49,7 +49,7 @@ LEVELS = [
 ]
 RANK = {name: rank for rank, names in enumerate(LEVELS) for name in names}
 LIGHT = ["spec", "registry", "config", "case", "result", "verdict", "store", "leaderboard", "baseline", "bench", "cli", "threat", "metric"]
-LIGHT += ["files", "identity", "comparison", "comment", "sequential", "worst", "entries", "claim"]
+LIGHT += ["files", "identity", "libraries", "comparison", "comment", "sequential", "worst", "entries", "claim"]
 
 
 def modules() -> list[Path]:

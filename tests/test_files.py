@@ -112,4 +112,5 @@ def test_a_file_that_cannot_be_read_is_left_to_who_loads_it(tmp_path: Path, monk
 
 @given(st.text(max_size=40))
 def test_any_text_is_taken(text: str) -> None:
-    digest(text, kind="attack")
+    found = digest(text, kind="attack")
+    assert found == "" or (len(found) == 16 and Path(text).expanduser().is_file())

@@ -403,13 +403,15 @@ def package_digest(folder: Path, name: str, statement: str) -> tuple[str, str]:
     """Digests of a component before and after an edit of the neighbour that it imports."""
     write(folder / name / "__init__.py", "")
     write(folder / name / "mine.py", f"{statement}\nclass Mine: ...\n")
-    target = None
-    digests = []
-    for text in ("X = 1\n", "X = 2\n"):
-        write(folder / name / "helper.py", text)
-        target = registry.locate("defense", Part(f"{name}.mine:Mine"))
-        digests.append(registry.source_digest(target))
-    return digests[0], digests[1]
+    return around_an_edit(folder / name / "helper.py", f"{name}.mine:Mine")
+
+
+def around_an_edit(helper: Path, target: str) -> tuple[str, str]:
+    """Digests of a component before and after an edit of another file."""
+    write(helper, "X = 1\n")
+    before = registry.source_digest(registry.locate("defense", Part(target)))
+    write(helper, "X = 2\n")
+    return before, registry.source_digest(registry.locate("defense", Part(target)))
 
 
 @pytest.mark.parametrize(
@@ -463,22 +465,16 @@ def test_packages_beside_each_other_are_followed_with_their_relative_imports(tmp
     write(tmp_path / "gitbench_test_one" / "__init__.py", "")
     write(tmp_path / "gitbench_test_one" / "mine.py", "from gitbench_test_two import X\nclass Mine: ...\n")
     write(tmp_path / "gitbench_test_two" / "__init__.py", "from .inner import X\n")
-    digests = []
-    for text in ("X = 1\n", "X = 2\n"):
-        write(tmp_path / "gitbench_test_two" / "inner.py", text)
-        digests.append(registry.source_digest(registry.locate("defense", Part("gitbench_test_one.mine:Mine"))))
-    assert digests[0] != digests[1]
+    before, after = around_an_edit(tmp_path / "gitbench_test_two" / "inner.py", "gitbench_test_one.mine:Mine")
+    assert before != after
 
 
 def test_a_package_without_init_has_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     write(tmp_path / "gitbench_test_bare" / "mine.py", "from gitbench_test_bare.helper import X\nclass Mine: ...\n")
-    digests = []
-    for text in ("X = 1\n", "X = 2\n"):
-        write(tmp_path / "gitbench_test_bare" / "helper.py", text)
-        digests.append(registry.source_digest(registry.locate("defense", Part("gitbench_test_bare.mine:Mine"))))
-    assert digests[0] != digests[1]
-    assert "no-source" not in digests
+    before, after = around_an_edit(tmp_path / "gitbench_test_bare" / "helper.py", "gitbench_test_bare.mine:Mine")
+    assert before != after
+    assert "no-source" not in (before, after)
 
 
 def test_a_file_is_followed_into_the_projects_own_packages_and_no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -543,11 +539,8 @@ def test_a_file_within_a_package_is_followed_by_the_names_it_imports(tmp_path: P
     package = tmp_path / "gitbench_test_whole"
     file = write(package / "inner" / "mine.py", "from gitbench_test_whole.inner.random import X\nclass Mine: ...\n")
     write(package / "inner" / "random.py", "from ..consts import X\n")
-    digests = []
-    for text in ("X = 1\n", "X = 2\n"):
-        write(package / "consts.py", text)
-        digests.append(component_digest(file))
-    assert digests[0] != digests[1]
+    before, after = around_an_edit(package / "consts.py", f"{file}:Mine")
+    assert before != after
     try:
         registry.load("defense", Part(f"{file}:Mine"))  # its random is not Python's
     finally:
@@ -561,11 +554,8 @@ def test_beside_a_link_is_where_it_leads(tmp_path: Path) -> None:
     link = tmp_path / "project" / "mine.py"
     link.parent.mkdir()
     link.symlink_to(real)
-    digests = []
-    for text in ("X = 1\n", "X = 2\n"):
-        write(tmp_path / "real" / "helper.py", text)
-        digests.append(component_digest(link))
-    assert digests[0] != digests[1]
+    before, after = around_an_edit(tmp_path / "real" / "helper.py", f"{link}:Mine")
+    assert before != after
 
 
 def test_a_path_is_the_same_however_it_is_spelled() -> None:
