@@ -12,8 +12,8 @@ import torch
 from torch.nn import functional
 
 import gitbench
-from gitbench.labels import greedy_counts, infer_labels
-from gitbench.random import make_generator
+from gitbench.attacker.tools.labels import greedy_counts, infer_labels
+from gitbench.core.random import make_generator
 
 
 def main() -> None:

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
-from gitbench.bench import case_of
-from gitbench.case import Case
-from gitbench.evaluation import Chain
-from gitbench.store import Store
+from gitbench.identity.case import Case
+from gitbench.measure.evaluator import Evaluator
+from gitbench.run.bench import case_of
+from gitbench.store.folder import Store
 
 DEFENSES = (
     "none", "pruning(rate=0.9)", "pruning(rate=0.99)", "pruning(rate=0.999)", "gaussian_noise(std=0.01)", "gaussian_noise(std=0.1)",
@@ -73,7 +73,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     store = Store(options.results)
-    chain = Chain(store=store, device="auto")
+    chain = Evaluator(store=store, device="auto")
     victims, rows = rows_of(options.table, options.path, options.public)
     for seed in options.seed or (0,):
         for dataset, model, defense, attack in rows:
@@ -85,7 +85,7 @@ def main() -> None:
                 _measure(case, chain, store)
 
 
-def _measure(case: Case, chain: Chain, store: Store) -> None:
+def _measure(case: Case, chain: Evaluator, store: Store) -> None:
     busy = store.root / "busy" / case.case_id
     busy.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -10,12 +10,12 @@ import argparse
 import torch
 
 import gitbench
-from gitbench.attack import load_attack
-from gitbench.criterion import Criterion
-from gitbench.evaluation import draw_victims
-from gitbench.random import make_generator, randn_like
-from gitbench.rehearsal import rehearse
-from gitbench.scoring import score
+from gitbench.attacker.attack import load_attack
+from gitbench.attacker.attacks.auto.criterion import Criterion
+from gitbench.attacker.tools.rehearsal import rehearse
+from gitbench.core.random import make_generator, randn_like
+from gitbench.measure.evaluator import draw_victims
+from gitbench.measure.scoring import score
 
 
 def main() -> None:

@@ -10,11 +10,11 @@ import sys
 import torch
 
 import gitbench
-from gitbench.client import gradients
-from gitbench.progress import silent
-from gitbench.random import make_generator
-from gitbench.transcript.chain import read_chain
-from gitbench.transcript.recursion import train_weights
+from gitbench.attacker.attacks.git.trained import train_weights
+from gitbench.attacker.layers.chain import read_chain
+from gitbench.clients.client import gradients
+from gitbench.core.progress import silent
+from gitbench.core.random import make_generator
 
 
 def main(dataset: str = "photos", spec: str = "mlp") -> None:

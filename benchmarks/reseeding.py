@@ -22,11 +22,11 @@ from unittest import mock
 import torch
 
 from gitbench._version import __version__
-from gitbench.attack import Attack
-from gitbench.bench import case_of
-from gitbench.evaluation import Chain
-from gitbench.fits import CaseFits
-from gitbench.random import make_generator
+from gitbench.attacker.attack import Attack
+from gitbench.attacker.fit_cache import CaseFits
+from gitbench.core.random import make_generator
+from gitbench.measure.evaluator import Evaluator
+from gitbench.run.bench import case_of
 
 CELLS = (
     ("ridge", "none"),
@@ -61,7 +61,7 @@ def drawn_again(draw: int, *, defense: bool = True) -> Iterator[None]:
         read = attack.requires | attack.uses if attack.fit_uses is None else attack.fit_uses
         return make_generator(fits._case.seed, "fit", repr(attack), *([f"draw {draw}"] if "defense" in read else []))
 
-    with mock.patch("gitbench.evaluation.make_generator", new=of_chain), mock.patch.object(CaseFits, "_generator", new=of_fit):
+    with mock.patch("gitbench.measure.evaluator.make_generator", new=of_chain), mock.patch.object(CaseFits, "_generator", new=of_fit):
         yield
 
 
@@ -76,7 +76,7 @@ def main() -> None:
     cells: dict[str, list[list[float]]] = {}
     for draw, kept in itertools.product(range(given.draws), (False, True)):
         with drawn_again(draw, defense=not kept):
-            chain = Chain(store=None, device="cpu")
+            chain = Evaluator(store=None, device="cpu")
             for attack, defense in (cell for cell in (KEPT if kept else CELLS) if not given.attack or cell[0] in given.attack):
                 case = case_of(
                     attack=attack, defense=defense, model="lenet", dataset="photos", threat="server", profile="quick",

@@ -30,22 +30,23 @@ except ImportError:  # no wheel for this system: the test suite still runs the t
     atheris = None
 
 with atheris.instrument_imports(include=["gitbench", "pytest_gitbench"]) if atheris else contextlib.nullcontext():
-    from gitbench import leaderboard, registry
-    from gitbench.baseline import cells_of, dump, load_baseline
-    from gitbench.bench import case_of
-    from gitbench.claim import read_claim
-    from gitbench.comment import markdown
-    from gitbench.comparison import compare
-    from gitbench.config import make_cells, make_config
-    from gitbench.data import load_dataset
-    from gitbench.datasets.folder import Folder
-    from gitbench.datasets.npz import Npz
-    from gitbench.entries import read_entries
-    from gitbench.errors import GitbenchError
-    from gitbench.result import Environment, Measure, Result
-    from gitbench.spec import KINDS, parse_spec
-    from gitbench.store import Store
-    from gitbench.submission import read_reconstructions
+    from gitbench.clients.data import load_dataset
+    from gitbench.clients.datasets.folder import Folder
+    from gitbench.clients.datasets.npz import Npz
+    from gitbench.core.errors import GitbenchError
+    from gitbench.core.spec import KINDS, parse_spec
+    from gitbench.identity import registry
+    from gitbench.publish import leaderboard
+    from gitbench.publish.baseline import cells_of, dump, load_baseline
+    from gitbench.publish.comment import markdown
+    from gitbench.publish.comparison import compare
+    from gitbench.publish.entries import read_entries
+    from gitbench.publish.manifest import read_claim
+    from gitbench.publish.submission import read_reconstructions
+    from gitbench.run.bench import case_of
+    from gitbench.run.config import make_cells, make_config
+    from gitbench.store.folder import Store
+    from gitbench.store.result import Environment, Measure, Result
     from pytest_gitbench.options import read_settings
 
 _SHAPE = (2, 1, 3, 4, 4)

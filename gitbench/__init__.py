@@ -1,58 +1,71 @@
 """gitbench measures defenses against gradient inversion.
 
-Importing it is cheap: torch is imported when something that needs it is first used.
+Importing it is cheap: torch is imported when something that needs it is first used. What is named here is public,
+and so is what the documentation names; everything else may move.
 """
 
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 from gitbench._version import __version__ as __version__
+from gitbench.core.former import FormerNames
 
 if TYPE_CHECKING:
-    from gitbench.attack import Attack as Attack
-    from gitbench.attack import Reconstruction as Reconstruction
-    from gitbench.attack import Refiner as Refiner
-    from gitbench.attack import load_attack as load_attack
-    from gitbench.bench import evaluate as evaluate
-    from gitbench.client import client_update as client_update
-    from gitbench.data import Data as Data
-    from gitbench.data import Dataset as Dataset
-    from gitbench.data import Split as Split
-    from gitbench.data import load_dataset as load_dataset
-    from gitbench.defense import Defense as Defense
-    from gitbench.defense import load_defense as load_defense
-    from gitbench.errors import GitbenchError as GitbenchError
-    from gitbench.model import ModelFactory as ModelFactory
-    from gitbench.model import load_model as load_model
-    from gitbench.observation import Observation as Observation
-    from gitbench.random import randn_like as randn_like
-    from gitbench.result import Result as Result
-    from gitbench.scoring import score as score
-    from gitbench.update import Update as Update
+    from gitbench.attacker.attack import Attack as Attack
+    from gitbench.attacker.attack import Candidates as Candidates
+    from gitbench.attacker.attack import Reconstruction as Reconstruction
+    from gitbench.attacker.attack import Refiner as Refiner
+    from gitbench.attacker.attack import load_attack as load_attack
+    from gitbench.attacker.observation import Observation as Observation
+    from gitbench.clients.client import client_update as client_update
+    from gitbench.clients.data import Data as Data
+    from gitbench.clients.data import Dataset as Dataset
+    from gitbench.clients.data import Split as Split
+    from gitbench.clients.data import load_dataset as load_dataset
+    from gitbench.clients.defense import Declared as Declared
+    from gitbench.clients.defense import Defense as Defense
+    from gitbench.clients.defense import load_defense as load_defense
+    from gitbench.clients.model import ModelFactory as ModelFactory
+    from gitbench.clients.model import load_model as load_model
+    from gitbench.clients.update import Update as Update
+    from gitbench.core.errors import GitbenchError as GitbenchError
+    from gitbench.core.random import make_generator as make_generator
+    from gitbench.core.random import randn_like as randn_like
+    from gitbench.measure.evaluator import draw_victims as draw_victims
+    from gitbench.measure.scoring import score as score
+    from gitbench.run.bench import evaluate as evaluate
+    from gitbench.run.config import make_cell as make_cell
+    from gitbench.store.result import Result as Result
 
 _WHERE = {
-    "Attack": "attack",
-    "Data": "data",
-    "Dataset": "data",
-    "Defense": "defense",
-    "GitbenchError": "errors",
-    "ModelFactory": "model",
-    "Observation": "observation",
-    "Reconstruction": "attack",
-    "Refiner": "attack",
-    "Result": "result",
-    "Split": "data",
-    "Update": "update",
-    "client_update": "client",
-    "evaluate": "bench",
-    "load_attack": "attack",
-    "load_dataset": "data",
-    "load_defense": "defense",
-    "load_model": "model",
-    "randn_like": "random",
-    "score": "scoring",
+    "Attack": "attacker.attack",
+    "Candidates": "attacker.attack",
+    "Data": "clients.data",
+    "Dataset": "clients.data",
+    "Declared": "clients.defense",
+    "Defense": "clients.defense",
+    "GitbenchError": "core.errors",
+    "ModelFactory": "clients.model",
+    "Observation": "attacker.observation",
+    "Reconstruction": "attacker.attack",
+    "Refiner": "attacker.attack",
+    "Result": "store.result",
+    "Split": "clients.data",
+    "Update": "clients.update",
+    "client_update": "clients.client",
+    "draw_victims": "measure.evaluator",
+    "evaluate": "run.bench",
+    "load_attack": "attacker.attack",
+    "load_dataset": "clients.data",
+    "load_defense": "clients.defense",
+    "load_model": "clients.model",
+    "make_cell": "run.config",
+    "make_generator": "core.random",
+    "randn_like": "core.random",
+    "score": "measure.scoring",
 }
 
 __all__ = [*sorted(_WHERE), "__version__"]  # noqa: PLE0604
@@ -68,3 +81,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+sys.meta_path.insert(0, FormerNames())

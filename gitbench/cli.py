@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gitbench._version import __version__
-from gitbench.errors import GitbenchError
-from gitbench.scaffold import scaffold
-from gitbench.text import printable
+from gitbench.core.errors import GitbenchError
+from gitbench.core.text import printable
+from gitbench.publish.scaffold import scaffold
 
 if TYPE_CHECKING:
-    from gitbench.baseline import Entry
+    from gitbench.publish.baseline import Record
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -92,18 +92,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _list(kind: str | None) -> list[str]:
-    from gitbench.registry import entry_points
-    from gitbench.spec import KINDS
+    from gitbench.core.spec import KINDS
+    from gitbench.identity.registry import entry_points
 
     chosen = [one for one in KINDS if kind in (None, one)]
     return [f"{one:8} {name:16} {where}" for one in chosen for name, where in sorted(entry_points(one).items())]
 
 
 def _leaderboard(results: Path, out: Path, entries: Sequence[Path]) -> list[str]:
-    from gitbench import leaderboard
-    from gitbench.entries import check_victims, read_entries
-    from gitbench.errors import StoreError
-    from gitbench.store import Store
+    from gitbench.core.errors import StoreError
+    from gitbench.publish import leaderboard
+    from gitbench.publish.entries import check_victims, read_entries
+    from gitbench.store.folder import Store
 
     own, others = list(Store(results).results()), read_entries(entries)
     check_victims(others, own)
@@ -120,9 +120,9 @@ def _leaderboard(results: Path, out: Path, entries: Sequence[Path]) -> list[str]
 def _inspect(model: str, dataset: str, seed: int, *, as_json: bool) -> list[str]:
     import json
 
-    from gitbench.data import load_dataset
-    from gitbench.inspection import inspect_model, table
-    from gitbench.model import load_model
+    from gitbench.clients.data import load_dataset
+    from gitbench.clients.model import load_model
+    from gitbench.publish.inspection import inspect_model, table
 
     public = (data := load_dataset(dataset)).public
     layers = inspect_model(load_model(model, data, seed=seed), public.inputs[:1], public.labels[:1])
@@ -133,15 +133,15 @@ def _inspect(model: str, dataset: str, seed: int, *, as_json: bool) -> list[str]
 
 
 def _observe(claim: Path, out: Path) -> list[str]:
-    from gitbench.submission import write_observation
+    from gitbench.publish.submission import write_observation
 
     granted = ", ".join(sorted(write_observation(claim, out).granted))
     return [f"wrote {out}: the update, and what else the threat model grants ({granted}; docs/entries.md)"]
 
 
 def _score(claim: Path, results: Path) -> list[str]:
-    from gitbench.store import Store
-    from gitbench.submission import score_submission
+    from gitbench.publish.submission import score_submission
+    from gitbench.store.folder import Store
 
     store = Store(results)
     found = score_submission(claim, store=store)
@@ -152,8 +152,8 @@ def _score(claim: Path, results: Path) -> list[str]:
 
 
 def _flags(names: Sequence[str]) -> list[str]:
-    from gitbench.errors import ConfigError, nearest
-    from gitbench.flags import FLAGS
+    from gitbench.core.errors import ConfigError, nearest
+    from gitbench.judge.flags import FLAGS
 
     unknown = next((name for name in names if name not in FLAGS), None)
     if unknown is not None:
@@ -166,8 +166,8 @@ def _flags(names: Sequence[str]) -> list[str]:
 
 
 def _baseline(results: Path, out: Path) -> list[str]:
-    from gitbench.baseline import dump, load_baseline
-    from gitbench.store import write_atomic
+    from gitbench.publish.baseline import dump, load_baseline
+    from gitbench.store.folder import write_atomic
 
     cells = load_baseline(results, errors=True)
     broken = [f"not in it, because it ended in an error: {key}" for key, seeds in cells.items() if _has_error(seeds)]
@@ -176,15 +176,15 @@ def _baseline(results: Path, out: Path) -> list[str]:
     return [*broken, f"wrote {out}: {len(kept)} cells. Commit it, and run: pytest --gitbench --gitbench-baseline {out}"]
 
 
-def _has_error(seeds: Mapping[int, Entry]) -> bool:
+def _has_error(seeds: Mapping[int, Record]) -> bool:
     return any(entry.verdict == "error" for entry in seeds.values())
 
 
 def _compare(before: Path, after: Path, tolerance: float) -> tuple[int, list[str]]:
-    from gitbench.baseline import load_baseline
-    from gitbench.comment import markdown
-    from gitbench.comparison import compare, tolerances
-    from gitbench.errors import ConfigError
+    from gitbench.core.errors import ConfigError
+    from gitbench.publish.baseline import load_baseline
+    from gitbench.publish.comment import markdown
+    from gitbench.publish.comparison import compare, tolerances
 
     if not 0 <= tolerance < float("inf"):
         raise ConfigError(f"Expected a tolerance of zero or more dB, got {tolerance}.")

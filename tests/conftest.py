@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from gitbench.data import Data
+    from gitbench.clients.data import Data
 
 pytest_plugins = ["pytester"]
 

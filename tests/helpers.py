@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from gitbench.data import Data, Split
+from gitbench.clients.data import Data, Split
 
 SHARED = Path(__file__).parents[2] / "shared"
 CIFAR10 = SHARED / "data" / "cifar10.npz"

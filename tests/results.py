@@ -7,11 +7,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from gitbench.bench import case_of
-from gitbench.leaderboard import Table
-from gitbench.result import Baselines, Cost, Environment, Measure, Result
-from gitbench.statistics import interval
-from gitbench.store import Store
+from gitbench.judge.statistics import interval
+from gitbench.publish.leaderboard import Table
+from gitbench.run.bench import case_of
+from gitbench.store.folder import Store
+from gitbench.store.result import Baselines, Cost, Environment, Measure, Result
 
 GATE = {"psnr_gain": 3.0}
 LEAKING, SAFE = (8.0, 9.0, 10.0, 9.0), (0.0, 0.5, 1.0, 0.5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import importlib
 import subprocess
 import sys
@@ -11,77 +12,65 @@ from pathlib import Path
 import pytest
 
 import gitbench
+from gitbench.core.former import FORMER
 
 ROOT = Path(gitbench.__file__).parent
 
-# From the foundations to the entry: a module may import only what stands before it. One line, one level.
-LEVELS = [
-    ["_version", "text", "errors", "metric", "progress", "assets", "libraries"],
-    ["spec", "threat", "deadline", "scaffold"],
-    ["component", "files", "identity"],
-    ["registry"],
-    ["case"],
-    ["result", "statistics"],
-    ["flags"],
-    ["verdict", "store"],
-    ["sequential", "worst"],
-    ["config", "baseline", "claim"],
-    ["comparison", "bench"],
-    ["entries"],
-    ["leaderboard", "comment"],
-    ["cli"],
-    ["activation", "memory", "random", "update", "data", "metrics", "pictures"],
-    ["training", "fitting"],
-    ["model", "defense"],
-    ["datasets", "models"],
-    ["client"],
-    ["observation", "conformance", "utility", "fingerprint"],
-    ["pairs", "regression", "counts"],
-    ["labels", "features", "matching", "lbfgs", "attack"],
-    ["transcript", "rehearsal"],
-    ["recursion"],
-    ["criterion"],
-    ["attacks", "fits", "inspection"],
-    ["auto"],
-    ["scoring"],
-    ["evaluation"],
-    ["submission"],
+# From the foundations to the entry: a room may import only rooms that stand before it. docs/design.md is the map.
+ROOMS = ["core", "identity", "store", "judge", "clients", "attacker", "measure", "run", "publish", "cli"]
+# The attacker's own rooms, likewise; the modules beside them stand between the layers and the tools.
+INNER = ["layers", "", "tools", "attacks"]
+LIGHT = ["core", "identity", "judge", "run", "cli"]  # whole rooms that import no torch
+LIGHT_MODULES = [
+    *("store.result", "store.folder", "publish.leaderboard", "publish.baseline", "publish.comparison"),
+    *("publish.comment", "publish.entries", "publish.manifest"),
 ]
-RANK = {name: rank for rank, names in enumerate(LEVELS) for name in names}
-LIGHT = ["spec", "registry", "config", "case", "result", "verdict", "store", "leaderboard", "baseline", "bench", "cli", "threat", "metric"]
-LIGHT += ["files", "identity", "libraries", "comparison", "comment", "sequential", "worst", "entries", "claim"]
+HEAVY = ["core.random", "core.memory"]
 
 
 def modules() -> list[Path]:
-    return sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
+    return sorted(path for path in ROOT.rglob("*.py") if path.parent != ROOT or path.name == "cli.py")
 
 
-def unit(path: Path) -> str:
-    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+def dotted(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
 def imported(path: Path) -> set[str]:
-    """Units of gitbench that a file imports when it is itself imported (not inside functions or TYPE_CHECKING)."""
+    """Modules of gitbench that a file imports when it is itself imported (not inside functions or TYPE_CHECKING)."""
     found: set[str] = set()
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] == "gitbench":
-            names = [node.module] if "." in node.module else [f"gitbench.{alias.name}" for alias in node.names]
-            found.update(name.split(".")[1] for name in names)
-    return {"_version" if name == "__version__" else name for name in found}
+            inside = node.module.partition(".")[2]
+            names = [".".join(part for part in (inside, alias.name) if part) for alias in node.names]
+            found.update(name if (ROOT / f"{name.replace('.', '/')}.py").is_file() else inside for name in names)
+    return found - {"", "_version"}
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", modules(), ids=dotted)
 def test_no_arrow_runs_backwards(path: Path) -> None:
-    own = unit(path)
-    assert own in RANK, f"{own} has no level: add it to LEVELS where it belongs"
-    for name in imported(path) - {own}:
-        assert RANK[name] < RANK[own], f"{path.name} imports {name}, which stands above it"
+    room, *rest = dotted(path).split(".")
+    assert room in ROOMS, f"{room} has no level: add it to ROOMS where it belongs"
+    for name in imported(path):
+        other, *inner = name.split(".")
+        assert ROOMS.index(other) <= ROOMS.index(room), f"{dotted(path)} imports {name}, which stands above it"
+        if room == other == "attacker":
+            ranks = [INNER.index(parts[0] if len(parts) > 1 and parts[0] in INNER else "") for parts in (inner, rest)]
+            assert ranks[0] <= ranks[1], f"{dotted(path)} imports {name}, which stands above it"
 
 
-@pytest.mark.parametrize("folder", ["attacks", "models", "datasets"])
+def test_no_imports_in_circles() -> None:
+    graphlib.TopologicalSorter({dotted(path): imported(path) - {dotted(path)} for path in modules()}).prepare()
+
+
+@pytest.mark.parametrize("folder", ["attacker/attacks", "clients/models", "clients/datasets", "measure/metrics"])
 def test_components_do_not_import_their_neighbours(folder: str) -> None:
-    for path in (ROOT / folder).glob("*.py"):
-        assert folder not in imported(path), path.name
+    room = folder.replace("/", ".")
+    for path in (ROOT / folder).rglob("*.py"):
+        own = ".".join(dotted(path).split(".")[:3])
+        neighbours = {name for name in imported(path) if name.startswith(f"{room}.") and not f"{name}.".startswith(f"{own}.")}
+        # `auto` runs the others: it is above them.
+        assert not neighbours or own == "attacker.attacks.auto", f"{dotted(path)} imports {sorted(neighbours)}"
 
 
 def test_the_library_knows_no_pytest() -> None:
@@ -89,22 +78,41 @@ def test_the_library_knows_no_pytest() -> None:
         assert "import pytest" not in path.read_text(), path.name
 
 
-def test_only_evaluation_knows_the_whole_chain() -> None:
-    whole = {"data", "model", "client", "defense", "observation", "attack", "scoring", "result"}
-    assert [path.name for path in modules() if whole <= imported(path)] == ["evaluation.py"]
+def test_only_the_evaluator_knows_the_whole_chain() -> None:
+    whole = {
+        *("clients.data", "clients.model", "clients.client", "clients.defense", "attacker.observation"),
+        *("attacker.attack", "measure.scoring", "store.result"),
+    }
+    assert [dotted(path) for path in modules() if whole <= imported(path)] == ["measure.evaluator"]
 
 
 def test_light_modules_import_no_torch() -> None:
-    code = f"import sys\n{''.join(f'import gitbench.{name}{chr(10)}' for name in LIGHT)}assert not {{'torch', 'pandas', 'scipy'}} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    found = [dotted(path) for path in modules()]
+    names = [name for name in found if (name.partition(".")[0] in LIGHT and name not in HEAVY) or name in LIGHT_MODULES]
+    assert set(LIGHT_MODULES) <= set(names)
+    code = "import sys\n" + "".join(f"import gitbench.{name}\n" for name in names)
+    subprocess.run([sys.executable, "-c", f"{code}assert not {{'torch', 'pandas', 'scipy'}} & set(sys.modules)"], check=True)
 
 
 @pytest.mark.parametrize("name", gitbench.__all__)
 def test_everything_public_can_be_imported(name: str) -> None:
     assert getattr(gitbench, name) is not None
-    # A submodule must never hide a function of the same name.
-    importlib.import_module("gitbench.evaluation")
+    # A room must never hide a function of the same name.
+    importlib.import_module("gitbench.measure.evaluator")
     assert callable(gitbench.evaluate)
+
+
+@pytest.mark.parametrize("name", sorted(FORMER))
+def test_where_a_module_stood_in_0_1_it_is_still_found(name: str) -> None:
+    assert importlib.import_module(f"gitbench.{name}") is importlib.import_module(f"gitbench.{FORMER[name]}")
+
+
+def test_two_classes_never_share_a_name() -> None:
+    seen: dict[str, str] = {}
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                assert seen.setdefault(node.name, dotted(path)) == dotted(path), f"{node.name} in {seen[node.name]} and {dotted(path)}"
 
 
 def test_only_three_packages_are_installed() -> None:

@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gitbench
-from gitbench.attacks.ridge import fit_ridge, last_features
-from gitbench.data import Data
-from gitbench.labels import infer_labels
-from gitbench.lbfgs import BatchedLbfgs
-from gitbench.matching import DISTANCES, Objective
-from gitbench.random import make_generator
+from gitbench.attacker.attacks.ridge import fit_ridge, last_features
+from gitbench.attacker.tools.labels import infer_labels
+from gitbench.attacker.tools.lbfgs import BatchedLbfgs
+from gitbench.attacker.tools.matching import DISTANCES, Objective
+from gitbench.clients.data import Data
+from gitbench.core.random import make_generator
 from helpers import CIFAR10, make_data
 
 

@@ -11,18 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gitbench import Defense, Observation, client_update, load_attack, load_model
-from gitbench.attack import Fitted
-from gitbench.auto import Auto
-from gitbench.auto import _weights as weights_of
-from gitbench.client import batchnorm_statistics
-from gitbench.criterion import Criterion
-from gitbench.data import Data
-from gitbench.fitting import NoCheckpoint
-from gitbench.labels import infer_labels
-from gitbench.random import make_generator, randn_like
-from gitbench.rehearsal import Rehearsal, rehearse, rescaled
-from gitbench.scoring import score
-from gitbench.update import Update
+from gitbench.attacker.attack import Fitted
+from gitbench.attacker.attacks.auto.attack import Auto
+from gitbench.attacker.attacks.auto.attack import _weights as weights_of
+from gitbench.attacker.attacks.auto.criterion import Criterion
+from gitbench.attacker.learning import NoCheckpoint
+from gitbench.attacker.tools.labels import infer_labels
+from gitbench.attacker.tools.rehearsal import Rehearsal, rehearse, rescaled
+from gitbench.clients.client import batchnorm_statistics
+from gitbench.clients.data import Data
+from gitbench.clients.update import Update
+from gitbench.core.random import make_generator, randn_like
+from gitbench.measure.scoring import score
 
 VICTIMS = 6
 
@@ -176,7 +176,7 @@ def test_more_time_never_gives_less(model: torch.nn.Module, data: Data, monkeypa
     gains = []
     for seconds in (1, 10, 40, 160):
         ticks = itertools.count()  # a second passes with every look at the clock: the machine's speed does not matter
-        monkeypatch.setattr("gitbench.auto.time.monotonic", lambda ticks=ticks: next(ticks))
+        monkeypatch.setattr("gitbench.attacker.attacks.auto.attack.time.monotonic", lambda ticks=ticks: next(ticks))
         auto = Auto(seconds=seconds, profile="quick")
         gains.append(gain(auto(observation, generator=make_generator(0), fits=Seeded()).inputs, data))
     # What more time finds is weighed on the few images that play victims here: a tenth of a dB is their noise.

@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gitbench import cli
-from gitbench.baseline import Cells, Entry, dump, entry_of, key_of, load_baseline
-from gitbench.bench import case_of
-from gitbench.comment import markdown
-from gitbench.comparison import Change, compare, compare_cell
-from gitbench.errors import ConfigError
-from gitbench.result import Environment, Measure, Result
-from gitbench.statistics import student
-from gitbench.store import Store
+from gitbench.core.errors import ConfigError
+from gitbench.judge.statistics import student
+from gitbench.publish.baseline import Cells, Record, dump, key_of, load_baseline, record_of
+from gitbench.publish.comment import markdown
+from gitbench.publish.comparison import Change, compare, compare_cell
+from gitbench.run.bench import case_of
+from gitbench.store.folder import Store
+from gitbench.store.result import Environment, Measure, Result
 
 STORED: dict[str, np.ndarray] = {
     name: np.array(values) for name, values in json.loads((Path(__file__).parent / "reseeded.json").read_text())["cells"].items()
@@ -34,7 +34,7 @@ ENVIRONMENT = Environment(
 )
 
 
-def entry(values: Mapping[str, list[float | None]] | list[float | None], *, seed: int = 0, **changes: object) -> Entry:
+def entry(values: Mapping[str, list[float | None]] | list[float | None], *, seed: int = 0, **changes: object) -> Record:
     found = {"psnr_gain": values} if isinstance(values, list) else dict(values)
     count = len(next(iter(found.values())))
     fields: dict[str, object] = {
@@ -43,17 +43,17 @@ def entry(values: Mapping[str, list[float | None]] | list[float | None], *, seed
         "environment": ENVIRONMENT, "code": {"defense": "aa", "attack": "bb"}, "settings": {"limit": "2048"}, "values": found,
         "blind": [float(index % 7) + 10 for index in range(count)],
     }  # fmt: skip
-    return Entry.model_validate({**fields, **changes})
+    return Record.model_validate({**fields, **changes})
 
 
-def cells(*entries: Entry) -> Cells:
+def cells(*entries: Record) -> Cells:
     found: dict = {}
     for one in entries:
         found.setdefault(one.key, {})[one.seed] = one
     return found
 
 
-def change(before: list[Entry], after: list[Entry], **options: object) -> Change:
+def change(before: list[Record], after: list[Record], **options: object) -> Change:
     then, now = ({one.seed: one for one in run} for run in (before, after))
     return compare_cell(before[0].key, then, now, metric="psnr_gain", **options)
 
@@ -427,6 +427,6 @@ def test_a_long_comment_is_cut_below_githubs_limit() -> None:
 
 
 def test_entries_round_their_values() -> None:
-    found = entry_of(result([1.23456789, 2.0]))
+    found = record_of(result([1.23456789, 2.0]))
     assert found.values["psnr_gain"] == (1.23457, 2.0)
     assert found.blind == (13.5, 13.5)

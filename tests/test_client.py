@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional
 
 import gitbench
-from gitbench.client import batchnorm_statistics, gradients
-from gitbench.errors import DefenseError, ModelError
+from gitbench.clients.client import batchnorm_statistics, gradients
+from gitbench.core.errors import DefenseError, ModelError
 from helpers import make_data
 
 SPECS = ["mlp", "lenet", "lenet(activation='relu', init='default', bias=False)", "resnet(width=4)", "vit(width=16, heads=2, blocks=1)"]

@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch import nn
 
-from gitbench.attacks.ridge import Ridge
-from gitbench.client import client_update
-from gitbench.data import Data
-from gitbench.errors import AttackError
-from gitbench.fitting import NoCheckpoint
-from gitbench.model import load_model
-from gitbench.observation import Observation
-from gitbench.progress import silent
-from gitbench.transcript.coarse import CoarseOptions, fit_coarse, run_coarse
-from gitbench.transcript.graph import Step, modules, steps
-from gitbench.update import Update
+from gitbench.attacker.attacks.git.coarse import CoarseOptions, fit_coarse, run_coarse
+from gitbench.attacker.attacks.ridge import Ridge
+from gitbench.attacker.layers.graph import Step, modules, steps
+from gitbench.attacker.learning import NoCheckpoint
+from gitbench.attacker.observation import Observation
+from gitbench.clients.client import client_update
+from gitbench.clients.data import Data
+from gitbench.clients.model import load_model
+from gitbench.clients.update import Update
+from gitbench.core.errors import AttackError
+from gitbench.core.progress import silent
 from helpers import make_data
 
 SHAPE = (3, 8, 8)
@@ -303,7 +303,7 @@ def test_modules_take_the_place_of_layers(data: Data, spec: str) -> None:
 
 
 def test_gradients_that_are_not_kept_are_drawn_a_few_times(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gitbench.transcript.coarse.KEPT", 0)
+    monkeypatch.setattr("gitbench.attacker.attacks.git.coarse.KEPT", 0)
     assert error(reconstruct(observe("lenet", data, defense="gaussian_noise(std=0.001)")), data) < blind(data)
 
 

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 import gitbench
-from gitbench.conformance import check_conformance
-from gitbench.data import Data
-from gitbench.defense import Declared, Defense, load_defense
-from gitbench.errors import DefenseError
-from gitbench.random import randn_like
-from gitbench.update import Update
+from gitbench.clients.data import Data
+from gitbench.clients.defense import Declared, Defense, load_defense
+from gitbench.clients.update import Update
+from gitbench.core.errors import DefenseError
+from gitbench.core.random import randn_like
+from gitbench.measure.conformance import check_conformance
 
 
 class Custom(gitbench.Defense):

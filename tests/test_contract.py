@@ -6,14 +6,14 @@ import pytest
 import torch
 
 import gitbench
-from gitbench.attack import Hybrid, load_attack
-from gitbench.client import client_update, gradients
-from gitbench.data import Data
-from gitbench.datasets.torchvision_sets import _TorchvisionSet
-from gitbench.errors import DataError
-from gitbench.random import make_generator
-from gitbench.registry import entry_points, load
-from gitbench.spec import Part, parse_spec
+from gitbench.attacker.attack import Hybrid, load_attack
+from gitbench.clients.client import client_update, gradients
+from gitbench.clients.data import Data
+from gitbench.clients.datasets.torchvision_sets import _TorchvisionSet
+from gitbench.core.errors import DataError
+from gitbench.core.random import make_generator
+from gitbench.core.spec import Part, parse_spec
+from gitbench.identity.registry import entry_points, load
 from helpers import make_data
 
 # Options for components that cannot be built without any; a component that can needs no line here.

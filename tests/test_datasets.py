@@ -10,8 +10,8 @@ import pytest
 import torch
 import torchvision
 
-from gitbench.data import Data, Dataset, Split, load_dataset
-from gitbench.errors import DataError, SpecError
+from gitbench.clients.data import Data, Dataset, Split, load_dataset
+from gitbench.core.errors import DataError, SpecError
 from helpers import check_data, make_data
 
 # torchvision

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import gitbench
-from gitbench.errors import DefenseError, SpecError
-from gitbench.random import make_generator
+from gitbench.core.errors import DefenseError, SpecError
+from gitbench.core.random import make_generator
 
 
 def random_update(victims: int = 3, scale: float = 1.0, seed: int = 0) -> gitbench.Update:

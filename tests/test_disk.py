@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 import gitbench
-from gitbench.bench import Bench, case_of
-from gitbench.errors import StoreError
-from gitbench.fits import FitCache
-from gitbench.result import SCHEMA
-from gitbench.store import Store
+from gitbench.attacker.fit_cache import FitCache
+from gitbench.core.errors import StoreError
+from gitbench.run.bench import Bench, case_of
+from gitbench.store.folder import Store
+from gitbench.store.result import SCHEMA
 from helpers import ALONE
 
 ATTACK = """

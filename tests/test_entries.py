@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from gitbench import leaderboard
 from gitbench.cli import main
-from gitbench.entries import check_victims, read_entries
-from gitbench.errors import StoreError
-from gitbench.result import Result
-from gitbench.store import Store
+from gitbench.core.errors import StoreError
+from gitbench.publish import leaderboard
+from gitbench.publish.entries import check_victims, read_entries
+from gitbench.store.folder import Store
+from gitbench.store.result import Result
 from hostile import CONTROLS, harmless
 from results import CASE, LEAKING, SAFE, measure, result, rows
 

@@ -11,7 +11,7 @@ import pytest
 
 import gitbench
 from gitbench.cli import main
-from gitbench.errors import ConfigError
+from gitbench.core.errors import ConfigError
 
 
 class Scaled(gitbench.Defense):

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gitbench import files
-from gitbench.files import digest_of_files
-from gitbench.spec import KINDS, Kind, Part
+from gitbench.core.spec import KINDS, Kind, Part
+from gitbench.identity import files
+from gitbench.identity.files import digest_of_files
 
 
 def digest(value: object, *, kind: Kind = "dataset", key: str = "path") -> str:

@@ -17,15 +17,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import gitbench
-from gitbench.attack import Hybrid, load_attack
-from gitbench.bench import Bench, case_of
-from gitbench.case import Case
-from gitbench.data import Data
-from gitbench.errors import AttackError
-from gitbench.fits import FitCache, identity
-from gitbench.observation import Observation
-from gitbench.random import make_generator
-from gitbench.store import Store
+from gitbench.attacker.attack import Hybrid, load_attack
+from gitbench.attacker.fit_cache import FitCache, identity
+from gitbench.attacker.observation import Observation
+from gitbench.clients.data import Data
+from gitbench.core.errors import AttackError
+from gitbench.core.random import make_generator
+from gitbench.identity.case import Case
+from gitbench.run.bench import Bench, case_of
+from gitbench.store.folder import Store
 
 # A small learned attack; what it does is written to a log, for it runs in other processes too.
 ATTACK = """
@@ -34,7 +34,7 @@ from pathlib import Path
 import torch
 from torch import nn
 import gitbench
-from gitbench.fitting import train_network
+from gitbench.attacker.learning import train_network
 
 class Tiny(gitbench.Attack):
     requires = frozenset({"architecture", "public"})
@@ -253,8 +253,8 @@ def test_two_threads_learn_it_once(tmp_path: Path, options, data: Data) -> None:
 SERVER = """
 import os, sys, torch
 torch.set_num_threads(1)
-import gitbench, gitbench.evaluation, gitbench.metrics.perceptual, torchvision
-gitbench.metrics.perceptual._network(torch.device("cpu"))
+import gitbench, gitbench.measure.evaluator, gitbench.measure.metrics.perceptual, torchvision
+gitbench.measure.metrics.perceptual._network(torch.device("cpu"))
 dataset, results = sys.argv[1:]
 children = []
 for line in sys.stdin:

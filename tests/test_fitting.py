@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from gitbench.errors import AttackError
-from gitbench.fits import FileCheckpoint
-from gitbench.fitting import Checkpoint, NoCheckpoint, train_network
-from gitbench.memory import available_memory
-from gitbench.progress import silent
+from gitbench.attacker.fit_cache import FileCheckpoint
+from gitbench.attacker.learning import Checkpoint, NoCheckpoint, train_network
+from gitbench.core.errors import AttackError
+from gitbench.core.memory import available_memory
+from gitbench.core.progress import silent
 from pytest_gitbench.report import Pace, running_line
 
 EPOCHS, ROWS, BATCH = 6, 17, 4

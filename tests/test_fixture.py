@@ -121,7 +121,7 @@ def test_objects_that_differ_in_anything_are_measured_each(suite: pytest.Pyteste
         """
 import dataclasses
 import gitbench
-import gitbench.defense
+import gitbench.clients.defense
 from gitbench_defenses.gaussian_noise import GaussianNoise
 
 class Base(gitbench.Defense):
@@ -139,7 +139,7 @@ def made(deviation):
             return update.map(lambda name, tensor: tensor + deviation * gitbench.randn_like(tensor, generator))
     return Made()
 
-class Bundle(gitbench.defense.Composition):
+class Bundle(gitbench.clients.defense.Composition):
     def protect(self, update, *, generator):
         return self.defenses[0].protect(update, generator=generator)
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from gitbench.bench import Bench, case_of
-from gitbench.case import Case
+from gitbench.attacker.tools.matching import Falling
 from gitbench.cli import main
-from gitbench.flags import FLAGS, blocking, compared_flags, explained, own_flags
-from gitbench.matching import Falling
-from gitbench.result import Baselines, Environment, Measure, Result, Utility
-from gitbench.store import Store
+from gitbench.identity.case import Case
+from gitbench.judge.flags import FLAGS, blocking, compared_flags, explained, own_flags
+from gitbench.run.bench import Bench, case_of
+from gitbench.store.folder import Store
+from gitbench.store.result import Baselines, Environment, Measure, Result, Utility
 
 DOCS = Path(__file__).parents[1] / "docs" / "flags.md"
 ENVIRONMENT = Environment(gitbench="0", torch="0", torchvision="0", python="3", platform="x", device="cpu", threads=1)

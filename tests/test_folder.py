@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from gitbench.data import Data, load_dataset
-from gitbench.datasets.folder import Folder
-from gitbench.errors import DataError, SpecError
+from gitbench.clients.data import Data, load_dataset
+from gitbench.clients.datasets.folder import Folder
+from gitbench.core.errors import DataError, SpecError
 from helpers import check_data
 
 

@@ -10,19 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gitbench
-from gitbench.attack import load_attack
-from gitbench.attacks.gias import GIAS, Generator
-from gitbench.attacks.lti import LTI, Hashing, Reader, matched_error
-from gitbench.client import client_update
-from gitbench.data import Data
-from gitbench.errors import AttackError
-from gitbench.fitting import NoCheckpoint
-from gitbench.labels import infer_labels
-from gitbench.matching import Objective
-from gitbench.observation import Observation
-from gitbench.progress import silent
-from gitbench.random import make_generator
-from gitbench.update import Update
+from gitbench.attacker.attack import load_attack
+from gitbench.attacker.attacks.gias import GIAS, Generator
+from gitbench.attacker.attacks.lti import LTI, Hashing, UpdateReader, matched_error
+from gitbench.attacker.learning import NoCheckpoint
+from gitbench.attacker.observation import Observation
+from gitbench.attacker.tools.labels import infer_labels
+from gitbench.attacker.tools.matching import Objective
+from gitbench.clients.client import client_update
+from gitbench.clients.data import Data
+from gitbench.clients.update import Update
+from gitbench.core.errors import AttackError
+from gitbench.core.progress import silent
+from gitbench.core.random import make_generator
 from helpers import make_data
 
 FAST_LTI = {"width": 16, "epochs": 2}
@@ -95,7 +95,7 @@ def test_hashing_keeps_squared_norms_in_expectation() -> None:
 def test_reader_drops_constant_coordinates_and_cuts_outliers() -> None:
     mean, deviation = torch.tensor([1.0, 5.0, 0.0]), torch.tensor([2.0, 0.0, 1e-3])
     update = Update({"a": torch.tensor([[3.0, 6.0], [1.0, 5.0]]), "b": torch.tensor([[100.0], [-1e-3]])})
-    assert torch.allclose(Reader(mean, deviation, bins=None, seed=0)(update), torch.tensor([[1.0, 0.0, 10.0], [0.0, 0.0, -1.0]]))
+    assert torch.allclose(UpdateReader(mean, deviation, bins=None, seed=0)(update), torch.tensor([[1.0, 0.0, 10.0], [0.0, 0.0, -1.0]]))
 
 
 def test_reader_standardises_public_updates(data: Data) -> None:
@@ -225,7 +225,7 @@ def test_restarts_are_chosen_by_matching_loss(data: Data) -> None:
 
 
 def test_adversarial_training_runs_and_keeps_each_network_to_its_own_loss(data: Data) -> None:
-    from gitbench.attacks.gias import _Autoencoder
+    from gitbench.attacker.attacks.gias import _Autoencoder
 
     observation = observe(data)
     plain, adversarial = (fit(GIAS(**FAST_GIAS, adversarial=weight), observation) for weight in (0.0, 0.1))

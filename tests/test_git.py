@@ -9,20 +9,20 @@ from hypothesis import strategies as st
 from torch import nn
 
 import gitbench
-from gitbench.attacks.git import Git
-from gitbench.client import client_update, gradients
-from gitbench.data import Data, Split
-from gitbench.errors import AttackError
-from gitbench.fitting import NoCheckpoint
-from gitbench.progress import silent
-from gitbench.random import make_generator
-from gitbench.regression import LinearMap, fit_linear
-from gitbench.transcript import operators
-from gitbench.transcript.chain import Chain, Layer, read_chain
-from gitbench.transcript.recursion import Recursion, train_weights
-from gitbench.transcript.walk import complete, read_top
-from gitbench.transcript.weights import solve_weights
-from gitbench.update import Update
+from gitbench.attacker.attacks.git.attack import Git
+from gitbench.attacker.attacks.git.trained import TrainedRecursion, train_weights
+from gitbench.attacker.attacks.git.walk import complete, read_top
+from gitbench.attacker.attacks.git.weights import solve_weights
+from gitbench.attacker.layers import operators
+from gitbench.attacker.layers.chain import Chain, Layer, read_chain
+from gitbench.attacker.learning import NoCheckpoint
+from gitbench.attacker.tools.regression import LinearMap, fit_linear
+from gitbench.clients.client import client_update, gradients
+from gitbench.clients.data import Data, Split
+from gitbench.clients.update import Update
+from gitbench.core.errors import AttackError
+from gitbench.core.progress import silent
+from gitbench.core.random import make_generator
 from helpers import make_data
 
 
@@ -152,7 +152,7 @@ def test_recursion_with_the_true_weights_recovers_the_input(activation: str, hid
     raw = gradients(model, inputs[:, None], rough.private.labels[:16, None])
     # No bias's gradient but the last layer's: delta comes down by the weights alone.
     seen = {name: tensor for name, tensor in raw.tensors.items() if name.endswith("weight") or name.startswith(chain.layers[-1].name)}
-    recursion = Recursion(chain, {name: parameter.detach() for name, parameter in model.named_parameters()})
+    recursion = TrainedRecursion(chain, {name: parameter.detach() for name, parameter in model.named_parameters()})
     torch.testing.assert_close(recursion(seen).detach(), inputs.flatten(1), atol=1e-6, rtol=0)
 
 

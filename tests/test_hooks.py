@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gitbench import registry
-from gitbench.errors import SpecError
+from gitbench.core.errors import SpecError
+from gitbench.identity import registry
 from helpers import run_project, write_project
 
 pytestmark = pytest.mark.usefixtures("warm")
@@ -79,7 +79,7 @@ def test_what_cannot_be_registered_is_a_usage_error(project: pytest.Pytester, re
 
 
 MATRIX = """
-from gitbench.config import make_cell
+from gitbench.run.config import make_cell
 
 def pytest_gitbench_matrix(config, options, cells):
     cells[:] = [cell for cell in cells if not cell.is_control]
@@ -100,12 +100,12 @@ def test_cells_can_be_dropped_added_and_reordered(project: pytest.Pytester) -> N
     ("body", "message"),
     [
         ("cells.append(cells[0])", "put the cell npz.* into the matrix twice"),
-        ("cells.append('none')", "put 'none' into the matrix. Build cells with gitbench.config.make_cell"),
+        ("cells.append('none')", "put 'none' into the matrix. Build cells with gitbench.make_cell"),
         ("make_cell(options, dataset='foto', model='mlp', defense='none', attack='ridge')", "Did you mean 'photos'"),
     ],
 )
 def test_a_matrix_that_cannot_be_is_a_usage_error(project: pytest.Pytester, body: str, message: str) -> None:
-    conftest = f"from gitbench.config import make_cell\ndef pytest_gitbench_matrix(config, options, cells):\n    {body}"
+    conftest = f"from gitbench.run.config import make_cell\ndef pytest_gitbench_matrix(config, options, cells):\n    {body}"
     result = run(project, conftest, "--gitbench")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert re.search(message, "\n".join(result.errlines)), result.errlines

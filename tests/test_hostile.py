@@ -10,11 +10,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gitbench import registry
-from gitbench.config import make_cells, make_config
-from gitbench.errors import ConfigError, GitbenchError, SpecError, nearest
-from gitbench.spec import KINDS, Kind, parse_spec
-from gitbench.text import printable, shown
+from gitbench.core.errors import ConfigError, GitbenchError, SpecError, nearest
+from gitbench.core.spec import KINDS, Kind, parse_spec
+from gitbench.core.text import printable, shown
+from gitbench.identity import registry
+from gitbench.run.config import make_cells, make_config
 from hostile import CONTROLS, NASTY, harmless, names, quickly, values
 from pytest_gitbench.options import read_settings
 

@@ -18,11 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from gitbench.data import load_dataset
-from gitbench.datasets import npz
-from gitbench.datasets.folder import Folder
-from gitbench.datasets.npz import Npz
-from gitbench.errors import DataError, GitbenchError, SpecError
+from gitbench.clients.data import load_dataset
+from gitbench.clients.datasets import npz
+from gitbench.clients.datasets.folder import Folder
+from gitbench.clients.datasets.npz import Npz
+from gitbench.core.errors import DataError, GitbenchError, SpecError
 from hostile import quickly
 
 # npz

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gitbench import leaderboard
-from gitbench.baseline import load_baseline
 from gitbench.cli import main
-from gitbench.errors import ConfigError, StoreError
-from gitbench.leaderboard import Table
-from gitbench.result import Result
-from gitbench.store import Store, read_result
+from gitbench.core.errors import ConfigError, StoreError
+from gitbench.publish import leaderboard
+from gitbench.publish.baseline import load_baseline
+from gitbench.publish.leaderboard import Table
+from gitbench.store.folder import Store, read_result
+from gitbench.store.result import Result
 from hostile import NASTY, harmless, quickly, values
 from results import GATE, SETTING, result, rows
 

@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch import nn
 
-from gitbench.identity import digest_of_object
+from gitbench.identity.objects import digest_of_object
 
 STD = 1.0
 CONFIG = {"std": 1.0}
@@ -181,7 +181,7 @@ def test_the_digest_is_the_same_in_every_process(tmp_path: Path) -> None:
         "    kinds = {'a', 'b', 'c'}\n"
         "    def protect(self, name): return name in {'weight', 'bias', 'other'} or name in ({'x', 'y'}, (1, {2, 3}))\n"
     )
-    code = "from mine import Mine; from gitbench.identity import digest_of_object; print(digest_of_object(Mine()))"
+    code = "from mine import Mine; from gitbench.identity.objects import digest_of_object; print(digest_of_object(Mine()))"
     told = set()
     for seed in ("1", "2", "3"):
         environment = {"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join([str(tmp_path), *sys.path])}

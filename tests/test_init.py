@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gitbench.cli import main
-from gitbench.scaffold import DEFENSE_FILE, OPTIONS_FILE, TEST_FILE
+from gitbench.publish.scaffold import DEFENSE_FILE, OPTIONS_FILE, TEST_FILE
 
 FILES = [DEFENSE_FILE, TEST_FILE, OPTIONS_FILE]
 BLOCK = {

@@ -12,10 +12,10 @@ from torch.autograd.functional import jacobian
 from torch.nn import functional
 
 import gitbench
-from gitbench import inspection
 from gitbench.cli import main
-from gitbench.errors import ModelError
-from gitbench.inspection import TOLERANCE, LayerRank, inspect_model, table
+from gitbench.core.errors import ModelError
+from gitbench.publish import inspection
+from gitbench.publish.inspection import TOLERANCE, LayerRank, inspect_model, table
 from helpers import make_data
 
 SHAPE = (2, 6, 6)

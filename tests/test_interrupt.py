@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from gitbench.store import write_atomic
+from gitbench.store.folder import write_atomic
 from helpers import ALONE, write_logged
 
 

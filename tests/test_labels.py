@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gitbench
-from gitbench.counts import most_likely_counts
-from gitbench.data import Data
-from gitbench.labels import class_signal, greedy_counts, infer_labels
-from gitbench.random import make_generator
+from gitbench.attacker.tools.label_counts import most_likely_counts
+from gitbench.attacker.tools.labels import class_signal, greedy_counts, infer_labels
+from gitbench.clients.data import Data
+from gitbench.core.random import make_generator
 from helpers import make_data
 
 

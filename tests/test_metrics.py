@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch.nn import functional
 
-from gitbench.errors import AttackError
-from gitbench.metric import METRICS, PSNR_CAP
-from gitbench.metrics.identification import identification
-from gitbench.metrics.perceptual import lpips
-from gitbench.metrics.pixel import mse, psnr
-from gitbench.metrics.ssim import ssim
-from gitbench.scoring import assign, score
+from gitbench.core.errors import AttackError
+from gitbench.core.metric import METRICS, PSNR_CAP
+from gitbench.measure.metrics.identification import identification
+from gitbench.measure.metrics.perceptual import lpips
+from gitbench.measure.metrics.pixel import mse, psnr
+from gitbench.measure.metrics.ssim import ssim
+from gitbench.measure.scoring import assign, score
 from helpers import SHARED
 
 WEIGHTS = SHARED / "weights" / "lpips_alexnet_features.safetensors"

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import gitbench
-from gitbench.data import Data
-from gitbench.errors import ModelError, SpecError
+from gitbench.clients.data import Data
+from gitbench.core.errors import ModelError, SpecError
 
 OWN = """
 from torch import nn

@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gitbench.data import load_dataset
-from gitbench.datasets.npz import Npz
-from gitbench.errors import DataError, SpecError
+from gitbench.clients.data import load_dataset
+from gitbench.clients.datasets.npz import Npz
+from gitbench.core.errors import DataError, SpecError
 from helpers import CIFAR10, check_data
 
 Arrays = dict[str, np.ndarray]

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import gitbench
-from gitbench.data import Data
-from gitbench.errors import AttackError, NotGrantedError
-from gitbench.random import make_generator
-from gitbench.threat import KNOWLEDGE, THREATS
+from gitbench.clients.data import Data
+from gitbench.core.errors import AttackError, NotGrantedError
+from gitbench.core.random import make_generator
+from gitbench.identity.threat import KNOWLEDGE, THREATS
 
 OPTIONAL = sorted(KNOWLEDGE - {"architecture"})
 ATTRIBUTE = {"parameters": "model"}

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 import gitbench
-from gitbench.bench import Bench, case_of
-from gitbench.client import client_update, gradients
-from gitbench.data import Data
-from gitbench.errors import DefenseError
-from gitbench.random import make_generator
+from gitbench.clients.client import client_update, gradients
+from gitbench.clients.data import Data
+from gitbench.core.errors import DefenseError
+from gitbench.core.random import make_generator
+from gitbench.run.bench import Bench, case_of
 
 
 class OnUpdate(gitbench.Defense):

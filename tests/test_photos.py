@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from gitbench.data import Data, load_dataset
-from gitbench.datasets import photos
-from gitbench.errors import DataError, SpecError
+from gitbench.clients.data import Data, load_dataset
+from gitbench.clients.datasets import photos
+from gitbench.core.errors import DataError, SpecError
 from helpers import check_data
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from gitbench import cli
-from gitbench.data import Data
+from gitbench.clients.data import Data
 from helpers import run_project, write_npz, write_project
 
 pytestmark = pytest.mark.usefixtures("warm")

@@ -6,16 +6,16 @@ import pytest
 import torch
 
 import gitbench
-from gitbench.attacks.git import Git
-from gitbench.client import client_update, gradients
-from gitbench.data import Data
-from gitbench.defense import Defense, load_defense
-from gitbench.lbfgs import descend
-from gitbench.progress import silent
-from gitbench.random import make_generator
-from gitbench.transcript.chain import Chain, read_chain
-from gitbench.transcript.polish import Polish, fit_polish
-from gitbench.transcript.weights import simulate
+from gitbench.attacker.attacks.git.attack import Git
+from gitbench.attacker.attacks.git.polish import Polish, fit_polish
+from gitbench.attacker.layers.chain import Chain, read_chain
+from gitbench.attacker.layers.passes import simulate
+from gitbench.attacker.tools.lbfgs import descend
+from gitbench.clients.client import client_update, gradients
+from gitbench.clients.data import Data
+from gitbench.clients.defense import Defense, load_defense
+from gitbench.core.progress import silent
+from gitbench.core.random import make_generator
 from helpers import make_data
 
 

@@ -9,16 +9,16 @@ import torch
 from torch import nn
 
 import gitbench
-from gitbench.attack import load_attack
-from gitbench.client import client_update
-from gitbench.data import Data
-from gitbench.errors import AttackError
-from gitbench.random import make_generator
-from gitbench.recursion.layer import Estimate, System, conjugate_gradients, matrix, solve
-from gitbench.recursion.prior import Gaussian, natural, of_samples
-from gitbench.recursion.walk import Walk
-from gitbench.transcript import operators
-from gitbench.transcript.chain import Layer, read_chain
+from gitbench.attacker.attack import load_attack
+from gitbench.attacker.attacks.recursion.step import Estimate, System, conjugate_gradients, matrix, solve
+from gitbench.attacker.attacks.recursion.walk import KnownWalk
+from gitbench.attacker.layers import operators
+from gitbench.attacker.layers.chain import Layer, read_chain
+from gitbench.attacker.tools.priors import Gaussian, natural, of_samples
+from gitbench.clients.client import client_update
+from gitbench.clients.data import Data
+from gitbench.core.errors import AttackError
+from gitbench.core.random import make_generator
 from helpers import make_data
 
 
@@ -55,7 +55,7 @@ def test_an_mlp_is_inverted_to_rounding_in_float64() -> None:
         Gaussian(torch.full((width,), 0.5, dtype=torch.float64), torch.ones(width, dtype=torch.float64), None) for width in (108, 20, 16)
     )
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    found = Walk(chain, weights, priors, 0)(update, labels[:, 0], noise=dict.fromkeys(update, 0.0))
+    found = KnownWalk(chain, weights, priors, 0)(update, labels[:, 0], noise=dict.fromkeys(update, 0.0))
     assert (found - inputs.flatten(1)).abs().max() < 1e-8
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gitbench.baseline import Cells, cells_of, key_of, load_baseline
-from gitbench.comparison import compare_cell
-from gitbench.errors import ConfigError, GitbenchError
-from gitbench.result import Result
-from gitbench.store import Store
+from gitbench.core.errors import ConfigError, GitbenchError
+from gitbench.publish.baseline import Cells, cells_of, key_of, load_baseline
+from gitbench.publish.comparison import compare_cell
+from gitbench.store.folder import Store
+from gitbench.store.result import Result
 from results import LEAKING, SAFE, VALID, changed, result, stored
 
 RANDOM = np.random.default_rng(0)

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 import gitbench
-from gitbench.attack import load_attack
-from gitbench.client import client_update
-from gitbench.data import Data
-from gitbench.random import make_generator
-from gitbench.recursion.prior import Gaussian
-from gitbench.recursion.sparse import Batches, Factors, applies, factorise, sparse_batches, unmixed
-from gitbench.transcript.chain import Chain, read_chain
+from gitbench.attacker.attack import load_attack
+from gitbench.attacker.attacks.recursion.sparse import Batches, Factors, applies, factorise, sparse_batches, unmixed
+from gitbench.attacker.layers.chain import Chain, read_chain
+from gitbench.attacker.tools.priors import Gaussian
+from gitbench.clients.client import client_update
+from gitbench.clients.data import Data
+from gitbench.core.random import make_generator
 from helpers import make_data
 
 SHAPE = (1, 6, 6)

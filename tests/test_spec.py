@@ -16,12 +16,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import gitbench
-from gitbench import registry
-from gitbench.bench import case_of
-from gitbench.data import Dataset
-from gitbench.defense import Defense
-from gitbench.errors import SpecError
-from gitbench.spec import KINDS, Kind, Part, canonical_json, parse_spec
+from gitbench.clients.data import Dataset
+from gitbench.clients.defense import Defense
+from gitbench.core.errors import SpecError
+from gitbench.core.spec import KINDS, Kind, Part, canonical_json, parse_spec
+from gitbench.identity import registry
+from gitbench.run.bench import case_of
 
 DEFENSE = """
 from gitbench import Defense
@@ -268,8 +268,8 @@ def test_check_imports_neither_torch_nor_the_component(tmp_path: Path) -> None:
     file = write(tmp_path / "loud.py", "raise RuntimeError('imported')\nclass Loud:\n    def __init__(self, *, a): ...\n")
     script = (
         "import sys\n"
-        "from gitbench import registry\n"
-        "from gitbench.spec import parse_spec\n"
+        "from gitbench.identity import registry\n"
+        "from gitbench.core.spec import parse_spec\n"
         "registry.check(parse_spec('defense', 'pruning(rate=0.9)'))\n"
         "registry.check(parse_spec('attack', 'ridge+ig'))\n"
         "registry.check(parse_spec('model', 'lenet'))\n"
@@ -291,7 +291,7 @@ def test_check_does_not_import_the_package_of_a_missing_module(tmp_path: Path, m
 
 def test_check_ends_for_a_class_named_like_its_base(tmp_path: Path) -> None:
     file = write(tmp_path / "same.py", "from gitbench_defenses.pruning import Pruning\n\nclass Pruning(Pruning):\n    pass\n")
-    script = f"from gitbench import registry, spec; registry.check(spec.parse_spec('defense', {f'{file}:Pruning(rate=0.5)'!r}))"
+    script = f"from gitbench.core import spec; from gitbench.identity import registry; registry.check(spec.parse_spec('defense', {f'{file}:Pruning(rate=0.5)'!r}))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=5, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -582,7 +582,7 @@ def test_the_digest_does_not_depend_on_where_the_packages_lie(tmp_path: Path) ->
             shutil.copytree(source, folder / source.name, ignore=shutil.ignore_patterns("__pycache__"))
         code = (
             f"import sys; sys.path[:0] = {[str(folder) for folder in folders]!r}\n"
-            "from gitbench import registry\n"
+            "from gitbench.identity import registry\n"
             "print(registry.digest_of_module('gitbench_defenses.clipping'), registry.__file__)"
         )
         found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gitbench.bench import case_of
-from gitbench.config import PROFILES, make_config
-from gitbench.result import Environment, Measure, Result
-from gitbench.sequential import FIRST, at_look, confidence_at, decide, looks
-from gitbench.statistics import interval, wilson
-from gitbench.verdict import exposures, judge_results
+from gitbench.judge.sequential import FIRST, at_look, confidence_at, decide, looks
+from gitbench.judge.statistics import interval, wilson
+from gitbench.judge.verdict import exposures, judge_results
+from gitbench.run.bench import case_of
+from gitbench.run.config import PROFILES, make_config
+from gitbench.store.result import Environment, Measure, Result
 
 STORED = json.loads((Path(__file__).parent / "reseeded.json").read_text())["cells"]
 GATE = {"psnr_gain": 3.0}

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from gitbench.baseline import load_baseline
-from gitbench.errors import ConfigError, StoreError
-from gitbench.result import SCHEMA, Baselines, Cost, Measure, Result
-from gitbench.store import Store, read_result, write_atomic
+from gitbench.core.errors import ConfigError, StoreError
+from gitbench.publish.baseline import load_baseline
+from gitbench.store.folder import Store, read_result, write_atomic
+from gitbench.store.result import SCHEMA, Baselines, Cost, Measure, Result
 from results import CASE, LEAKING, SAFE, VALID, changed, result, stored
 
 

@@ -16,17 +16,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import gitbench
-from gitbench import attack as attack_module
-from gitbench.claim import Claim, read_claim
+from gitbench.attacker import attack as attack_module
 from gitbench.cli import main
-from gitbench.config import PROFILES
-from gitbench.entries import read_entries
-from gitbench.errors import AttackError, DataError, GitbenchError, StoreError
-from gitbench.evaluation import draw_victims
-from gitbench.random import make_generator
-from gitbench.spec import parse_spec
-from gitbench.store import Store
-from gitbench.submission import read_reconstructions, score_submission, write_observation
+from gitbench.core.errors import AttackError, DataError, GitbenchError, StoreError
+from gitbench.core.random import make_generator
+from gitbench.core.spec import parse_spec
+from gitbench.measure.evaluator import draw_victims
+from gitbench.publish.entries import read_entries
+from gitbench.publish.manifest import Claim, read_claim
+from gitbench.publish.submission import read_reconstructions, score_submission, write_observation
+from gitbench.run.config import PROFILES
+from gitbench.store.folder import Store
 from hostile import CONTROLS, harmless, quickly
 
 SHAPE = (3, 2, 3, 8, 8)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from gitbench import leaderboard
-from gitbench.errors import StoreError
-from gitbench.result import Measure, Result, Utility
-from gitbench.statistics import interval
-from gitbench.store import Store
+from gitbench.core.errors import StoreError
+from gitbench.judge.statistics import interval
+from gitbench.publish import leaderboard
+from gitbench.store.folder import Store
+from gitbench.store.result import Measure, Result, Utility
 from results import LEAKING, SAFE, SETTING, result, rows, table
 
 

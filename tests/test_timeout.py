@@ -15,19 +15,19 @@ import torch
 from test_verdict import result as made_up
 
 import gitbench
-from gitbench import evaluation
-from gitbench.bench import Bench, case_of
-from gitbench.case import Case
+from gitbench.attacker.learning import train_network
 from gitbench.cli import main
-from gitbench.config import make_config
-from gitbench.deadline import Deadline
-from gitbench.errors import ConfigError
-from gitbench.fitting import train_network
-from gitbench.progress import TimeUp
-from gitbench.random import make_generator
-from gitbench.result import TIMED_OUT, Result
-from gitbench.store import Store
-from gitbench.verdict import judge_results
+from gitbench.core.deadline import Deadline
+from gitbench.core.errors import ConfigError
+from gitbench.core.progress import TimeUp
+from gitbench.core.random import make_generator
+from gitbench.identity.case import Case
+from gitbench.judge.verdict import judge_results
+from gitbench.measure import evaluator as evaluation
+from gitbench.run.bench import Bench, case_of
+from gitbench.run.config import make_config
+from gitbench.store.folder import Store
+from gitbench.store.result import TIMED_OUT, Result
 from helpers import ALONE
 
 GATE = {"psnr_gain": 3.0}

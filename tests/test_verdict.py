@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gitbench.bench import case_of
-from gitbench.config import PROFILES, Config, make_cells, make_config, parse_thresholds
-from gitbench.errors import ConfigError, SpecError
-from gitbench.metric import METRICS
-from gitbench.result import Environment, Measure, Result
-from gitbench.statistics import FEW, Interval, interval, student
-from gitbench.threat import KNOWLEDGE, THREATS, knowledge_of
-from gitbench.verdict import DEFAULT_GATE, Judgement, judge, judge_results, pooled, side
+from gitbench.core.errors import ConfigError, SpecError
+from gitbench.core.metric import METRICS
+from gitbench.identity.threat import KNOWLEDGE, THREATS, knowledge_of
+from gitbench.judge.statistics import FEW, Interval, interval, student
+from gitbench.judge.verdict import DEFAULT_GATE, Judgement, judge, judge_results, pooled, side
+from gitbench.run.bench import case_of
+from gitbench.run.config import PROFILES, Config, make_cells, make_config, parse_thresholds
+from gitbench.store.result import Environment, Measure, Result
 
 GATE = {"psnr_gain": 3.0}
 LEAKS, HOLDS, STRADDLES = Interval(9.0, 8.0, 10.0), Interval(0.5, 0.0, 1.0), Interval(3.0, 2.0, 4.0)

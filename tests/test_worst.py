@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gitbench import leaderboard
-from gitbench.result import TIMED_OUT, Result
-from gitbench.statistics import interval
-from gitbench.worst import Worst, is_auto, is_submission, worst_case
+from gitbench.judge.statistics import interval
+from gitbench.judge.worst_case import Worst, is_auto, is_submission, worst_case
+from gitbench.publish import leaderboard
+from gitbench.store.result import TIMED_OUT, Result
 from results import LEAKING, SAFE, result, rows, table
 
 STORED = {

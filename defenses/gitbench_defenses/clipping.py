@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from gitbench.defense import Declared, Defense
-from gitbench.update import Update
+from gitbench.clients.defense import Declared, Defense
+from gitbench.clients.update import Update
 
 
 class Clipping(Defense):

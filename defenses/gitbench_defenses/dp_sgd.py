@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from gitbench.defense import Declared, Defense
-from gitbench.errors import DefenseError
-from gitbench.random import randn_like
-from gitbench.update import Update
+from gitbench.clients.defense import Declared, Defense
+from gitbench.clients.update import Update
+from gitbench.core.errors import DefenseError
+from gitbench.core.random import randn_like
 
 
 class DpSgd(Defense):

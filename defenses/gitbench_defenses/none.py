@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gitbench.defense import Defense
+from gitbench.clients.defense import Defense
 
 
 class Undefended(Defense):

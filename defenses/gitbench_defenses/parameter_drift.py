@@ -7,11 +7,11 @@ import copy
 import torch
 from torch import nn
 
-from gitbench.data import Split
-from gitbench.defense import Defense
-from gitbench.errors import DefenseError
-from gitbench.training import train
-from gitbench.update import Update
+from gitbench.clients.data import Split
+from gitbench.clients.defense import Defense
+from gitbench.clients.training import train
+from gitbench.clients.update import Update
+from gitbench.core.errors import DefenseError
 
 
 class ParameterDrift(Defense):

@@ -6,8 +6,8 @@ from typing import Literal
 
 import torch
 
-from gitbench.defense import Declared, Defense
-from gitbench.update import Update
+from gitbench.clients.defense import Declared, Defense
+from gitbench.clients.update import Update
 
 
 class Pruning(Defense):

@@ -8,10 +8,10 @@ from typing import TypeVar
 
 import pytest
 
-from gitbench import registry
-from gitbench.config import Cell, Config
-from gitbench.errors import ConfigError, GitbenchError
-from gitbench.result import Result
+from gitbench.core.errors import ConfigError, GitbenchError
+from gitbench.identity import registry
+from gitbench.run.config import Cell, Config
+from gitbench.store.result import Result
 from pytest_gitbench.report import Row, split_name
 
 T = TypeVar("T")
@@ -45,7 +45,7 @@ def shaped(config: pytest.Config, options: Config, cells: Sequence[Cell]) -> lis
     config.hook.pytest_gitbench_matrix(config=config, options=options, cells=changed)
     for cell in changed:
         if not isinstance(cell, Cell):
-            raise ConfigError(f"A pytest_gitbench_matrix hook put {cell!r} into the matrix. Build cells with gitbench.config.make_cell.")
+            raise ConfigError(f"A pytest_gitbench_matrix hook put {cell!r} into the matrix. Build cells with gitbench.make_cell.")
     twice = [name for name, count in Counter(cell.name for cell in changed).items() if count > 1]
     if twice:
         raise ConfigError(f"A pytest_gitbench_matrix hook put the cell {twice[0]} into the matrix twice. Drop one of them.")

@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
-from gitbench.bench import Bench, case_of
-from gitbench.case import Case
-from gitbench.config import Config
-from gitbench.errors import ConfigError, GitbenchError, nearest
-from gitbench.metric import METRICS
-from gitbench.result import Result, Verdict
-from gitbench.sequential import decide_cell
-from gitbench.statistics import Interval
-from gitbench.store import Store
-from gitbench.verdict import Judgement, pooled
+from gitbench.core.errors import ConfigError, GitbenchError, nearest
+from gitbench.core.metric import METRICS
+from gitbench.identity.case import Case
+from gitbench.judge.sequential import decide_cell
+from gitbench.judge.statistics import Interval
+from gitbench.judge.verdict import Judgement, pooled
+from gitbench.run.bench import Bench, case_of
+from gitbench.run.config import Config
+from gitbench.store.folder import Store
+from gitbench.store.result import Result, Verdict
 from pytest_gitbench import report as lines
 from pytest_gitbench.options import read_config
 
 if TYPE_CHECKING:
-    from gitbench.defense import Defense
+    from gitbench.clients.defense import Defense
 
 # Keywords of the marker: axes, in the plural too, and sizes spelled as in [tool.gitbench].
 _AXES = {"attacks": "attack", "models": "model", "datasets": "dataset"}

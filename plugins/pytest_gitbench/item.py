@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gitbench.config import Cell
+from gitbench.run.config import Cell
 
 RUN_ID = "gitbench"
 
@@ -55,7 +55,7 @@ class CellItem(pytest.Item):
             pytest.xfail(outcome.reason)
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: object = None) -> str:
-        from gitbench.errors import GitbenchError
+        from gitbench.core.errors import GitbenchError
 
         if isinstance(excinfo.value, GitbenchError | Warning):  # a warning is raised where the user's filters say "error"
             return str(excinfo.value)

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from gitbench.config import Config, make_config
-from gitbench.errors import ConfigError
-from gitbench.text import printable, shown
+from gitbench.core.errors import ConfigError
+from gitbench.core.text import printable, shown
+from gitbench.run.config import Config, make_config
 
 
 def read_config(config: pytest.Config, **overrides: Any) -> Config:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gitbench.spec import split_outside
+from gitbench.core.spec import split_outside
 
 _NAMED = 3  # cells per flag
 Row = tuple[str, str, str]
@@ -143,7 +143,7 @@ def flag_lines(flags: Mapping[str, Sequence[str]]) -> list[str]:
     Args:
         flags: of each cell, by its name.
     """
-    from gitbench.flags import FLAGS
+    from gitbench.judge.flags import FLAGS
 
     cells: dict[str, list[str]] = {}
     for cell, names in flags.items():

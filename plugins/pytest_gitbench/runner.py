@@ -6,20 +6,20 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from gitbench.baseline import Cells, cells_of, key_of
-from gitbench.bench import Bench
-from gitbench.comparison import compare_cell, tolerances
-from gitbench.config import Cell, Config
-from gitbench.result import Result
-from gitbench.sequential import Decision, decide_cell
-from gitbench.statistics import interval
-from gitbench.store import Store
-from gitbench.threat import knowledge_of
-from gitbench.verdict import Estimate, Judgement, pooled, side
+from gitbench.identity.threat import knowledge_of
+from gitbench.judge.sequential import Decision, decide_cell
+from gitbench.judge.statistics import interval
+from gitbench.judge.verdict import Estimate, Judgement, pooled, side
+from gitbench.publish.baseline import Cells, cells_of, key_of
+from gitbench.publish.comparison import compare_cell, tolerances
+from gitbench.run.bench import Bench
+from gitbench.run.config import Cell, Config
+from gitbench.store.folder import Store
+from gitbench.store.result import Result
 from pytest_gitbench.item import Outcome
 
 if TYPE_CHECKING:
-    from gitbench.progress import Progress
+    from gitbench.core.progress import Progress
 
 
 class Runner:
@@ -65,9 +65,9 @@ class Runner:
         Raises:
             GitbenchError: one refuses its options, or the device is not there.
         """
-        from gitbench.attack import load_attack
-        from gitbench.defense import load_defense
-        from gitbench.evaluation import resolve_device
+        from gitbench.attacker.attack import load_attack
+        from gitbench.clients.defense import load_defense
+        from gitbench.measure.evaluator import resolve_device
 
         resolve_device(config.device)
         for attack in {str(cell.attack) for cell in cells}:
@@ -150,7 +150,7 @@ class Runner:
         """What the attack needs and the threat model does not grant. A stored result had it all."""
         if all(self._bench.stored(case) for case in cell.cases):
             return []
-        from gitbench.attack import load_attack
+        from gitbench.attacker.attack import load_attack
 
         attack = load_attack(str(cell.attack), profile=self._config.profile)
         return sorted(attack.requires - knowledge_of(self._config.threat))

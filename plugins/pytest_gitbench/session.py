@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from gitbench import leaderboard
-from gitbench.baseline import key_of, load_baseline
-from gitbench.case import UNDEFENDED
-from gitbench.config import Cell, make_cells
-from gitbench.errors import ConfigError, GitbenchError
-from gitbench.result import Result
-from gitbench.store import Store
+from gitbench.core.errors import ConfigError, GitbenchError
+from gitbench.identity.case import UNDEFENDED
+from gitbench.publish import leaderboard
+from gitbench.publish.baseline import key_of, load_baseline
+from gitbench.run.config import Cell, make_cells
+from gitbench.store.folder import Store
+from gitbench.store.result import Result
 from pytest_gitbench import report as lines
 from pytest_gitbench.extensions import added_columns, added_lines, shaped
 from pytest_gitbench.item import RUN_ID, CellItem, Matrix, Outcome

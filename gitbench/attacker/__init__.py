@@ -1,0 +1,1 @@
+"""From an observation to a reconstruction, and what attacks learn for it."""

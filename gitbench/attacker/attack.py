@@ -1,0 +1,280 @@
+"""The attack: from an observation to a reconstruction. It never sees the truth and never scores itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, final
+
+import torch
+
+from gitbench.attacker.learning import Checkpoint, NoCheckpoint
+from gitbench.attacker.observation import Observation
+from gitbench.core.component import Component
+from gitbench.core.errors import AttackError, GitbenchError, NotGrantedError, SpecError
+from gitbench.core.memory import available_memory
+from gitbench.core.progress import Progress, silent
+from gitbench.core.spec import Part, parse_spec
+from gitbench.identity import registry
+from gitbench.identity.threat import Knowledge
+
+State = Mapping[str, torch.Tensor]
+Fit = Callable[[torch.Generator, Checkpoint], State]
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What :meth:`Attack.run` may return in place of the tensor alone.
+
+    Args:
+        inputs: ``(V, B, C, H, W)`` in [0, 1].
+        still_improving: the attack's own objective was still falling when its budget ended.
+    """
+
+    inputs: torch.Tensor
+    still_improving: bool = False
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What an attack makes of an observation.
+
+    Args:
+        inputs: ``(V, B, C, H, W)`` in [0, 1]; the order within a batch means nothing.
+        fit_seconds: spent on the attack's own training.
+        attack_seconds: spent on the victims.
+        still_improving: the attack's own objective was still falling when its budget ended.
+    """
+
+    inputs: torch.Tensor
+    fit_seconds: float
+    attack_seconds: float
+    still_improving: bool = False
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What an attack learned, and the seconds that learning it took (when it was done, if it is taken from a cache)."""
+
+    state: State
+    seconds: float
+
+
+class Fits(Protocol):
+    """Keeps what attacks learned, so that they learn it once."""
+
+    def get(self, attack: Attack, observation: Observation, fit: Fit) -> Fitted:
+        """The state of ``attack``, kept or learned now.
+
+        Args:
+            attack: no hybrid: a hybrid asks for its prior.
+            observation: what the attack is fitted on; it holds no update.
+            fit: learns it, with a generator and a checkpoint that are this call's to choose.
+        """
+
+
+class Attack(Component):
+    """Base of all attacks: subclasses define :meth:`run` and say what they read.
+
+    Constructor defaults are the ``standard`` budget; :attr:`profiles` changes them for the others.
+    """
+
+    requires: frozenset[Knowledge] = frozenset()
+    """Knowledge without which the attack cannot run."""
+    uses: frozenset[Knowledge] = frozenset()
+    """Knowledge that it reads when it is granted."""
+    fit_uses: frozenset[Knowledge] | None = None
+    """What of it :meth:`fit` reads, where that is less: states are shared between cells that differ in the rest only."""
+    profiles: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Profile name to constructor arguments that replace the defaults."""
+
+    @final
+    def __call__(
+        self, observation: Observation, *, generator: torch.Generator, progress: Progress = silent, fits: Fits | None = None
+    ) -> Reconstruction:
+        """Attack all victims of an observation.
+
+        Args:
+            observation: the update and what is known.
+            generator: for the attack's randomness. With ``fits`` it is not used for fitting: a state
+                that is taken from there leaves the rest as it would have been.
+            progress: told what is going on.
+            fits: where to take what the attack learns from, and to keep it; None learns it anew.
+
+        Raises:
+            NotGrantedError: the observation lacks what the attack requires.
+            AttackError: the attack raised, needs more memory than there is, or returned something
+                malformed; the message names it.
+        """
+        missing = self.requires - observation.granted
+        if missing:
+            raise NotGrantedError(f"The attack {self!r} needs {', '.join(sorted(missing))}, which the threat model does not grant.")
+        seen = observation.restricted(self.requires | self.uses)
+        try:
+            self._check_memory(seen)
+            fitted = self._fitted(seen.without_update(), generator=generator, progress=progress, fits=fits)
+            start = time.perf_counter()
+            found = self.run(seen, fitted.state, generator=generator, progress=progress)
+        except GitbenchError:
+            raise
+        except Exception as error:
+            raise AttackError(f"The attack {self!r} raised {type(error).__name__}: {error}") from error
+        candidates = found if isinstance(found, Candidates) else Candidates(found)
+        self._check(candidates.inputs, observation)
+        seconds = time.perf_counter() - start
+        return Reconstruction(candidates.inputs.detach(), fitted.seconds, seconds, candidates.still_improving)
+
+    def memory(self, observation: Observation) -> int:
+        """Bytes that :meth:`fit` and :meth:`run` take at their peak, beyond data and model; 0 if little.
+
+        An attack that would not fit is refused before it starts: the system would kill the whole run.
+        """
+        return 0
+
+    def fit(self, observation: Observation, *, generator: torch.Generator, progress: Progress, checkpoint: Checkpoint) -> State:
+        """Train on the public data alone. The observation holds no update.
+
+        Args:
+            observation: what is known.
+            generator: for everything random, so that the same seed gives the same state.
+            progress: told what is going on.
+            checkpoint: for :func:`gitbench.attacker.learning.train_network`.
+
+        Returns:
+            What :meth:`run` needs, and leaves as it is: tensors by name. They are kept and shared.
+        """
+        return {}
+
+    def run(self, observation: Observation, state: State, *, generator: torch.Generator, progress: Progress) -> torch.Tensor | Candidates:
+        """Reconstruct: ``(V, B, C, H, W)`` in [0, 1]."""
+        raise TypeError(f"The attack {self!r} must define run(self, observation, state, *, generator, progress).")
+
+    def _fitted(self, observation: Observation, *, generator: torch.Generator, progress: Progress, fits: Fits | None) -> Fitted:
+        if self.fit_uses is not None:
+            observation = observation.restricted(self.fit_uses)
+
+        def fit(generator: torch.Generator, checkpoint: Checkpoint) -> State:
+            state = self.fit(observation, generator=generator, progress=progress, checkpoint=checkpoint)
+            self._check_state(state)
+            return state
+
+        if fits is not None and type(self).fit is not Attack.fit:
+            return fits.get(self, observation, fit)
+        start = time.perf_counter()
+        return Fitted(fit(generator, NoCheckpoint()), time.perf_counter() - start)
+
+    def _check_memory(self, observation: Observation) -> None:
+        needed, available = self.memory(observation), available_memory(observation.device)
+        if available is not None and needed > available:
+            raise AttackError(
+                f"The attack {self!r} needs about {needed / _GIB:.1f} GiB, {available / _GIB:.1f} GiB are available: "
+                "lower limit= (its public examples), the batch size or the number of victims."
+            )
+
+    def _check_state(self, state: object) -> None:
+        if not isinstance(state, Mapping):
+            found = type(state).__name__
+        else:
+            wrong = {name: tensor for name, tensor in state.items() if not isinstance(tensor, torch.Tensor)}
+            found = ", ".join(f"{name}: {type(value).__name__}" for name, value in wrong.items())
+        if found:
+            raise AttackError(f"The fit() of the attack {self!r} returned something else: expected tensors by name, got {found}.")
+
+    def _check(self, inputs: object, observation: Observation) -> None:
+        shape = (observation.update.victims, observation.batch_size, *observation.input_shape)
+        if not isinstance(inputs, torch.Tensor) or inputs.shape != shape:
+            found = tuple(inputs.shape) if isinstance(inputs, torch.Tensor) else type(inputs).__name__
+            raise AttackError(f"The attack {self!r} returned {found}, expected a tensor {shape}.")
+        if not torch.isfinite(inputs).all():
+            raise AttackError(f"The attack {self!r} returned NaN or infinite pixels, expected values in [0, 1].")
+        low, high = float(inputs.min()), float(inputs.max())
+        if low < 0 or high > 1:
+            raise AttackError(f"The attack {self!r} returned pixels in [{low:.3g}, {high:.3g}], expected [0, 1]. Clamp them.")
+
+
+class Refiner(Attack):
+    """An attack that can start from another attack's reconstruction: the right side of ``+``."""
+
+    @final
+    def run(self, observation: Observation, state: State, *, generator: torch.Generator, progress: Progress) -> torch.Tensor | Candidates:
+        return self.refine(observation, None, generator=generator, progress=progress)
+
+    def refine(
+        self, observation: Observation, start: torch.Tensor | None, *, generator: torch.Generator, progress: Progress
+    ) -> torch.Tensor | Candidates:
+        """Reconstruct from ``start`` ``(V, B, C, H, W)``, or from scratch when it is None."""
+        raise TypeError(f"The attack {self!r} must define refine(self, observation, start, *, generator, progress).")
+
+
+class Hybrid(Attack):
+    """A prior whose reconstruction starts a refiner: ``ridge+ig``."""
+
+    def __init__(self, *, prior: Attack, refiner: Refiner) -> None:
+        self.prior = prior
+        self.refiner = refiner
+        self.requires = prior.requires | refiner.requires
+        self.uses = prior.uses | refiner.uses
+
+    def __repr__(self) -> str:
+        return f"{self.prior!r}+{self.refiner!r}"
+
+    def memory(self, observation: Observation) -> int:
+        return max(part.memory(self._share(observation, part)) for part in (self.prior, self.refiner))
+
+    def fit(self, observation: Observation, *, generator: torch.Generator, progress: Progress, checkpoint: Checkpoint) -> State:
+        return self.prior.fit(self._share(observation, self.prior), generator=generator, progress=progress, checkpoint=checkpoint)
+
+    def _fitted(self, observation: Observation, *, generator: torch.Generator, progress: Progress, fits: Fits | None) -> Fitted:
+        # The prior's own state, under its own name: the prior alone and all its hybrids share it.
+        return self.prior._fitted(self._share(observation, self.prior), generator=generator, progress=progress, fits=fits)
+
+    def run(self, observation: Observation, state: State, *, generator: torch.Generator, progress: Progress) -> torch.Tensor | Candidates:
+        found = self.prior.run(self._share(observation, self.prior), state, generator=generator, progress=progress)
+        start = found.inputs if isinstance(found, Candidates) else found
+        return self.refiner.refine(self._share(observation, self.refiner), start, generator=generator, progress=progress)
+
+    @staticmethod
+    def _share(observation: Observation, attack: Attack) -> Observation:
+        return observation.restricted(attack.requires | attack.uses)
+
+
+def load_attack(attack: str | Attack, *, profile: str = "standard") -> Attack:
+    """Build an attack from its SPEC, with the budget of a profile; ``+`` joins priors and a refiner.
+
+    Args:
+        attack: a SPEC, or an instance, which is returned as it is.
+        profile: ``quick``, ``standard`` or ``paper``. Options in the SPEC win over it.
+
+    Raises:
+        SpecError: unknown name or option, or the right side of ``+`` is no refiner.
+    """
+    if isinstance(attack, Attack):
+        return attack
+    spec = parse_spec("attack", attack)
+    registry.check(spec)
+    built = [_build(part, profile) for part in spec.parts]
+    joined = built[0]
+    for refiner in built[1:]:
+        if not isinstance(refiner, Refiner):
+            raise SpecError(
+                f"Expected a refiner such as ig on the right of + in {attack!r}, got {refiner!r}, which cannot start from an image."
+            )
+        joined = Hybrid(prior=joined, refiner=refiner)
+    return joined
+
+
+def settings(attack: Attack) -> dict[str, str]:
+    """The attack's options as they took effect, defaults and budget included."""
+    if isinstance(attack, Hybrid):
+        pairs = ((attack.prior, attack.prior._part.target), (attack.refiner, attack.refiner._part.target))
+        return {f"{name}.{key}": value for part, name in pairs for key, value in settings(part).items()}
+    return {key: repr(value) for key, value in sorted(vars(attack).items()) if not key.startswith("_") and key not in ("requires", "uses")}
+
+
+def _build(part: Part, profile: str) -> Attack:
+    cls = registry.load("attack", part)
+    budget = cls.profiles.get(profile, {}) if isinstance(cls, type) and issubclass(cls, Attack) else {}
+    attack: Attack = registry.build("attack", part, Attack, **budget)
+    return attack

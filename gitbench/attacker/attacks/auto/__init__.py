@@ -1,0 +1,1 @@
+"""The ensemble that must choose without knowing the truth, and its criterion."""

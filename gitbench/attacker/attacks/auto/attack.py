@@ -1,0 +1,308 @@
+"""Auto: the attack that a defense must survive. It runs what can run here, and keeps what explains the update best."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from gitbench.attacker.attack import Attack, Candidates, Fits, Fitted, State, load_attack
+from gitbench.attacker.attacks.auto.criterion import Criterion
+from gitbench.attacker.attacks.git.attack import Git
+from gitbench.attacker.attacks.ig import IG
+from gitbench.attacker.attacks.lti import LTI
+from gitbench.attacker.attacks.recursion.attack import Recursion
+from gitbench.attacker.attacks.ridge import Ridge
+from gitbench.attacker.observation import Observation
+from gitbench.attacker.tools.labels import infer_labels
+from gitbench.attacker.tools.priors import Gaussian
+from gitbench.attacker.tools.rehearsal import rehearse
+from gitbench.clients.client import batchnorm_statistics
+from gitbench.clients.model import last_linear
+from gitbench.clients.update import Update
+from gitbench.core.errors import AttackError, NotGrantedError
+from gitbench.core.progress import Progress, TimeUp
+
+_BLIND = ("git", "lti", "ridge")  # best first, where nothing can be matched for want of parameters
+_CLASSES = 20  # of which each is tried where labels cannot be read
+_SURE = 0.99  # of rehearsed batches whose labels are read right
+_EXPLAINED = 4.0  # squared deviations of an entry
+_STEPS = 300  # of the search for weights
+_RATE = 0.1
+
+
+@dataclass(frozen=True)
+class _Budget:
+    """Iterations of each search, and how many public batches play victims beside the victims."""
+
+    posterior: int
+    ig: int
+    played: int
+
+
+_BUDGETS: Mapping[str, _Budget] = {
+    "quick": _Budget(posterior=40, ig=20, played=16),
+    "standard": _Budget(posterior=200, ig=300, played=32),
+    "paper": _Budget(posterior=1000, ig=4800, played=64),
+}
+
+
+class Auto(Attack):
+    """An ensemble without anything to tune, after AutoAttack (Croce and Hein, arXiv 2003.01690).
+
+    ``ridge``, ``recursion``, ``lti`` and ``git`` run where they can. Each victim goes on from the candidate that explains its
+    update best, by the criterion of :class:`gitbench.attacker.attacks.auto.criterion.Criterion`: the candidate's gradient, sent
+    through the defense, against the observed update in units of the noise that rehearsing the defense
+    shows. Two searches lower that criterion, and ``ig`` goes its own way.
+
+    Public images that nothing was fitted on play victims beside the victims. On them the truth is known, and
+    they say in which shares the candidates are believed. A victim whose update is matched to numerical precision needs no such
+    doubt. The victims' own truth is not looked at.
+
+    Without ``parameters`` nothing can be matched: the strongest attack on public pairs that can be had is all.
+
+    Args:
+        seconds: after which the search ends, training apart; None takes every step once. What more of them find is believed
+            only where it helped the images that play victims.
+        profile: budget of the attacks within.
+    """
+
+    name = "auto"
+    requires = frozenset({"architecture"})
+    uses = frozenset({"parameters", "public", "defense", "labels", "batchnorm_statistics"})
+    profiles = {"quick": {"profile": "quick"}, "paper": {"profile": "paper"}}
+
+    def __init__(self, *, seconds: float | None = None, profile: str = "standard") -> None:
+        if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
+            raise ValueError(f"expected seconds > 0, or None for no limit, got {seconds}")
+        if profile not in _BUDGETS:
+            raise ValueError(f"expected profile to be one of {', '.join(_BUDGETS)}, got {profile!r}")
+        self.seconds = seconds
+        self.profile = profile
+        kinds: tuple[type[Attack], ...] = (Ridge, Recursion, LTI, Git)  # cheapest first
+        self._priors = {kind.name: load_attack(kind.name, profile=profile) for kind in kinds}
+
+    def memory(self, observation: Observation) -> int:
+        """Of the least demanding part: one that does not fit is left out (:meth:`_fitted`)."""
+        return min((prior.memory(_share(observation, prior)) for prior in self._able(observation).values()), default=0)
+
+    def _able(self, observation: Observation) -> dict[str, Attack]:
+        return {name: prior for name, prior in self._priors.items() if prior.requires <= observation.granted}
+
+    def _fitted(self, observation: Observation, *, generator: torch.Generator, progress: Progress, fits: Fits | None) -> Fitted:
+        """The states of all parts under their own names, so that they share what they learn with the attacks alone."""
+        state: dict[str, torch.Tensor] = {}
+        seconds = 0.0
+        for name, prior in self._able(observation).items():
+            with contextlib.suppress(AttackError):  # one that cannot be had here (its memory, a layer) is none
+                share = _share(observation, prior)
+                prior._check_memory(share)
+                found = prior._fitted(share, generator=generator, progress=progress, fits=fits)
+                state |= {f"{name}.{key}": tensor for key, tensor in found.state.items()}
+                state[f"{name}."] = torch.tensor(1)
+                seconds += found.seconds
+        return Fitted(state, seconds)
+
+    def run(self, observation: Observation, state: State, *, generator: torch.Generator, progress: Progress) -> torch.Tensor | Candidates:
+        priors = {name: prior for name, prior in self._priors.items() if f"{name}." in state}
+
+        def candidate(name: str, observation: Observation) -> torch.Tensor:
+            prefix = f"{name}."
+            own = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix) and key != prefix}
+            # Granted labels are no part's own to ask for: what would infer them takes them.
+            known = observation.restricted(priors[name].requires | priors[name].uses | {"labels"})
+            return _inputs(priors[name].run(known, own, generator=generator, progress=progress))
+
+        if "parameters" not in observation.granted:
+            best = next((name for name in _BLIND if name in priors), None)
+            if best is None:
+                raise NotGrantedError("The attack auto needs parameters or public data, and the threat model grants neither.")
+            return candidate(best, observation)
+        budget = _BUDGETS[self.profile]
+        stack, played = _beside_the_victims(observation, budget.played, generator)
+        prior = Gaussian.stored(state, "recursion.image") if "recursion.image.mean" in state else None
+        search = _Search(stack, prior=prior, generator=generator, progress=progress, seconds=self.seconds)
+        with contextlib.suppress(TimeUp):  # what was found by then is returned
+            for name in priors:
+                search.consider(candidate(name, stack))
+            search.go(budget)
+        return search.believed(played)
+
+
+class _Search:
+    """The candidates of every victim, and the best of them so far."""
+
+    def __init__(
+        self, observation: Observation, *, prior: Gaussian | None, generator: torch.Generator, progress: Progress, seconds: float | None
+    ) -> None:
+        self._observation = observation
+        self._generator = generator
+        self._clock = _Stopwatch(seconds, progress)
+        self._bounded = seconds is not None
+        self.rehearsal = rehearse(observation, generator=generator)
+        self.criterion = Criterion(observation, self.rehearsal, prior)
+        self._classes = last_linear(observation.architecture)[1].out_features
+        self.labels = infer_labels(observation)
+        self._sure = "labels" in observation.granted or self.rehearsal.labels >= _SURE
+        shape = (observation.update.victims, observation.batch_size, *observation.input_shape)
+        self.best = torch.full(shape, 0.5, device=observation.device)
+        if "public" in observation.granted:
+            self.best[:] = observation.public.inputs.mean(0)
+        self.candidates = [self.best.clone()]  # each of all victims
+        self.energy = torch.full(shape[:1], math.inf, device=observation.device)
+        self.misfit = self.energy.clone()
+        self._keep(self.best.clone(), self._everyone)
+
+    @property
+    def _everyone(self) -> torch.Tensor:
+        return torch.arange(len(self.best), device=self.best.device)
+
+    @property
+    def open(self) -> torch.Tensor:
+        """Victims whose update is not matched to numerical precision."""
+        return (~self.criterion.matched(self.misfit)).nonzero().flatten()
+
+    @property
+    def unexplained(self) -> torch.Tensor:
+        """Those among them that leave more than the noise."""
+        found = self.open
+        return found[self.misfit[found] > _EXPLAINED * self.criterion.entries[found]]
+
+    def consider(self, inputs: torch.Tensor, rows: torch.Tensor | None = None) -> None:
+        """Candidates ``(N, B, C, H, W)`` of some victims; the best so far are those of the others."""
+        rows = self._everyone if rows is None else rows
+        found, every = inputs.clamp(0, 1), self.best.clone()
+        every[rows] = found
+        self._keep(found, rows)
+        self.candidates.append(every)
+
+    def go(self, budget: _Budget) -> None:
+        """Every step once; again with other starts as long as there is time, if time is the limit."""
+        if len(self.open):
+            self._minimise(self.open, budget.posterior, whitened=True)
+        # Where noise explains the rest, what follows would only fit the noise.
+        steps: tuple[Callable[[torch.Tensor, _Budget], None], ...] = (self._pixels, self._ig, self._pixels)
+        for step in steps:
+            if len(self.unexplained):
+                step(self.unexplained, budget)
+        while self._bounded and len(self.unexplained):
+            self._restart(self.unexplained, budget)
+
+    def believed(self, played: torch.Tensor | None) -> torch.Tensor:
+        """The candidates of the victims, in the shares that serve those that are played best.
+
+        Args:
+            played: the truth of the last victims, which are played; None where there are none.
+        """
+        if played is None or not len(played):
+            return self.best
+        candidates = torch.stack([*self.candidates, self.best])
+        weights = _weights(candidates[:, -len(played) :], played)
+        blended = torch.einsum("k,kvbchw->vbchw", weights, candidates)
+        matched = self.criterion.matched(self.misfit)[:, None, None, None, None]
+        return torch.where(matched, self.best, blended)[: -len(played)].clamp(0, 1)
+
+    @torch.no_grad()
+    def _keep(self, inputs: torch.Tensor, rows: torch.Tensor) -> None:
+        for labels in self._hypotheses(rows):
+            misfit = self.criterion.misfit(inputs, labels, rows=rows)
+            energy = self.criterion.energy(misfit, rows=rows) + self.criterion.prior(inputs)
+            better = energy < self.energy[rows]
+            chosen = rows[better]
+            self.best[chosen], self.labels[chosen] = inputs[better], labels[better]
+            self.energy[chosen], self.misfit[chosen] = energy[better], misfit[better]
+
+    def _hypotheses(self, rows: torch.Tensor) -> list[torch.Tensor]:
+        if self._sure or self._observation.batch_size > 1 or self._classes > _CLASSES:
+            return [self.labels[rows]]
+        return [torch.full_like(self.labels[rows], label) for label in range(self._classes)]
+
+    def _pixels(self, rows: torch.Tensor, budget: _Budget) -> None:
+        self._minimise(rows, budget.posterior, whitened=False)
+
+    def _minimise(self, rows: torch.Tensor, iterations: int, *, whitened: bool) -> None:
+        def tell(done: int) -> None:
+            self._clock("auto: posterior", done, iterations)
+
+        found = self.criterion.minimised(
+            self.best[rows], self.labels[rows], rows=rows, iterations=iterations, whitened=whitened, tell=tell
+        )  # fmt: skip
+        self.consider(found, rows)
+        self._clock("auto", 1, 1)
+
+    def _ig(self, rows: torch.Tensor, budget: _Budget) -> None:
+        self._refine(rows, budget.ig, self.best[rows])
+
+    def _restart(self, rows: torch.Tensor, budget: _Budget) -> None:
+        self._refine(rows, budget.ig, None)
+
+    def _refine(self, rows: torch.Tensor, iterations: int, start: torch.Tensor | None) -> None:
+        observation = self._observation.of_victims(rows, labels=self.labels[rows])
+        refiner = IG(iterations=iterations, labels="known", adapt=self.rehearsal.sloped)
+        self.consider(_inputs(refiner.refine(observation, start, generator=self._generator, progress=self._clock)), rows)
+        self._clock("auto", 1, 1)
+
+
+def _share(observation: Observation, attack: Attack) -> Observation:
+    return observation.restricted(attack.requires | attack.uses)
+
+
+def _inputs(found: torch.Tensor | Candidates) -> torch.Tensor:
+    return found.inputs if isinstance(found, Candidates) else found
+
+
+def _beside_the_victims(observation: Observation, most: int, generator: torch.Generator) -> tuple[Observation, torch.Tensor | None]:
+    """The victims, followed by public images that play victims, and the truth ``(R, B, C, H, W)`` of these."""
+    # Images of a batch have no order: candidates from different attacks cannot be mixed pixel by pixel.
+    if not {"public", "defense"} <= observation.granted or observation.batch_size > 1 or not len(observation.kept):
+        return observation, None
+    kept = observation.kept
+    rows = kept[torch.randperm(len(kept), generator=generator)[:most], None]
+    sent = observation.public_updates(rows, generator=generator)
+    update = Update({name: torch.cat([tensor, sent.tensors[name]]) for name, tensor in observation.update.tensors.items()})
+    public, rows = observation.public, rows.to(observation.public.inputs.device)
+    labels = torch.cat([observation.labels, public.labels[rows]]) if "labels" in observation.granted else None
+    statistics = None
+    if "batchnorm_statistics" in observation.granted:
+        theirs = batchnorm_statistics(observation.model, public.inputs[rows])
+        own = observation.batchnorm_statistics
+        statistics = {name: (torch.cat([own[name][0], mean]), torch.cat([own[name][1], var])) for name, (mean, var) in theirs.items()}
+    return observation.with_update(update, labels=labels, batchnorm_statistics=statistics), public.inputs[rows]
+
+
+def _weights(candidates: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """Shares ``(K,)``, positive and of sum one, that give played victims ``(K, R, B, C, H, W)`` the highest mean PSNR."""
+    errors = (candidates - truth).flatten(2).double()
+    products = torch.einsum("krp,lrp->rkl", errors, errors) / errors.shape[2]
+
+    def loss(weights: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("k,rkl,l->r", weights, products, weights).clamp_min(1e-12).log().mean()
+
+    eye = torch.eye(len(candidates), dtype=torch.float64, device=truth.device)
+    best = eye[min(range(len(candidates)), key=lambda index: float(loss(eye[index])))]
+    with torch.enable_grad():
+        logits = (0.9 * best + 0.1 / len(best)).log().requires_grad_()
+        optimizer = torch.optim.Adam([logits], lr=_RATE)
+        for _ in range(_STEPS):
+            optimizer.zero_grad()
+            loss(logits.softmax(0)).backward()
+            optimizer.step()
+        blended = logits.detach().softmax(0)
+    return (blended if float(loss(blended)) < float(loss(best)) else best).float()
+
+
+class _Stopwatch:
+    """Tells progress on, and ends the search when its own time is over."""
+
+    def __init__(self, seconds: float | None, progress: Progress) -> None:
+        self._end = None if seconds is None else time.monotonic() + seconds
+        self._progress = progress
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        self._progress(what, done, total)
+        if self._end is not None and time.monotonic() >= self._end:
+            raise TimeUp

@@ -1,0 +1,92 @@
+"""Recursion: R-GAP with an image prior. With the parameters known, the input follows layer by layer."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from gitbench.attacker.attack import Attack, State
+from gitbench.attacker.attacks.recursion.estimate import Options, estimate, learn
+from gitbench.attacker.learning import Checkpoint
+from gitbench.attacker.observation import Observation
+from gitbench.attacker.tools.matching import check_choice
+from gitbench.attacker.tools.priors import DENSE
+from gitbench.core.progress import Progress
+
+
+class Recursion(Attack):
+    """R-GAP (arXiv 2010.07733) as a MAP estimate, layer by layer; then all layers at once, where that left something to find.
+
+    The last layer's input is exact. With the parameters known, each layer's pre-activation and ``δ`` follow from its output, and two
+    linear systems speak of its input: the forward one and that of its gradient. Each is weighed by the variance of its error, which
+    the layer above hands down, and by a Gaussian prior of public images. Chains of linear layers and convolutions are walked.
+    A batch behind a first linear layer with a ReLU is told apart by the units that each example switches off, as in SPEAR.
+
+    Where the image found so far does not reproduce the observed update (noise, pruning, a residual network, a batch), the
+    negative logarithm of the posterior of the image given all layers' gradients is minimised, from the better of the walk and a linear
+    map of the last layer's input. Public images that play victims decide how much of it to believe.
+
+    Args:
+        limit: at most so many public images.
+        iterations: of the minimisation, one gradient each.
+        cg: conjugate gradient steps of a layer that is too wide to be solved victim by victim.
+        match: relative error of the model that is granted to the minimisation.
+        holdout: share of the public images that chooses the linear map's penalty.
+        rehearsal: public images that play victims.
+        prior: of the image, from public images: their ``covariance``, or their ``spectrum``, which is faster and knows less.
+        samples: systems that are solved at most for a batch behind a ReLU, to tell its examples apart; 0 leaves that out.
+        adapt: pass public and own updates through the defense.
+    """
+
+    name = "recursion"
+    requires = frozenset({"architecture", "parameters"})
+    uses = frozenset({"public", "defense"})
+    profiles = {"quick": {"limit": 2048, "iterations": 60, "rehearsal": 8, "prior": "spectrum", "samples": 2**13}}
+
+    def __init__(
+        self,
+        *,
+        limit: int = 20_000,
+        iterations: int = 300,
+        cg: int = 10,
+        match: float = 3e-3,
+        holdout: float = 0.1,
+        rehearsal: int = 16,
+        prior: str = "covariance",
+        samples: int = 2**16,
+        adapt: bool = True,
+    ) -> None:
+        if min(limit, rehearsal) < 1 or min(iterations, cg, samples) < 0 or not (0 < holdout < 1 and match > 0):
+            raise ValueError("expected limit, rehearsal >= 1, iterations, cg, samples >= 0, match > 0 and holdout in (0, 1)")
+        check_choice("prior", prior, ("covariance", "spectrum"))
+        self.limit = limit
+        self.iterations = iterations
+        self.cg = cg
+        self.match = match
+        self.holdout = holdout
+        self.rehearsal = rehearsal
+        self.prior = prior
+        self.samples = samples
+        self.adapt = adapt
+
+    def memory(self, observation: Observation) -> int:
+        """Bytes: six dense matrices of the image's size, sixty images and ten updates of each victim."""
+        pixels = math.prod(observation.input_shape)
+        size = sum(parameter.numel() for parameter in observation.architecture.parameters())
+        dense = 48 * pixels**2 if pixels <= DENSE else 0
+        return dense + observation.victims * (240 * observation.batch_size * pixels + 40 * size)
+
+    def fit(self, observation: Observation, *, generator: torch.Generator, progress: Progress, checkpoint: Checkpoint) -> State:
+        return learn(observation, options=self._options, generator=generator, progress=progress)
+
+    def run(self, observation: Observation, state: State, *, generator: torch.Generator, progress: Progress) -> torch.Tensor:
+        found = estimate(observation, state, options=self._options, generator=generator, progress=progress)
+        return found.believed(state).clamp(0, 1)
+
+    @property
+    def _options(self) -> Options:
+        return Options(
+            limit=self.limit, iterations=self.iterations, cg=self.cg, match=self.match,
+            holdout=self.holdout, rehearsal=self.rehearsal, prior=self.prior, samples=self.samples, adapt=self.adapt,
+        )  # fmt: skip

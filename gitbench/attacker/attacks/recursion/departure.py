@@ -1,0 +1,110 @@
+"""How an update differs from the gradient behind it, as a rehearsal on the attacker's own images shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from gitbench.attacker.observation import Observation
+from gitbench.clients.client import expected_update, gradients
+from gitbench.clients.model import last_linear
+from gitbench.clients.update import Update
+
+ROUNDING = 1e-6
+"""Of float32, in units of the root mean square of a gradient's entries."""
+
+_NOTHING = 1e-5  # relative error below which a defense adds nothing
+_SAME = 0.02  # relative change of scale below which a defense leaves the scale alone
+
+
+@dataclass(frozen=True)
+class Departure:
+    """What a defense leaves uncertain.
+
+    Args:
+        walk: standard deviation per tensor between what was sent, back at its original scale, and the gradient.
+        match: the same between what was sent and what the defense's deterministic part makes of the gradient.
+        size: root mean square of what was sent, per tensor.
+        rescaled: whether the scale of what was sent tells nothing.
+    """
+
+    walk: Mapping[str, float]
+    match: Mapping[str, float]
+    size: Mapping[str, float]
+    rescaled: bool
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """As tensors to store."""
+        parts = {"walk": self.walk, "match": self.match, "size": self.size}
+        kept = {f"noise.{part}.{name}": torch.tensor(value) for part, values in parts.items() for name, value in values.items()}
+        return {**kept, "noise.rescaled": torch.tensor(self.rescaled)}
+
+    @classmethod
+    def stored(cls, tensors: Mapping[str, torch.Tensor]) -> Departure:
+        """The inverse of :meth:`tensors`."""
+
+        def part(prefix: str) -> dict[str, float]:
+            return {name.removeprefix(prefix): float(tensor) for name, tensor in tensors.items() if name.startswith(prefix)}
+
+        return cls(part("noise.walk."), part("noise.match."), part("noise.size."), bool(tensors["noise.rescaled"]))
+
+
+def rehearse(observation: Observation, sent: Update, inputs: torch.Tensor, labels: torch.Tensor, *, adapt: bool) -> Departure:
+    """The noise, from updates of known images.
+
+    Args:
+        observation: needs ``parameters``.
+        sent: updates ``(N, *shape)`` as the clients would send them.
+        inputs: the images behind them, ``(N, B, C, H, W)``.
+        labels: theirs, ``(N, B)``.
+        adapt: know the defense's deterministic part, where its definition is granted.
+    """
+    defense = observation.defense if adapt and "defense" in observation.granted else None
+    with torch.no_grad():
+        raw = gradients(observation.model, inputs, labels)
+        expected = raw if defense is None else expected_update(observation.model, inputs, labels, defense=defense, observed=sent)
+    flat, seen = raw.flatten() * (sent.flatten() != 0), sent.flatten()
+    ratio = (flat * seen).sum(1) / flat.square().sum(1).clamp_min(1e-30)
+    rescaled = float((ratio - 1).abs().median()) > _SAME
+    if rescaled and labels.shape[1] == 1:
+        seen_scale = scales(observation, sent, labels[:, 0])
+        back = sent.map(lambda _, tensor: tensor / seen_scale.reshape(-1, *(1,) * (tensor.ndim - 1)))
+    else:
+        back = sent
+    return Departure(
+        walk={name: _error(back.tensors[name], tensor) for name, tensor in raw.tensors.items()},
+        match={name: _error(sent.tensors[name], tensor) for name, tensor in expected.tensors.items()},
+        size={name: float(tensor.double().square().mean().sqrt()) for name, tensor in sent.tensors.items()},
+        rescaled=rescaled,
+    )
+
+
+def scales(observation: Observation, update: Update, labels: torch.Tensor) -> torch.Tensor:
+    """By what factor each victim's gradient was scaled before it was sent, ``(V,)``.
+
+    The last layer's input does not depend on it, and tells what the bias's gradient was: softmax minus one-hot.
+    1 where the last layer has no bias.
+
+    Args:
+        observation: needs ``parameters``.
+        update: what was sent.
+        labels: ``(V,)``.
+    """
+    name, linear = last_linear(observation.model)
+    if f"{name}.bias" not in update.tensors:
+        return torch.ones(len(labels), device=labels.device)
+    weight, delta = update.tensors[f"{name}.weight"].double(), update.tensors[f"{name}.bias"].double()
+    feature = torch.einsum("vk,vkf->vf", delta, weight) / delta.square().sum(1, keepdim=True).clamp_min(1e-30)
+    logits = feature @ linear.weight.detach().double().T + linear.bias.detach().double()
+    own = torch.softmax(logits, dim=1) - functional.one_hot(labels, delta.shape[1])
+    found = (delta * own).sum(1) / own.square().sum(1).clamp_min(1e-30)
+    return torch.where(found.isfinite() & (found > 1e-6), found, 1.0).float()
+
+
+def _error(sent: torch.Tensor, expected: torch.Tensor) -> float:
+    """Root mean square of the difference; 0 where it is no more than rounding."""
+    error = float((sent - expected).double().square().mean().sqrt())
+    return error if error > _NOTHING * float(expected.double().square().mean().sqrt()) else 0.0

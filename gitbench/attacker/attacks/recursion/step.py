@@ -1,0 +1,289 @@
+"""One step down: a layer's input, MAP, from its pre-activation and its gradient at once.
+
+Two linear systems speak of the input ``x``: the forward one ``W x = z - b`` and the gradient one ``Σ_p δ_p x_{p+k} = G_k``. Each
+is ill conditioned where the other is not. With the variance of each side known, the estimate is the solution of
+
+``(Aᵀ R⁻¹ A + Wᵀ C⁻¹ W + Σ⁻¹) x = Aᵀ R⁻¹ G + Wᵀ C⁻¹ (z - b) + Σ⁻¹ μ``
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from gitbench.attacker.layers import operators
+from gitbench.attacker.layers.chain import Layer
+from gitbench.attacker.tools.priors import Gaussian
+from gitbench.core.random import make_generator
+
+Apply = Callable[[torch.Tensor], torch.Tensor]
+
+_DENSE = 1024  # unknowns up to which every victim has a dense system of its own
+_SHARED = 4096  # unknowns up to which all victims share a dense preconditioner
+_ROWS = 8
+_SAMPLES = 16  # of a posterior, for its variances
+_EXACT = 1e-20  # energy of the error, in units of the solution's
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of ``V`` vectors: ``mean (V, n)`` and the variances of their entries' errors ``(V, n)``."""
+
+    mean: torch.Tensor
+    variance: torch.Tensor
+
+
+@dataclass(frozen=True)
+class System:
+    """What is known of a layer's input, for ``V`` victims; everything in float64.
+
+    Args:
+        layer: the layer.
+        weight: of it.
+        forward: ``z - b`` and the variance of its error, ``(V, outputs)``; infinite where nothing is known.
+        delta: ``(V, *output_shape)``.
+        gradient: by the weight, ``(V, *weight.shape)``.
+        deviation: of the error of each output unit's gradient, ``(V, outputs or channels)``.
+        prior: of the input.
+    """
+
+    layer: Layer
+    weight: torch.Tensor
+    forward: Estimate
+    delta: torch.Tensor
+    gradient: torch.Tensor
+    deviation: torch.Tensor
+    prior: Gaussian
+
+    def rows(self, index: slice) -> System:
+        """Some of the victims."""
+        forward = Estimate(self.forward.mean[index], self.forward.variance[index])
+        return System(self.layer, self.weight, forward, self.delta[index], self.gradient[index], self.deviation[index], self.prior)
+
+
+def solve(system: System, *, iterations: int) -> Estimate:
+    """The input ``(V, n)`` and the variances of its entries.
+
+    Up to 1,024 unknowns each victim's system is factored; a convolution of more inputs than outputs is solved block by block
+    (the channels of its input share one system) with its forward equations as a correction; all else by conjugate gradients.
+
+    Args:
+        system: of all victims.
+        iterations: of the conjugate gradients, at most.
+    """
+    unknowns = math.prod(system.layer.input_shape)
+    chunks = [system.rows(slice(start, start + _ROWS)) for start in range(0, len(system.delta), _ROWS)]
+    if unknowns <= _DENSE:
+        weight, precision = matrix(system.layer, system.weight), system.prior.precision()
+        found = [_dense(chunk, weight, precision) for chunk in chunks]
+    elif not system.layer.is_conv:
+        found = [_linear(chunk) for chunk in chunks]
+    elif math.prod(system.layer.output_shape) < unknowns <= _SHARED:
+        weight, generator = matrix(system.layer, system.weight), make_generator(0, "recursion")
+        found = [_blocks(chunk, weight, generator) for chunk in chunks]
+    else:
+        return _iterated(system, iterations)
+    return Estimate(torch.cat([part.mean for part in found]), torch.cat([part.variance for part in found]))
+
+
+def _scaled(system: System) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradient and delta in deviations of the gradient's error."""
+    deviation = system.deviation
+    extra = (1,) * (system.gradient.ndim - 2)
+    delta = system.delta / deviation.reshape(*deviation.shape, *(1,) * (system.delta.ndim - 2))
+    return delta, system.gradient / deviation.reshape(*deviation.shape, *extra)
+
+
+def _normal(system: System) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the gradient: ``AᵀR⁻¹A (V, positions, positions)`` and ``AᵀR⁻¹G (V, channels, positions)``."""
+    delta, gradient = _scaled(system)
+    layer = system.layer
+    if not layer.is_conv:
+        seen = delta.square().sum(1)
+        return seen[:, None, None], torch.einsum("vo,voi->vi", delta, gradient)[..., None]
+    empty = delta.new_zeros(len(delta), layer.input_shape[0], math.prod(layer.input_shape[1:]))
+    gram, back = operators.normal_equations(layer, delta, gradient, empty)
+    return gram, back.transpose(1, 2)
+
+
+def _transposed(system: System, outputs: torch.Tensor) -> torch.Tensor:
+    return operators.backward(system.layer, system.weight, outputs).flatten(1)
+
+
+def _forward(system: System, inputs: torch.Tensor) -> torch.Tensor:
+    bias = system.weight.new_zeros(len(system.weight))
+    return operators.forward(system.layer, system.weight, bias, inputs).flatten(1)
+
+
+def matrix(layer: Layer, weight: torch.Tensor) -> torch.Tensor:
+    """``W`` written out, ``(outputs, inputs)``."""
+    if not layer.is_conv:
+        return weight
+    outputs = math.prod(layer.output_shape)
+    unit = torch.eye(outputs, dtype=weight.dtype, device=weight.device).reshape(outputs, *layer.output_shape)
+    return operators.backward(layer, weight, unit).flatten(1)
+
+
+def _right_side(system: System, back: torch.Tensor) -> torch.Tensor:
+    """``Aᵀ R⁻¹ G + Wᵀ C⁻¹ (z - b)``, ``(V, n)``."""
+    return back.flatten(1) + _transposed(system, system.forward.mean / system.forward.variance)
+
+
+def _dense(system: System, weight: torch.Tensor, prior: torch.Tensor) -> Estimate:
+    gram, back = _normal(system)
+    right = _right_side(system, back) + prior @ system.prior.mean
+    means, variances = [], []
+    for own, certainty, side in zip(gram, 1 / system.forward.variance, right, strict=True):
+        whole = weight.T @ (certainty[:, None] * weight) + prior
+        channels = len(whole) // len(own)
+        view = whole.view(channels, len(own), channels, len(own))
+        for channel in range(channels):
+            view[channel, :, channel] += own
+        factor, failed = torch.linalg.cholesky_ex(whole)
+        if int(failed):
+            means.append(system.prior.mean)
+            variances.append(system.prior.variance)
+            continue
+        means.append(torch.cholesky_solve(side[:, None], factor)[:, 0])
+        variances.append(torch.cholesky_inverse(factor).diagonal())
+    return Estimate(torch.stack(means), torch.stack(variances))
+
+
+def _linear(system: System) -> Estimate:
+    """A wide linear layer: its gradient ``δ aᵀ`` says each entry as well as any other, so the prior's directions stay apart."""
+    gram, back = _normal(system)
+    prior, weight = system.prior, system.weight
+    seen = gram[:, 0] + 1 / prior.spread  # (V, n)
+    side = back[..., 0] - gram[:, 0] * prior.mean
+    aim = system.forward.mean - weight @ prior.mean
+    if prior.directions is not None:
+        side, weight = side @ prior.directions, weight @ prior.directions
+    estimate = _with_forward(side / seen, 1 / seen, weight, aim, system.forward.variance)
+    mean, variance = estimate.mean, estimate.variance
+    if prior.directions is not None:
+        mean, variance = mean @ prior.directions.T, variance @ prior.directions.square().T
+    return Estimate(prior.mean + mean, variance)
+
+
+def _with_forward(mean: torch.Tensor, spread: torch.Tensor, weight: torch.Tensor, aim: torch.Tensor, doubt: torch.Tensor) -> Estimate:
+    """The forward equations as a correction of rank ``outputs`` to what is known of independent entries."""
+    means, variances = [], []
+    for own, each, target, error in zip(mean, spread, aim, doubt, strict=True):
+        known = error.isfinite()
+        cross = weight[known] * each
+        factor, failed = torch.linalg.cholesky_ex(cross @ weight[known].T + torch.diag(error[known]))
+        if int(failed) or not bool(known.any()):
+            means.append(own)
+            variances.append(each)
+            continue
+        means.append(own + cross.T @ torch.cholesky_solve((target[known] - weight[known] @ own)[:, None], factor)[:, 0])
+        told = torch.linalg.solve_triangular(factor, cross, upper=False).square().sum(0)
+        variances.append((each - told).clamp_min(1e-6 * each))
+    return Estimate(torch.stack(means), torch.stack(variances))
+
+
+def _blocks(system: System, weight: torch.Tensor, generator: torch.Generator) -> Estimate:
+    """Channels share the gradient's system; the forward equations are a correction of rank ``outputs``.
+
+    The variances are those of samples of the posterior (Matheron's rule): exact ones would cost as much as all the rest.
+    """
+    gram, back = _normal(system)
+    layer, prior = system.layer, system.prior
+    channels, places = layer.input_shape[0], gram.shape[1]
+    certainty = 1 / prior.variance.reshape(channels, places).mean(0)
+    own = torch.linalg.cholesky(gram + torch.diag(certainty))
+    side = back - (gram @ prior.mean.reshape(channels, places).T).transpose(1, 2)
+    mean = torch.cholesky_solve(side.transpose(1, 2), own).transpose(1, 2).flatten(1)
+    inverse = torch.cholesky_inverse(own)
+    drawn = torch.randn(places, channels * _SAMPLES, generator=generator, dtype=weight.dtype).to(weight.device)
+    samples = torch.linalg.solve_triangular(own.mT, drawn.expand(len(own), -1, -1), upper=True)
+    samples = samples.reshape(len(own), places, channels, _SAMPLES).permute(0, 3, 2, 1).flatten(2)  # (V, samples, n)
+    aim = system.forward.mean - prior.mean @ weight.T
+    means, variances = [], []
+    for start, spread, sample, target, error in zip(mean, inverse, samples, aim, system.forward.variance, strict=True):
+        known = error.isfinite()
+        rows = weight[known]
+        cross = (rows.reshape(-1, places) @ spread).reshape(len(rows), -1)
+        inner = cross @ rows.T + torch.diag(error[known])  # a convolution in float64 would be the slower
+        factor, failed = torch.linalg.cholesky_ex((inner + inner.T) / 2)
+        if int(failed):
+            means.append(start)
+            variances.append(spread.diagonal().repeat(channels))
+            continue
+        doubt = error[known].sqrt() * torch.randn(_SAMPLES, len(rows), generator=generator, dtype=weight.dtype).to(weight.device)
+        missing = torch.cat([(target[known] - rows @ start)[None], doubt - sample @ rows.T])
+        told = torch.cholesky_solve(missing.T, factor).T @ cross
+        means.append(start + told[0])
+        variances.append((sample + told[1:]).square().mean(0))
+    return Estimate(prior.mean + torch.stack(means), torch.stack(variances))
+
+
+def _iterated(system: System, iterations: int) -> Estimate:
+    """Conjugate gradients on all victims at once; one factored matrix, of the forward equations, preconditions them all."""
+    gram, back = _normal(system)
+    layer, prior = system.layer, system.prior
+    channels, places = (layer.input_shape[0], gram.shape[1]) if layer.is_conv else (math.prod(layer.input_shape), 1)
+    certainty = 1 / system.forward.variance
+    precision = prior.precision() if math.prod(layer.input_shape) <= _SHARED else None
+
+    def weighted(vectors: torch.Tensor) -> torch.Tensor:
+        return vectors / prior.spread if precision is None else vectors @ precision
+
+    def apply(vectors: torch.Tensor) -> torch.Tensor:
+        seen = (vectors.reshape(-1, channels, places) @ gram).flatten(1)
+        return seen + _transposed(system, certainty * _forward(system, vectors)) + weighted(vectors)
+
+    right = _right_side(system, back) + weighted(prior.mean[None])
+    if precision is not None:
+        typical = certainty.log().mean(0).exp() if bool((certainty > 0).all()) else certainty.mean(0)
+        # Through the layer: the product of dense matrices would multiply zeros, of which a convolution's matrix is made.
+        product = _transposed(system, (typical[:, None] * matrix(layer, system.weight)).T)
+        factor = torch.linalg.cholesky((product + product.T) / 2 + precision)
+
+        def precondition(vectors: torch.Tensor) -> torch.Tensor:
+            return torch.cholesky_solve(vectors.T, factor).T
+
+        start = precondition(_transposed(system, typical * system.forward.mean) + weighted(prior.mean[None]))
+    else:
+        squares = operators.backward(layer, system.weight.square(), certainty).flatten(1)
+        diagonal = squares + gram.diagonal(dim1=1, dim2=2).repeat(1, channels) + 1 / prior.spread
+
+        def precondition(vectors: torch.Tensor) -> torch.Tensor:
+            return vectors / diagonal
+
+        start = prior.mean.expand_as(right)
+    found = conjugate_gradients(apply, right, start, precondition, iterations=iterations)
+    return Estimate(found, prior.variance.expand_as(found))
+
+
+def conjugate_gradients(apply: Apply, right: torch.Tensor, start: torch.Tensor, precondition: Apply, *, iterations: int) -> torch.Tensor:
+    """Solutions ``(V, n)`` of ``V`` symmetric positive systems side by side.
+
+    Args:
+        apply: the matrices, to rows ``(V, n)``.
+        right: ``(V, n)``.
+        start: ``(V, n)``.
+        precondition: an approximate inverse.
+        iterations: at most.
+    """
+    found = start
+    residual = right - apply(found)
+    step = precondition(residual)
+    product = (residual * step).sum(1, keepdim=True)
+    enough = _EXACT * (right * precondition(right)).sum(1, keepdim=True).abs()
+    for _ in range(iterations):
+        active = product > enough
+        if not bool(active.any()):
+            break
+        pushed = apply(step)
+        length = torch.where(active, product / (step * pushed).sum(1, keepdim=True).clamp_min(1e-300), 0)
+        found = found + length * step
+        residual = residual - length * pushed
+        better = precondition(residual)
+        after = (residual * better).sum(1, keepdim=True)
+        step = better + torch.where(active, after / product.clamp_min(1e-300), 0) * step
+        product = after
+    return found

@@ -1,0 +1,275 @@
+"""What an attack gets to see: the update, and exactly the knowledge that the threat model grants."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from gitbench.clients.client import after_earlier_rounds, local_gradients, protect
+from gitbench.clients.data import Split
+from gitbench.clients.defense import Defense, fresh, load_defense
+from gitbench.clients.update import Update
+from gitbench.core.errors import NotGrantedError
+from gitbench.identity.threat import Knowledge
+
+T = TypeVar("T")
+_KEPT = 64
+BatchNormStatistics = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class _Contents:
+    update: Update | None
+    model: nn.Module
+    input_shape: tuple[int, int, int]
+    batch_size: int
+    labels: torch.Tensor | None
+    public: Split | None
+    defense: Defense | None
+    batchnorm_statistics: BatchNormStatistics | None
+    parameters: bool
+
+
+class Observation:
+    """Update plus knowledge. Reading what is not granted raises :class:`NotGrantedError`.
+
+    Args:
+        update: of ``V`` victims.
+        model: the attacker's copy of the model under attack (stale under parameter drift).
+        input_shape: ``(C, H, W)`` of one input.
+        batch_size: inputs per victim; taken from ``labels`` when these are given.
+        labels: ``(V, B)``, if granted.
+        public: the attacker's own data, if granted.
+        defense: the defense's definition or its SPEC, if granted. It is copied: what a client keeps stays secret.
+        batchnorm_statistics: of the private batches, if granted.
+        parameters: False keeps the parameters secret: only the architecture is known then.
+    """
+
+    __slots__ = ("_contents",)
+
+    def __init__(
+        self,
+        *,
+        update: Update,
+        model: nn.Module,
+        input_shape: tuple[int, int, int],
+        batch_size: int | None = None,
+        labels: torch.Tensor | None = None,
+        public: Split | None = None,
+        defense: Defense | str | None = None,
+        batchnorm_statistics: BatchNormStatistics | None = None,
+        parameters: bool = True,
+    ) -> None:
+        self._contents = _Contents(
+            update=update,
+            model=model,
+            input_shape=input_shape,
+            batch_size=batch_size or (labels.shape[1] if labels is not None else 1),
+            labels=labels,
+            public=public,
+            defense=None if defense is None else fresh(load_defense(defense)),
+            batchnorm_statistics=batchnorm_statistics,
+            parameters=parameters,
+        )
+
+    @property
+    def granted(self) -> frozenset[Knowledge]:
+        """The names of the knowledge that can be read."""
+        found: set[Knowledge] = {"architecture"}
+        contents = self._contents
+        if contents.parameters:
+            found.add("parameters")
+        if contents.labels is not None:
+            found.add("labels")
+        if contents.public is not None:
+            found.add("public")
+        if contents.defense is not None:
+            found.add("defense")
+        if contents.batchnorm_statistics is not None:
+            found.add("batchnorm_statistics")
+        return frozenset(found)
+
+    @property
+    def update(self) -> Update:
+        """What the clients sent. Not there while an attack is fitted: fitting cannot depend on victims."""
+        if self._contents.update is None:
+            raise NotGrantedError("An attack is fitted before it sees any update. Read observation.update in run().")
+        return self._contents.update
+
+    @property
+    def victims(self) -> int:
+        """How many; 0 while an attack is fitted."""
+        return 0 if self._contents.update is None else self._contents.update.victims
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        return self._contents.input_shape
+
+    @property
+    def batch_size(self) -> int:
+        return self._contents.batch_size
+
+    @property
+    def device(self) -> torch.device:
+        return next(self._contents.model.parameters()).device
+
+    @property
+    def chunk(self) -> int:
+        """How many updates to ask for at once, so that their raw gradients stay near 256 MiB."""
+        size = sum(parameter.numel() for parameter in self._contents.model.parameters())
+        return max(1, min(256, 2**26 // size))
+
+    @property
+    def architecture(self) -> nn.Module:
+        """The model without any values (``meta`` device): its layers, names and shapes."""
+        return copy.deepcopy(self._contents.model).to("meta")
+
+    @property
+    def model_digest(self) -> str:
+        """Names the model's values without telling them."""
+        digest = hashlib.sha256()
+        for name, tensor in self._contents.model.state_dict().items():
+            digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:20]
+
+    @property
+    def model(self) -> nn.Module:
+        """The attacker's copy of the model, with parameters."""
+        if not self._contents.parameters:
+            raise _not_granted("parameters")
+        return self._contents.model
+
+    @property
+    def labels(self) -> torch.Tensor:
+        return _granted("labels", self._contents.labels)
+
+    @property
+    def public(self) -> Split:
+        return _granted("public", self._contents.public)
+
+    @property
+    def defense(self) -> Defense:
+        return _granted("defense", self._contents.defense)
+
+    @property
+    def batchnorm_statistics(self) -> BatchNormStatistics:
+        return _granted("batchnorm_statistics", self._contents.batchnorm_statistics)
+
+    def public_updates(self, indices: torch.Tensor, *, generator: torch.Generator, adapt: bool = True) -> Update:
+        """Updates of public examples, as pairs to train on. Needs ``public``, not ``parameters``.
+
+        The knowledge is that of GIT's setting: the attacker has seen clients send updates of data
+        that it holds. It cannot ask for the update of an input of its own making.
+
+        Args:
+            indices: ``(V, B)`` into the public split.
+            generator: for the defense's randomness, drawn afresh at each call.
+            adapt: rehearse the defense, where its definition is granted. A drift of the parameters
+                is rehearsed too, on samples of the attacker's own: where the client went stays unknown.
+        """
+        raw = self.public_gradients(indices, generator=generator, adapt=adapt)
+        return self.protected(raw, generator=generator) if adapt else raw
+
+    def public_gradients(self, indices: torch.Tensor, *, generator: torch.Generator, adapt: bool = True) -> Update:
+        """The same before the defense protects them, so that one gradient can be protected many times."""
+        public = self.public
+        index = indices.to(public.inputs.device)
+        contents = self._contents
+        defense = contents.defense if adapt else None
+        return local_gradients(
+            contents.model, public.inputs[index], public.labels[index], defense=defense, generator=generator, public=public
+        )
+
+    def protected(self, raw: Update, *, generator: torch.Generator) -> Update:
+        """Gradients as the defense would send them; as they are where its definition is not granted."""
+        contents = self._contents
+        defense = contents.defense
+        if defense is None:
+            return raw
+        if defense.rounds != 1:
+            defense = after_earlier_rounds(
+                defense, contents.model, victims=raw.victims, batch_size=contents.batch_size, generator=generator, public=contents.public
+            )
+        return protect(raw, defense=defense, generator=generator)
+
+    def restricted(self, knowledge: frozenset[Knowledge]) -> Observation:
+        """The same observation with nothing granted beyond ``knowledge``."""
+        contents = self._contents
+        return self._replaced(
+            labels=contents.labels if "labels" in knowledge else None,
+            public=contents.public if "public" in knowledge else None,
+            defense=contents.defense if "defense" in knowledge else None,
+            batchnorm_statistics=contents.batchnorm_statistics if "batchnorm_statistics" in knowledge else None,
+            parameters=contents.parameters and "parameters" in knowledge,
+        )
+
+    def without_update(self) -> Observation:
+        """The knowledge alone, for fitting, without the public examples of :attr:`kept`."""
+        public = self._contents.public
+        if public is not None:
+            mask = torch.ones(len(public), dtype=torch.bool)
+            mask[self.kept] = False
+            mask = mask.to(public.inputs.device)
+            public = Split(public.inputs[mask], public.labels[mask])
+        return self._replaced(update=None, labels=None, batchnorm_statistics=None, public=public)
+
+    @property
+    def kept(self) -> torch.Tensor:
+        """Indices of public examples that no attack is fitted on, evenly spaced: victims that an attacker may try itself on."""
+        size = len(self.public)
+        count = min(_KEPT, size // 8)
+        return torch.arange(count) * size // max(1, count)
+
+    def with_update(
+        self, update: Update, *, labels: torch.Tensor | None = None, batchnorm_statistics: BatchNormStatistics | None = None
+    ) -> Observation:
+        """The same knowledge about another update, one that the attacker made: to try itself on.
+
+        Args:
+            update: of ``N`` victims.
+            labels: theirs ``(N, B)``, where labels are granted; None keeps them secret.
+            batchnorm_statistics: of their batches, likewise.
+        """
+        return self._replaced(update=update, labels=labels, batchnorm_statistics=batchnorm_statistics)
+
+    def of_victims(self, rows: torch.Tensor, *, labels: torch.Tensor) -> Observation:
+        """Some of the victims only, with the attacker's own guess of their labels as if they were granted.
+
+        Args:
+            rows: ``(N,)`` which.
+            labels: ``(N, B)``.
+        """
+        contents = self._contents
+        statistics = contents.batchnorm_statistics
+        return self._replaced(
+            update=Update({name: tensor[rows] for name, tensor in self.update.tensors.items()}),
+            labels=labels,
+            batchnorm_statistics=None
+            if statistics is None
+            else {name: (mean[rows], var[rows]) for name, (mean, var) in statistics.items()},
+        )
+
+    def _replaced(self, **changes: object) -> Observation:
+        other = object.__new__(Observation)
+        other._contents = dataclasses.replace(self._contents, **changes)  # type: ignore[arg-type]
+        return other
+
+
+def _granted(name: Knowledge, value: T | None) -> T:
+    if value is None:
+        raise _not_granted(name)
+    return value
+
+
+def _not_granted(name: Knowledge) -> NotGrantedError:
+    return NotGrantedError(
+        f"The attack read {name!r}, which is not granted to it. Name it in the attack's requires or uses, "
+        "and choose a threat model that grants it (--gitbench-threat)."
+    )

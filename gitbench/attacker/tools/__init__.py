@@ -1,0 +1,1 @@
+"""What several attacks share: labels, regression, optimisation, priors, public pairs, rehearsal."""

@@ -1,0 +1,36 @@
+"""The last linear layer's inputs in closed form, where every attack from public pairs starts."""
+
+from __future__ import annotations
+
+import torch
+
+from gitbench.attacker.observation import Observation
+from gitbench.clients.model import last_linear
+from gitbench.clients.update import Update
+
+
+def last_features(observation: Observation, update: Update, labels: torch.Tensor) -> torch.Tensor:
+    """Estimates of the last linear layer's inputs: ``(V, B, features)``, one for each label ``(V, B)``."""
+    name, _ = last_linear(observation.architecture)
+    weight = update.tensors[f"{name}.weight"]
+    if f"{name}.bias" not in update.tensors:
+        return _without_bias(weight, labels)
+    bias = update.tensors[f"{name}.bias"]
+    if labels.shape[1] == 1:
+        squares = bias.square().sum(dim=1, keepdim=True)
+        feature = torch.einsum("vk,vkf->vf", bias, weight) / squares.clamp_min(1e-20)
+        return torch.where(squares > 0, feature, 0)[:, None]
+    rows = torch.arange(len(labels), device=weight.device)[:, None]
+    scale = bias[rows, labels][..., None]
+    return torch.where(scale.abs() > 1e-20, weight[rows, labels] / scale, 0)
+
+
+def _without_bias(weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Direction of the features: the true class's row is ``(p_y - 1) a``, so its negative points along ``a``.
+
+    The length is lost with the bias; that of the row stands in for it, through its logarithm.
+    """
+    rows = torch.arange(len(labels), device=weight.device)[:, None]
+    row = -weight[rows, labels]
+    length = row.norm(dim=2, keepdim=True).clamp_min(1e-20)
+    return torch.cat([row / length, length.log()], dim=2)

@@ -1,0 +1,125 @@
+"""Gradient matching: how far a candidate's update is from the observed one, per victim."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+
+from gitbench.attacker.observation import Observation
+from gitbench.clients.client import expected_update
+
+Distance = Literal["l2", "cosine", "layerwise"]
+DISTANCES: tuple[str, ...] = get_args(Distance)
+
+_SCALE_WEIGHT = 0.03  # chosen on held-out public photos (benchmarks/held_out.py)
+_TINY = 1e-24
+_STILL = 0.05
+Init = Literal["normal", "grey"]
+INITS: tuple[str, ...] = get_args(Init)
+
+
+def initial_images(shape: Sequence[int], *, init: Init, generator: torch.Generator) -> torch.Tensor:
+    """Random starts: ``normal`` is N(0, 1) as DLG and IG were published, ``grey`` is N(0.5, 0.1²).
+
+    Grey starts inside the pixels' range and nearly flat, where a sigmoid network is not saturated
+    (docs/attacks.md has the figures).
+    """
+    drawn = torch.randn(tuple(shape), generator=generator)
+    return 0.5 + 0.1 * drawn if init == "grey" else drawn
+
+
+def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
+    """Refuse a value that is not among the choices.
+
+    Raises:
+        ValueError: naming the option, the choices and what was found.
+    """
+    if value not in choices:
+        raise ValueError(f"expected {option} to be one of {', '.join(choices)}, got {value!r}")
+
+
+class Falling:
+    """Watches the losses of an iterative attack, to tell whether its budget ended too early.
+
+    Args:
+        iterations: of the budget.
+    """
+
+    def __init__(self, iterations: int) -> None:
+        self._late = 3 * iterations // 4
+        self._first: torch.Tensor | None = None
+        self._then: torch.Tensor | None = None
+        self._last: torch.Tensor | None = None
+
+    def see(self, iteration: int, losses: torch.Tensor) -> None:
+        """Losses ``(V,)`` at an iteration, counted from 0."""
+        self._last = losses.detach().clone()
+        if self._first is None:
+            self._first = self._last
+        if iteration <= self._late:
+            self._then = self._last
+
+    @property
+    def still(self) -> bool:
+        """Whether the last quarter brought the median victim over 5 % of the whole fall."""
+        if self._first is None or self._then is None or self._last is None:
+            return False
+        whole, late = self._first - self._last, self._then - self._last
+        fell = whole.isfinite() & (whole > 0)
+        return bool(fell.any()) and float((late[fell] / whole[fell]).median()) > _STILL
+
+
+class Objective:
+    """Distance between the observed update and that of candidate inputs.
+
+    An adaptive attacker passes its own gradient through the deterministic part of the defense.
+
+    Args:
+        observation: needs ``parameters``.
+        distance: ``l2`` is the summed squared difference (DLG), ``cosine`` is one minus the cosine
+            over all layers side by side (IG), ``layerwise`` the mean over layers of one minus each
+            layer's cosine plus 0.03 times the squared logarithm of its norm's ratio: no layer drowns
+            the others, and the scale, which a cosine is blind to, counts a little.
+        adapt: use the defense's definition, where it is granted.
+    """
+
+    def __init__(self, observation: Observation, *, distance: Distance, adapt: bool = True) -> None:
+        self._model = observation.model
+        self._observed = observation.update
+        self._rows = [tensor.flatten(1) for tensor in observation.update.tensors.values()]
+        self._squares = torch.stack([_dot(row, row) for row in self._rows])
+        self._defense = observation.defense if adapt and "defense" in observation.granted else None
+        self._distance = distance
+
+    def __call__(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Distances ``(V,)`` of candidates ``(V, B, C, H, W)``; differentiable."""
+        update = expected_update(self._model, inputs, labels, defense=self._defense, observed=self._observed)
+        rows = [tensor.flatten(1) for tensor in update.tensors.values()]
+        if self._distance == "l2":
+            return torch.stack([(mine - theirs).square().sum(1) for mine, theirs in zip(rows, self._rows, strict=True)]).sum(0)
+        # One dot product per layer (no concatenated copy): the gradients are the largest thing in memory.
+        dots = torch.stack([_dot(mine, theirs) for mine, theirs in zip(rows, self._rows, strict=True)])
+        squares = torch.stack([_dot(mine, mine) for mine in rows])
+        if self._distance == "cosine":
+            return _cosine_distance(dots.sum(0), squares.sum(0), self._squares.sum(0))
+        ratio = squares.clamp_min(_TINY).log() - self._squares.clamp_min(_TINY).log()
+        return (_cosine_distance(dots, squares, self._squares) + _SCALE_WEIGHT * (ratio / 2).square()).mean(0)
+
+
+def _cosine_distance(dots: torch.Tensor, mine: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+    """One minus the cosine, from dot products and squared norms; 1 where a gradient is zero."""
+    return 1 - dots / (mine * theirs).clamp_min(_TINY).sqrt()
+
+
+def _dot(mine: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+    """Dot products of the rows ``(V, D)`` of two matrices: ``(V,)``."""
+    return (mine * theirs).sum(dim=1)
+
+
+def total_variation(inputs: torch.Tensor) -> torch.Tensor:
+    """Mean absolute difference of neighbouring pixels, down plus across: ``(V, B, C, H, W)`` to ``(V,)``."""
+    down = (inputs[..., 1:, :] - inputs[..., :-1, :]).abs().mean(dim=(1, 2, 3, 4))
+    across = (inputs[..., :, 1:] - inputs[..., :, :-1]).abs().mean(dim=(1, 2, 3, 4))
+    return down + across

@@ -1,0 +1,137 @@
+"""Public pairs to train on: updates of the attacker's own images, protected afresh each time they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from gitbench.attacker.observation import Observation
+from gitbench.clients.update import Update
+from gitbench.core.progress import Progress
+
+KEPT = 3 * 2**30
+"""Bytes of public gradients that are kept rather than computed again."""
+
+
+_PIECE = 2**22
+"""Entries that are protected at once: small temporaries are used again, large ones come fresh from the system."""
+
+
+class PublicPairs:
+    """Updates of public batches, and the images behind them.
+
+    The gradients are computed once and kept while they take up no more than ``budget`` bytes; beyond it
+    they are computed again at each request. Protection is drawn afresh at each request either way. What a
+    defense does before the gradient is taken (its batches, a drift of the parameters) is drawn once.
+
+    Args:
+        observation: needs ``public``.
+        order: ``(N, B)`` indices into the public split.
+        generator: for what the defense draws before the gradient is taken.
+        progress: told of the gradients.
+        what: who is asking, for ``progress``.
+        adapt: rehearse the defense, where its definition is granted.
+        budget: bytes of gradients to keep.
+    """
+
+    def __init__(
+        self,
+        observation: Observation,
+        order: torch.Tensor,
+        *,
+        generator: torch.Generator,
+        progress: Progress,
+        what: str,
+        adapt: bool = True,
+        budget: int = KEPT,
+    ) -> None:
+        self._observation = observation
+        self._adapt = adapt
+        self._seed = int(torch.randint(2**62, (), generator=generator))
+        public = observation.public
+        self.order = order.to(public.inputs.device)
+        self._kept: Update | None = None
+        self._piece = max(1, _PIECE // sum(parameter.numel() for parameter in observation.architecture.parameters()))
+        if pairs_memory(observation, len(order)) <= budget:
+            chunks = torch.arange(len(order)).split(observation.chunk)
+            for done, rows in enumerate(chunks):
+                self._keep(rows, self._computed(rows))
+                progress(f"{what}: public gradients", done + 1, len(chunks))
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    @property
+    def inputs(self) -> torch.Tensor:
+        """``(N, B, C, H, W)``."""
+        return self._observation.public.inputs[self.order]
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """``(N, B)``."""
+        return self._observation.public.labels[self.order]
+
+    def gradients(self, rows: torch.Tensor) -> Update:
+        """Unprotected gradients of some rows, in chunks where they were not kept."""
+        if self._kept is None:
+            return _joined([self._computed(chunk) for chunk in rows.split(self._observation.chunk)])
+        first, count = int(rows[0]), len(rows)
+        consecutive = torch.equal(rows.cpu(), torch.arange(first, first + count))
+        index = slice(first, first + count) if consecutive else rows.to(self.order.device)  # a slice is no copy
+        kept = self._kept
+        if kept.per_example is None:
+            return Update({name: tensor[index] for name, tensor in kept.tensors.items()})
+        each = {name: tensor[index] for name, tensor in kept.per_example.items()}
+        if self.order.shape[1] == 1:
+            return Update({name: tensor[:, 0] for name, tensor in each.items()}, each)
+        return Update({name: tensor[index] for name, tensor in kept.tensors.items()}, each)
+
+    def updates(self, rows: torch.Tensor, *, generator: torch.Generator) -> Update:
+        """The updates of some rows ``(n,)``, protected with fresh randomness."""
+        if not self._adapt:
+            return self.gradients(rows)
+        whole: dict[str, torch.Tensor] = {}
+        done = 0
+        for chunk in rows.split(self._piece):
+            piece = self._observation.protected(self.gradients(chunk), generator=generator).tensors
+            for name, tensor in piece.items():
+                if name not in whole:
+                    whole[name] = tensor.new_empty(len(rows), *tensor.shape[1:])
+                whole[name][done : done + len(chunk)] = tensor
+            done += len(chunk)
+        return Update(whole)
+
+    def _keep(self, rows: torch.Tensor, piece: Update) -> None:
+        """Write a piece into its place: joining all pieces at the end would take their memory twice."""
+
+        def room(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return {name: tensor.new_empty(len(self.order), *tensor.shape[1:]) for name, tensor in tensors.items()}
+
+        if self._kept is None:
+            each = None if piece.per_example is None else room(piece.per_example)
+            one = each is not None and self.order.shape[1] == 1  # their average is a view of them
+            self._kept = Update({name: tensor[:, 0] for name, tensor in each.items()} if one and each else room(piece.tensors), each)
+        for whole, part in ((self._kept.tensors, piece.tensors), (self._kept.per_example or {}, piece.per_example or {})):
+            for name, tensor in part.items():
+                whole[name][rows[0] : rows[-1] + 1] = tensor
+
+    def _computed(self, rows: torch.Tensor) -> Update:
+        # Seeded by the rows, so that gradients computed again are the same.
+        generator = torch.Generator().manual_seed((self._seed + int(rows[0])) % 2**62)
+        return self._observation.public_gradients(self.order[rows.to(self.order.device)], generator=generator, adapt=self._adapt)
+
+
+def pairs_memory(observation: Observation, count: int) -> int:
+    """Bytes that the gradients of ``count`` public batches take up."""
+    size = sum(parameter.numel() for parameter in observation.architecture.parameters())
+    return 4 * size * count
+
+
+def _joined(pieces: list[Update]) -> Update:
+    if len(pieces) == 1:
+        return pieces[0]
+    tensors = {name: torch.cat([piece.tensors[name] for piece in pieces]) for name in pieces[0].tensors}
+    if pieces[0].per_example is None:
+        return Update(tensors)
+    return Update(tensors, {name: torch.cat([p.per_example[name] for p in pieces if p.per_example is not None]) for name in tensors})

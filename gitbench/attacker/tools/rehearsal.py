@@ -1,0 +1,142 @@
+"""What an attacker learns about a defense by rehearsing it: the noise that it adds, and how it may mislead."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from gitbench.attacker.observation import Observation
+from gitbench.attacker.tools.labels import infer_labels
+from gitbench.clients.client import blaming, gradients
+from gitbench.clients.update import Update
+from gitbench.core.random import make_generator, randn_like
+
+Scale = Literal["known", "update", "tensor"]
+
+_EXAMPLES = 64
+_CLEARER = 0.5  # of the departure: what a free scale must leave at most
+_SLOPE = 1e-6  # of what scaling alone would have
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """How sent updates depart from what the attacker expects of its own gradient.
+
+    Args:
+        deviation: parameter name to the root mean square of the departure, per entry.
+        sloped: the defense's deterministic part has a slope. One that has none (it rounds, say) is passed over:
+            gradients would go nowhere through it, and the departure is what it changes.
+        scale: ``known``, or free for each ``update`` or each ``tensor``.
+        labels: share of the batches whose labels can be read off what is sent.
+        raw_labels: the same of the raw gradients.
+    """
+
+    deviation: Mapping[str, float]
+    sloped: bool = True
+    scale: Scale = "known"
+    labels: float = 1.0
+    raw_labels: float = 1.0
+
+    @property
+    def flags(self) -> frozenset[str]:
+        """Names in :data:`gitbench.judge.flags.FLAGS`: in which ways the defense misleads attacks without hiding anything."""
+        found = {
+            "no-slope": not self.sloped,
+            "random-scale": self.scale != "known",
+            "hides-labels": self.labels < self.raw_labels / 2,
+        }
+        return frozenset(name for name, raised in found.items() if raised)
+
+
+def rehearse(observation: Observation, *, generator: torch.Generator) -> Rehearsal:
+    """Play the client on public images (on noise where there are none) and look at what is sent.
+
+    Args:
+        observation: needs ``parameters``; without ``defense`` the updates' scale is taken as unknown.
+        generator: for the choice of images and the defense's randomness.
+    """
+    if "defense" not in observation.granted:
+        return Rehearsal({name: 0.0 for name, _ in observation.model.named_parameters()}, scale="update")
+    inputs, labels, sent = _played(observation, max(8, _EXAMPLES // observation.batch_size), generator)
+    own = gradients(observation.model, inputs, labels, per_example=observation.defense.needs_per_example).detach()
+    with blaming(observation.defense):
+        expected = observation.defense.expected(own, observed=sent).detach()
+    sloped = _has_slope(observation, own, sent)
+    scale, departure = _scale(sent, expected if sloped else own)
+    truth = labels.sort(dim=1).values
+    read, raw = (float((infer_labels(observation.with_update(one)) == truth).all(1).float().mean()) for one in (sent, own))
+    return Rehearsal(departure, sloped, scale, read, raw)
+
+
+def rescaled(update: Update, aim: Update, scale: Scale) -> Update:
+    """``update`` at the scale that brings it nearest to ``aim``, as far as it is free. The factors have no slope."""
+    if scale == "known":
+        return update
+    dots = {name: (tensor.flatten(1) * aim.tensors[name].flatten(1)).sum(1).detach() for name, tensor in update.tensors.items()}
+    squares = {name: tensor.flatten(1).square().sum(1).detach() for name, tensor in update.tensors.items()}
+    if scale == "update":
+        dots = dict.fromkeys(dots, torch.stack(list(dots.values())).sum(0))
+        squares = dict.fromkeys(squares, torch.stack(list(squares.values())).sum(0))
+    factors = {name: dots[name] / squares[name].clamp_min(1e-30) for name in dots}
+    return update.map(lambda name, tensor: tensor * factors[name].reshape(-1, *[1] * (tensor.ndim - 1)))
+
+
+def _played(observation: Observation, batches: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, Update]:
+    """Batches ``(N, B, C, H, W)``, labels ``(N, B)`` and what clients would send."""
+    if "public" in observation.granted:
+        public = observation.public
+        order = torch.randint(len(public), (batches, observation.batch_size), generator=generator)
+        rows = order.to(public.inputs.device)
+        return public.inputs[rows], public.labels[rows], observation.public_updates(order, generator=generator)
+    shape = (batches, observation.batch_size, *observation.input_shape)
+    inputs = torch.rand(shape, generator=generator).to(observation.device)
+    with torch.no_grad():
+        classes = observation.model(inputs[:1, 0]).shape[1]
+    labels = torch.randint(classes, shape[:2], generator=generator).to(observation.device)
+    own = gradients(observation.model, inputs, labels, per_example=observation.defense.needs_per_example)
+    return inputs, labels, observation.protected(own, generator=generator)
+
+
+def _scale(sent: Update, expected: Update) -> tuple[Scale, dict[str, float]]:
+    """The freest scale that explains more than it costs, and the departure that it leaves."""
+    chosen: Scale = "known"
+    left = _departure(sent, expected)
+    free: tuple[Scale, ...] = ("update", "tensor")
+    for scale in free:
+        departure = _departure(sent, rescaled(expected, sent, scale))
+        if _total(sent, departure) < _CLEARER * _total(sent, left):
+            chosen, left = scale, departure
+    return chosen, left
+
+
+def _departure(sent: Update, expected: Update) -> dict[str, float]:
+    """Root mean square of each tensor's difference, over updates and entries."""
+    return {name: float((tensor - expected.tensors[name]).double().square().mean().sqrt()) for name, tensor in sent.tensors.items()}
+
+
+def _total(sent: Update, departure: Mapping[str, float]) -> float:
+    return sum(departure[name] ** 2 * tensor[0].numel() for name, tensor in sent.tensors.items())
+
+
+def _has_slope(observation: Observation, own: Update, sent: Update) -> bool:
+    """False where the deterministic part of the defense returns something, whatever its argument."""
+    leaves = {name: tensor.clone().requires_grad_() for name, tensor in own.tensors.items()}
+    each = None if own.per_example is None else {name: tensor.clone().requires_grad_() for name, tensor in own.per_example.items()}
+    with torch.enable_grad(), blaming(observation.defense):
+        expected = observation.defense.expected(Update(leaves, each), observed=sent)
+        # In a random direction: the length of what is clipped has no slope, and needs none.
+        generator = make_generator(0, "slope")
+        aim = torch.stack([(tensor * randn_like(tensor, generator)).sum() for tensor in expected.tensors.values()]).sum()
+    known = math.sqrt(sum(float(tensor.detach().square().sum()) for tensor in expected.tensors.values()))
+    if not known:
+        return True
+    if not aim.requires_grad:
+        return False
+    slopes = torch.autograd.grad(aim, [*leaves.values(), *(each or {}).values()], allow_unused=True)
+    steepest = max((float(slope.abs().max()) for slope in slopes if slope is not None), default=0.0)
+    longest = math.sqrt(sum(float(tensor.square().sum()) for tensor in own.tensors.values()))
+    return steepest > _SLOPE * known / max(longest, 1e-30)

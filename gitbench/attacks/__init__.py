@@ -1,1 +1,0 @@
-"""The built-in attacks, one file each, found by entry point."""

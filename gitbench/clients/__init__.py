@@ -1,0 +1,1 @@
+"""What happens before an update is seen: data, models, defenses, and how an update is made."""

@@ -1,0 +1,250 @@
+"""The client: from a stack of private batches to the update that it sends."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import nn
+from torch.func import functional_call, grad, vmap
+from torch.nn import functional
+
+from gitbench.clients.data import Split
+from gitbench.clients.defense import Defense, fresh, load_defense
+from gitbench.clients.update import Update
+from gitbench.core.errors import DefenseError, GitbenchError, ModelError
+from gitbench.core.random import make_generator, seeded
+
+_CHUNK = 256  # victims differentiated at once: bounds the memory of a large stack
+
+
+def client_update(
+    model: nn.Module,
+    inputs: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    defense: Defense | str | None = None,
+    generator: torch.Generator | None = None,
+    public: Split | None = None,
+    show: Callable[[nn.Module], None] | None = None,
+) -> Update:
+    """What a stack of clients sends after one batch each.
+
+    Args:
+        model: as the client received it.
+        inputs: ``(V, B, C, H, W)`` in [0, 1].
+        labels: ``(V, B)``.
+        defense: what the client does before sending, or its SPEC; None sends the raw gradient. It is copied.
+        generator: for the defense's randomness; a fixed one when None.
+        public: the data a condition such as parameter drift trains on, and that earlier rounds are about.
+        show: is shown the model that the client differentiates, where it is a copy of its own.
+
+    Raises:
+        DefenseError: the defense raised, or returned something malformed; the message names it.
+        ModelError: shapes do not fit.
+    """
+    generator = generator or make_generator(0, "defense")
+    if defense is not None:
+        victims, batch_size = labels.shape[:2]
+        defense = after_earlier_rounds(
+            load_defense(defense), model, victims=victims, batch_size=batch_size, generator=generator, public=public
+        )
+    raw = local_gradients(model, inputs, labels, defense=defense, generator=generator, public=public, show=show)
+    return raw if defense is None else protect(raw, defense=defense, generator=generator)
+
+
+def after_earlier_rounds(
+    defense: Defense, model: nn.Module, *, victims: int, batch_size: int, generator: torch.Generator, public: Split | None
+) -> Defense:
+    """A copy of a defense that has lived through all rounds of its ``rounds`` but the last.
+
+    Their batches are drawn from the public split, as a stand-in for the clients' other data, and their
+    updates are forgotten: what is left is what the defense keeps of them.
+
+    Raises:
+        DefenseError: it cannot be copied, raised, or wants rounds without public images to fill them.
+    """
+    client = fresh(defense)
+    if not isinstance(client.rounds, int) or client.rounds < 1:
+        raise DefenseError(f"Expected {defense!r} to have rounds >= 1, got {client.rounds!r}.")
+    for _ in range(client.rounds - 1):
+        if public is None or not len(public):
+            raise DefenseError(
+                f"{defense!r} lives through {client.rounds} rounds and needs public images for the earlier ones. Pass public=."
+            )
+        chosen = torch.randint(len(public), (victims, batch_size), generator=generator).to(public.inputs.device)
+        inputs, labels = public.inputs[chosen], public.labels[chosen]
+        protect(
+            local_gradients(model, inputs, labels, defense=client, generator=generator, public=public), defense=client, generator=generator
+        )
+    return client
+
+
+def local_gradients(
+    model: nn.Module,
+    inputs: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    defense: Defense | None,
+    generator: torch.Generator,
+    public: Split | None,
+    show: Callable[[nn.Module], None] | None = None,
+) -> Update:
+    """What the clients compute, before :func:`protect`: with the defense's batch and local model, unprotected."""
+    if inputs.ndim != 5 or labels.shape[:2] != inputs.shape[:2]:
+        raise ModelError(f"Expected inputs (V, B, C, H, W) and labels (V, B), got {tuple(inputs.shape)} and {tuple(labels.shape)}.")
+    if defense is None:
+        return gradients(model, inputs, labels)
+    with blaming(defense):
+        local = defense.local_model(model, public=public, generator=generator)
+        if show is not None and local is not model:
+            show(local)
+        inputs, labels = defense.prepare(inputs, labels, generator=generator)
+        return gradients(local, inputs, labels, per_example=defense.needs_per_example)
+
+
+def protect(raw: Update, *, defense: Defense, generator: torch.Generator) -> Update:
+    """Pass gradients through a defense, and check what it returns.
+
+    Raises:
+        DefenseError: the defense raised, or returned something malformed; the message names it.
+    """
+    with blaming(defense):
+        protected = defense.protect(raw, generator=generator)
+    check_update(protected, raw, defense)
+    return protected
+
+
+@contextlib.contextmanager
+def blaming(defense: Defense) -> Iterator[None]:
+    """Whatever a defense raises becomes a :class:`DefenseError` that names it."""
+    try:
+        yield
+    except GitbenchError:
+        raise
+    except Exception as error:
+        raise DefenseError(f"The defense {defense!r} raised {type(error).__name__}: {error}") from error
+
+
+def gradients(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, *, per_example: bool = False) -> Update:
+    """Gradients of the mean cross-entropy of each victim's batch, all victims at once.
+
+    Differentiable in ``inputs`` and in soft ``labels``, so attacks match gradients with it too.
+
+    Args:
+        model: its own mode (train or eval) is used.
+        inputs: ``(V, B, C, H, W)``.
+        labels: class indices ``(V, B)``, or probabilities ``(V, B, classes)``.
+        per_example: also keep every example's gradient.
+    """
+    if per_example and model.training and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+        raise ModelError("Per-example gradients do not exist with BatchNorm in train mode. Use mode='eval' in the model's SPEC.")
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    buffers = dict(model.named_buffers())
+
+    def loss(parameters: Mapping[str, torch.Tensor], batch: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        logits = functional_call(model, ({**parameters, **buffers},), (batch,))
+        if targets.is_floating_point():
+            return -(targets * functional.log_softmax(logits, dim=-1)).sum(-1).mean()
+        return functional.cross_entropy(logits, targets)
+
+    def of_examples(parameters: Mapping[str, torch.Tensor], batch: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
+        one = vmap(grad(loss), in_dims=(None, 0, 0), randomness="different")
+        stacked: dict[str, torch.Tensor] = one(parameters, batch[:, None], targets[:, None])
+        return stacked
+
+    function: Callable[..., dict[str, torch.Tensor]] = of_examples if per_example else grad(loss)
+    over_victims = vmap(function, in_dims=(None, 0, 0), randomness="different")
+    pieces = zip(inputs.split(_CHUNK), labels.split(_CHUNK), strict=True)
+    if model.training:
+        with seeded(make_generator(0, "dropout")):
+            chunks = [over_victims(parameters, batch, targets) for batch, targets in pieces]
+    else:
+        chunks = [over_victims(parameters, batch, targets) for batch, targets in pieces]
+    stacked = chunks[0] if len(chunks) == 1 else {name: torch.cat([chunk[name] for chunk in chunks]) for name in parameters}
+    if not per_example:
+        return Update(stacked)
+    one = inputs.shape[1] == 1
+    return Update({name: tensor[:, 0] if one else tensor.mean(1) for name, tensor in stacked.items()}, per_example=stacked)
+
+
+def expected_update(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, *, defense: Defense | None, observed: Update) -> Update:
+    """What an attacker expects candidates to send: their gradients through the defense's deterministic part.
+
+    Args:
+        model: the attacker's.
+        inputs: ``(V, B, C, H, W)``; differentiable.
+        labels: as for :func:`gradients`.
+        defense: None for an attacker who does not know it, or does not adapt.
+        observed: what was sent, of the same victims.
+
+    Raises:
+        DefenseError: the defense raised; the message names it.
+    """
+    raw = gradients(model, inputs, labels, per_example=defense is not None and defense.needs_per_example)
+    if defense is None:
+        return raw
+    with blaming(defense):
+        return defense.expected(raw, observed=observed)
+
+
+def check_update(update: object, raw: Update, defense: Defense) -> None:
+    """Check that a defense returned an update like the raw one.
+
+    Raises:
+        DefenseError: naming the defense, the parameter, what was expected and what was found.
+    """
+    who = f"The defense {defense!r}"
+    if not isinstance(update, Update):
+        raise DefenseError(f"{who} returned {type(update).__name__}, expected a gitbench.Update. Return update.map(...).")
+    for name, tensor in raw.tensors.items():
+        found = update.tensors.get(name)
+        if found is None:
+            raise DefenseError(f"{who} left out the parameter {name!r}. Return a tensor for each; zeros hide one.")
+        if not isinstance(found, torch.Tensor) or found.shape != tensor.shape:
+            shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+            raise DefenseError(f"{who} returned {shape} for {name!r}, expected {tuple(tensor.shape)}: victims come first.")
+        if found.dtype != tensor.dtype or found.device != tensor.device:
+            raise DefenseError(f"{who} returned {found.dtype} on {found.device} for {name!r}, expected {tensor.dtype} on {tensor.device}.")
+        # Any NaN or infinity is in the sum too, and a sum needs no memory; so does an overflow, hence the second look.
+        if not torch.isfinite(found.sum()) and not torch.isfinite(found).all():
+            bad = int((~torch.isfinite(found)).sum())
+            raise DefenseError(f"{who} returned {bad} NaN or infinite values in {name!r}, expected finite numbers.")
+    extra = sorted(set(update.tensors) - set(raw.tensors))
+    if extra:
+        raise DefenseError(f"{who} added {extra[0]!r}, which is no parameter of the model.")
+
+
+def batchnorm_statistics(model: nn.Module, inputs: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """What each BatchNorm layer sees of the private batches: mean and variance, each ``(V, channels)``; differentiable.
+
+    Args:
+        model: the client's model.
+        inputs: ``(V, B, C, H, W)``.
+    """
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
+    if not layers:
+        return {}
+    values = {name: tensor.detach() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+
+    def of_batch(batch: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+        def watch(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
+            def hook(_module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+                seen = arguments[0].transpose(0, 1).flatten(1)
+                found[name] = seen.mean(1), seen.var(1, unbiased=False)
+
+            return hook
+
+        handles = [module.register_forward_pre_hook(watch(name)) for name, module in layers.items()]
+        try:
+            functional_call(model, (values,), (batch,))
+        finally:
+            for handle in handles:
+                handle.remove()
+        return found
+
+    pieces = [vmap(of_batch, randomness="different")(piece) for piece in inputs.split(_CHUNK)]
+    return {name: (torch.cat([piece[name][0] for piece in pieces]), torch.cat([piece[name][1] for piece in pieces])) for name in layers}

@@ -1,0 +1,117 @@
+"""Images and labels: what the attacker may train on (public) and what leaks (private)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from gitbench.core.component import Component
+from gitbench.core.errors import DataError
+from gitbench.core.spec import parse_spec
+from gitbench.identity import registry
+
+
+@dataclass(frozen=True)
+class Split:
+    """Inputs ``(N, C, H, W)`` float32 in [0, 1] and labels ``(N,)`` int64."""
+
+    inputs: torch.Tensor
+    labels: torch.Tensor
+
+    def __len__(self) -> int:
+        return self.inputs.shape[0]
+
+    def to(self, device: torch.device | str) -> Split:
+        return Split(self.inputs.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class Data:
+    """A loaded dataset. Public is its train split, private its test split."""
+
+    public: Split
+    private: Split
+    classes: int
+    name: str
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        channels, height, width = self.public.inputs.shape[1:]
+        return channels, height, width
+
+
+class Dataset(Component):
+    """Base of the datasets: arguments in the constructor, reading in :meth:`load`."""
+
+    def load(self) -> Data:
+        """Read the images.
+
+        Raises:
+            DataError: missing, damaged or malformed files.
+        """
+        raise TypeError(f"The dataset {self!r} must define load(self) -> gitbench.Data.")
+
+
+def load_dataset(dataset: str | Dataset) -> Data:
+    """Load a dataset from its SPEC, and check what it returns.
+
+    Raises:
+        SpecError: unknown dataset or option.
+        DataError: the files cannot be used.
+    """
+    if isinstance(dataset, str):
+        spec = parse_spec("dataset", dataset)
+        registry.check(spec)
+        built: Dataset = registry.build("dataset", spec.parts[0], Dataset)
+    else:
+        built = dataset
+    data = built.load()
+    if not isinstance(data, Data):
+        raise DataError(f"Expected load() of {built!r} to return a gitbench.Data, got {type(data).__name__}.")
+    for which, split in (("public", data.public), ("private", data.private)):
+        _check(f"{which} split of {built!r}", split, data.classes)
+    if data.public.inputs.shape[1:] != data.private.inputs.shape[1:]:
+        raise DataError(
+            f"Expected public and private images of {built!r} of one shape, got "
+            f"{tuple(data.public.inputs.shape[1:])} and {tuple(data.private.inputs.shape[1:])}."
+        )
+    return data
+
+
+def from_uint8(images: torch.Tensor) -> torch.Tensor:
+    """Turn uint8 ``(N, H, W, C)`` into float32 ``(N, C, H, W)`` in [0, 1]."""
+    return images.permute(0, 3, 1, 2).contiguous().float().div_(255)
+
+
+def need_path(path: str, what: str) -> Path:
+    """The path, if it exists.
+
+    Raises:
+        DataError: it does not.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise DataError(f"Expected the path of {what}, got {path!r}.")
+    try:
+        found = Path(path).expanduser()
+        exists = found.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long, a home that is none
+        raise DataError(f"Expected {what} at {path}, but there can be none: {error}.") from error
+    if not exists:
+        raise DataError(f"Expected {what} at {found}, found nothing there. Check the path; it is relative to {Path.cwd()}.")
+    return found
+
+
+def _check(what: str, split: Split, classes: int) -> None:
+    inputs, labels = split.inputs, split.labels
+    if inputs.ndim != 4 or inputs.dtype != torch.float32 or not len(inputs):
+        raise DataError(f"Expected the {what} to be float32 (N, C, H, W), N > 0, got {inputs.dtype} {tuple(inputs.shape)}.")
+    if labels.shape != inputs.shape[:1] or labels.dtype != torch.int64:
+        raise DataError(f"Expected int64 labels ({len(inputs)},) for the {what}, got {labels.dtype} {tuple(labels.shape)}.")
+    low, high = float(inputs.min()), float(inputs.max())
+    if not (low >= 0 and high <= 1):
+        raise DataError(f"Expected the {what} in [0, 1], got values in [{low:.3g}, {high:.3g}]. Divide by 255?")
+    if int(labels.min()) < 0 or int(labels.max()) >= classes:
+        raise DataError(f"Expected labels 0..{classes - 1} in the {what}, got {int(labels.min())}..{int(labels.max())}.")

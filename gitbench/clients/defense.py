@@ -1,0 +1,187 @@
+"""The defense: what a client does to batch, model or update before it sends."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from gitbench.clients.data import Split
+from gitbench.clients.update import Update
+from gitbench.core.component import Component
+from gitbench.core.errors import DefenseError
+from gitbench.core.random import make_generator
+from gitbench.core.spec import parse_spec
+from gitbench.identity import registry
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What a defense promises of every update that it sends. :mod:`gitbench.measure.conformance` checks it.
+
+    Args:
+        max_norm: no victim's update is longer (L2, over all tensors).
+        zeroed: at least this share of each victim's entries is zero.
+        noise_std: standard deviation of the noise on each entry.
+        hides: the raw gradient is never sent.
+    """
+
+    max_norm: float | None = None
+    zeroed: float | None = None
+    noise_std: float | None = None
+    hides: bool = False
+
+
+class Defense(Component):
+    """Base of all defenses. Most need :meth:`protect` only.
+
+    Example::
+
+        class Shrink(gitbench.Defense):
+            def __init__(self, *, scale: float = 0.1):
+                self.scale = scale
+
+            def protect(self, update, *, generator):
+                return update.map(lambda name, tensor: tensor * self.scale)
+
+    All randomness comes from ``generator``, which lives on the CPU (see :func:`gitbench.randn_like`).
+    """
+
+    needs_per_example: bool = False
+    """True when :meth:`protect` reads ``update.per_example``."""
+    rounds: int = 1
+    """How many rounds the clients have taken part in when their update leaks, this one included.
+
+    More than 1 for a defense that keeps something from round to round, in attributes of its own: a copy of
+    it lives through all rounds with the same victims, and the attacker sees the last one's update.
+    """
+
+    def modify_model(self, model: nn.Module) -> nn.Module:
+        """The model that server and client share under this defense. Public."""
+        return model
+
+    def local_model(self, model: nn.Module, *, public: Split | None, generator: torch.Generator) -> nn.Module:
+        """The client's own copy, where it differs from what the attacker knows. Must not change ``model``."""
+        return model
+
+    def prepare(self, inputs: torch.Tensor, labels: torch.Tensor, *, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """The batch that is differentiated: inputs ``(V, B, C, H, W)``, labels ``(V, B)``."""
+        return inputs, labels
+
+    def protect(self, update: Update, *, generator: torch.Generator) -> Update:
+        """The update that is sent, for all victims at once. Must not change its argument."""
+        return update
+
+    def expected(self, update: Update, *, observed: Update) -> Update:
+        """The defense's deterministic part, differentiable: how an adaptive attacker sees its own gradient.
+
+        By default :meth:`protect` itself where it is deterministic (two generators, one result) and can
+        be differentiated, and the identity where it is not. Override it where more is known.
+
+        Args:
+            update: the attacker's gradient; ``per_example`` is there when the defense needs it.
+            observed: what the client sent, for what it reveals (which entries were pruned, say).
+        """
+        if not self._deterministic(update):
+            return update
+        protected = self._anew().protect(update, generator=make_generator(0))
+        lost = _differentiable(update) and not _differentiable(protected)
+        return update if lost else protected
+
+    def declared(self, *, batch_size: int) -> Declared:
+        """What this defense promises; checked before any attack runs. Nothing by default."""
+        return Declared()
+
+    def __or__(self, other: Defense) -> Composition:
+        """This defense, then ``other``: what ``|`` is in a SPEC."""
+        if not isinstance(other, Defense):
+            return NotImplemented
+        return Composition(defenses=[part for one in (self, other) for part in (one.defenses if isinstance(one, Composition) else (one,))])
+
+    def _deterministic(self, update: Update) -> bool:
+        found = vars(self).get("_is_deterministic")
+        if found is None:
+            plain = update.detach()
+            first, second = (self._anew().protect(plain, generator=make_generator(seed)).flatten() for seed in (0, 1))
+            found = vars(self)["_is_deterministic"] = torch.equal(first, second)
+        return bool(found)
+
+    def _anew(self) -> Defense:
+        """This defense as a client's first round finds it: what it keeps is never the attacker's own gradient."""
+        return self if self.rounds == 1 else fresh(self)
+
+
+def _differentiable(update: Update) -> bool:
+    return any(tensor.requires_grad for tensor in update.tensors.values())
+
+
+class Composition(Defense):
+    """Several defenses, applied from left to right."""
+
+    def __init__(self, *, defenses: Sequence[Defense]) -> None:
+        self.defenses = tuple(defenses)
+        self.needs_per_example = any(defense.needs_per_example for defense in defenses)
+        self.rounds = max(defense.rounds for defense in defenses)
+
+    def __repr__(self) -> str:
+        return " | ".join(repr(defense) for defense in self.defenses)
+
+    def modify_model(self, model: nn.Module) -> nn.Module:
+        for defense in self.defenses:
+            model = defense.modify_model(model)
+        return model
+
+    def local_model(self, model: nn.Module, *, public: Split | None, generator: torch.Generator) -> nn.Module:
+        for defense in self.defenses:
+            model = defense.local_model(model, public=public, generator=generator)
+        return model
+
+    def prepare(self, inputs: torch.Tensor, labels: torch.Tensor, *, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        for defense in self.defenses:
+            inputs, labels = defense.prepare(inputs, labels, generator=generator)
+        return inputs, labels
+
+    def protect(self, update: Update, *, generator: torch.Generator) -> Update:
+        for defense in self.defenses:
+            update = defense.protect(update, generator=generator)
+        return update
+
+    def expected(self, update: Update, *, observed: Update) -> Update:
+        for defense in self.defenses:
+            update = defense.expected(update, observed=observed)
+        return update
+
+    def declared(self, *, batch_size: int) -> Declared:
+        return self.defenses[-1].declared(batch_size=batch_size)  # what came before it may be undone
+
+
+def load_defense(defense: str | Defense) -> Defense:
+    """Build a defense from its SPEC; ``|`` composes. An instance is returned as it is.
+
+    Raises:
+        SpecError: unknown name or option, or a value that the defense refuses.
+    """
+    if isinstance(defense, Defense):
+        return defense
+    spec = parse_spec("defense", defense)
+    registry.check(spec)
+    parts: list[Defense] = [registry.build("defense", part, Defense) for part in spec.parts]
+    return parts[0] if len(parts) == 1 else Composition(defenses=parts)
+
+
+def fresh(defense: Defense) -> Defense:
+    """A copy of a defense, so that what a measurement leaves in it stays there.
+
+    Raises:
+        DefenseError: it cannot be copied.
+    """
+    try:
+        return copy.deepcopy(defense)
+    except Exception as error:
+        raise DefenseError(
+            f"The defense {defense!r} cannot be copied ({type(error).__name__}: {error}), and every measurement starts from a copy. "
+            "Open files, locks and the like where they are needed, not in __init__."
+        ) from error

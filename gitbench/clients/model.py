@@ -1,0 +1,164 @@
+"""The model under attack: built from a SPEC, initialised or trained deterministically."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import inspect
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import nn
+
+from gitbench.clients.data import Data
+from gitbench.clients.training import train
+from gitbench.core.component import Component
+from gitbench.core.errors import ModelError, SpecError
+from gitbench.core.random import make_generator, seeded
+from gitbench.core.spec import Part, canonical_json, parse_spec
+from gitbench.identity import registry
+from gitbench.store.folder import write_atomic
+
+MODES = ("eval", "train")
+
+
+class Normalize(nn.Module):
+    """First layer of a model: ``(x - mean) / std`` per channel, so that inputs stay in [0, 1]."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, mean: torch.Tensor, std: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean.reshape(-1, 1, 1))
+        self.register_buffer("std", std.reshape(-1, 1, 1))
+
+    @classmethod
+    def of(cls, data: Data) -> Normalize:
+        """The per-channel mean and standard deviation of the public images."""
+        inputs = data.public.inputs
+        return cls(inputs.mean((0, 2, 3)), inputs.std((0, 2, 3)).clamp_min(1e-3))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return (inputs - self.mean) / self.std
+
+
+class ModelFactory(Component):
+    """Base of the built-in models: options in the constructor, the network in :meth:`build`."""
+
+    def build(self, data: Data) -> nn.Module:
+        """The network for this data: ``(N, C, H, W)`` in [0, 1] to logits ``(N, classes)``.
+
+        The global random state is seeded while this runs.
+        """
+        raise TypeError(f"The model {self!r} must define build(self, data) -> torch.nn.Module.")
+
+
+def load_model(model: str, data: Data, *, seed: int = 0, cache: Path | None = None) -> nn.Module:
+    """Build a model from its SPEC for a dataset.
+
+    Two options belong to every model: ``trained_epochs=N`` trains it on the public data first, and
+    ``mode="eval"|"train"`` says how BatchNorm and dropout behave when the client takes its gradient.
+
+    Args:
+        model: a SPEC.
+        data: gives input shape, classes, normalisation and the public images to train on.
+        seed: of initialisation and training.
+        cache: folder for trained parameters; None trains anew.
+
+    Raises:
+        SpecError: unknown model or option.
+        ModelError: the factory failed, or the network does not map images to logits.
+    """
+    part = parse_spec("model", model).parts[0]
+    registry.check(parse_spec("model", model))
+    options = dict(part.arguments)
+    epochs, mode = options.pop("trained_epochs", 0), options.pop("mode", "eval")
+    if not isinstance(epochs, int) or epochs < 0:
+        raise SpecError(f"Expected trained_epochs of {model!r} to be an integer >= 0, got {epochs!r}.")
+    if mode not in MODES:
+        raise SpecError(f"Expected mode of {model!r} to be one of {', '.join(MODES)}, got {mode!r}.")
+    with seeded(make_generator(seed, "model")):
+        network = _build(Part(part.target, tuple(options.items())), data)
+    if epochs:
+        _train_cached(network, data, model=model, epochs=epochs, seed=seed, cache=cache)
+    network.train(mode == "train")
+    if mode == "train":
+        # Batch statistics are used and running ones left alone: a client's gradient has no side effect.
+        torch.func.replace_all_batch_norm_modules_(network)
+    network.requires_grad_(True)
+    _check(network, data, model)
+    return network
+
+
+def last_linear(model: nn.Module) -> tuple[str, nn.Linear]:
+    """Name and module of the classifier: the last linear layer.
+
+    Raises:
+        ModelError: the model has none.
+    """
+    found = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not found:
+        raise ModelError(f"Expected a model that ends in a torch.nn.Linear, found none in {type(model).__name__}.")
+    return found[-1]
+
+
+def _build(part: Part, data: Data) -> nn.Module:
+    found = registry.load("model", part)
+    if isinstance(found, type) and issubclass(found, ModelFactory):
+        factory: ModelFactory = registry.build("model", part, ModelFactory)
+        return factory.build(data)
+    if isinstance(found, nn.Module):
+        if part.arguments:
+            raise SpecError(f"The model {part.target!r} is built already and takes no options, got {part.label}. Name what builds it.")
+        return copy.deepcopy(found)  # a mode, or training, must not reach the next cell
+    if not callable(found):
+        raise SpecError(f"Expected {part.target!r} to be a factory of a torch.nn.Module, got {found!r}.")
+    return _call_factory(found, part, data)
+
+
+def _call_factory(factory: Callable[..., Any], part: Part, data: Data) -> nn.Module:
+    offered = {"input_shape": data.input_shape, "classes": data.classes}
+    taken = inspect.signature(factory).parameters
+    wanted = {key: value for key, value in offered.items() if key in taken}
+    try:
+        network = factory(**{**wanted, **dict(part.arguments)})
+    except Exception as error:
+        raise ModelError(f"The model factory {part.label!r} raised {type(error).__name__}: {error}") from error
+    if not isinstance(network, nn.Module):
+        raise ModelError(f"Expected {part.label!r} to return a torch.nn.Module, got {type(network).__name__}.")
+    return network
+
+
+def _check(network: nn.Module, data: Data, model: str) -> None:
+    try:
+        with torch.no_grad():
+            logits = network(data.public.inputs[:2])
+    except Exception as error:
+        raise ModelError(f"The model {model!r} cannot take images of shape {data.input_shape}: {error}") from error
+    if logits.shape != (2, data.classes):
+        raise ModelError(f"Expected logits (2, {data.classes}) from the model {model!r}, got {tuple(logits.shape)}.")
+
+
+def _train_cached(network: nn.Module, data: Data, *, model: str, epochs: int, seed: int, cache: Path | None) -> None:
+    spec = parse_spec("model", model)
+    code = registry.part_digest("model", spec.parts[0]) + registry.digest_of_module("gitbench.clients.training")
+    # The same name may lead to other images some day.
+    images = hashlib.sha256(data.public.inputs.cpu().contiguous().numpy().data).hexdigest()
+    key = hashlib.sha256(canonical_json([data.name, images, model, seed, code]).encode()).hexdigest()[:20]
+    path = cache / f"{key}.safetensors" if cache else None
+    if path and path.is_file():
+        try:
+            network.load_state_dict(load_tensors(path.read_bytes()))
+            return
+        except (SafetensorError, RuntimeError) as error:
+            warnings.warn(f"{path} is damaged ({error}): the model is trained again.", stacklevel=2)
+    train(network, data.public, epochs=epochs, lr=1e-3, batch_size=64, generator=make_generator(seed, "training"), optimizer="adam")
+    if path:
+        write_atomic(path, save_tensors({name: tensor.contiguous() for name, tensor in network.state_dict().items()}))

@@ -1,0 +1,1 @@
+"""What every room builds on: SPECs, components, errors, progress, time, randomness and memory."""

@@ -1,0 +1,1 @@
+"""What is measured, and by which code: names and where they lead, cases, threat models, digests."""

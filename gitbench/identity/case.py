@@ -1,0 +1,124 @@
+"""One cell of the matrix as data: what is measured, under which assumptions, by which code."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+
+from pydantic import BaseModel, ConfigDict, PositiveInt
+
+from gitbench._version import __version__
+from gitbench.core.spec import Kind, Part, Spec, canonical_json, parse_spec
+from gitbench.identity import registry
+from gitbench.identity.threat import knowledge_of
+
+UNDEFENDED = "none"
+
+
+class Case(BaseModel):
+    """A measurement that can be repeated: equal cases give equal results.
+
+    ``code`` is part of the identity: an edited defense is a new case and is measured again.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dataset: str
+    model: str
+    defense: str
+    attack: str
+    threat: str
+    knowledge: tuple[str, ...]
+    profile: str
+    victims: PositiveInt
+    batch_size: PositiveInt
+    seed: int
+    code: dict[str, str]
+
+    @property
+    def case_id(self) -> str:
+        """Hash of the canonical JSON of this case (20 hex digits)."""
+        return hashlib.sha256(canonical_json(self.model_dump(mode="json")).encode()).hexdigest()[:20]
+
+    @property
+    def cell(self) -> str:
+        """The cell this case belongs to, as a path: ``dataset/model/defense/attack``."""
+        kinds: tuple[tuple[Kind, str], ...] = (
+            ("dataset", self.dataset),
+            ("model", self.model),
+            ("defense", self.defense),
+            ("attack", self.attack),
+        )
+        return "/".join(parse_spec(kind, text).label for kind, text in kinds)
+
+    @property
+    def is_control(self) -> bool:
+        return self.defense == UNDEFENDED
+
+    def control(self) -> Case:
+        """The undefended case of the same attack, model, data and seed."""
+        code = {**self.code, "defense": code_digest(parse_spec("defense", UNDEFENDED))}
+        return self.model_copy(update={"defense": UNDEFENDED, "code": code})
+
+    def oblivious(self) -> tuple[Case, ...]:
+        """This case with the attacker that does not know the defense, as ``adapt=False`` may be spelled; none for that one itself."""
+        spec = parse_spec("attack", self.attack)
+        if any(dict(part.arguments).get("adapt") is False for part in spec.parts):
+            return ()
+        found = []
+        for first in (True, False):
+            parts = []
+            for part in spec.parts:
+                others = tuple(item for item in part.arguments if item[0] != "adapt")
+                parts.append(Part(part.target, (("adapt", False), *others) if first else (*others, ("adapt", False))))
+            found.append(self.model_copy(update={"attack": str(Spec(spec.kind, tuple(parts)))}))
+        return tuple(found)
+
+
+def make_case(
+    *,
+    dataset: Spec,
+    model: Spec,
+    defense: Spec,
+    attack: Spec,
+    threat: str,
+    profile: str,
+    victims: int,
+    batch_size: int,
+    seed: int,
+    defense_code: str | None = None,
+    attack_code: str | None = None,
+) -> Case:
+    """Build a case and stamp it with the version and the digests of the code behind it.
+
+    Args:
+        defense_code: of a defense whose SPEC leads nowhere; ``attack_code`` likewise.
+    """
+    specs = {"dataset": dataset, "model": model, "defense": defense, "attack": attack}
+    given = {"defense": defense_code, "attack": attack_code}
+    code = {kind: given.get(kind) or code_digest(spec) for kind, spec in specs.items()}
+    return Case(
+        **{kind: str(spec) for kind, spec in specs.items()},
+        threat=threat,
+        knowledge=tuple(sorted(knowledge_of(threat))),
+        profile=profile,
+        victims=victims,
+        batch_size=batch_size,
+        seed=seed,
+        code={
+            "gitbench": __version__,
+            "core": core_digest(),
+            **code,
+        },
+    )
+
+
+def code_digest(spec: Spec) -> str:
+    """Digest of what stands behind every part of a SPEC: sources, and the files that its options name."""
+    return "+".join(registry.part_digest(spec.kind, part) for part in spec.parts)
+
+
+@cache
+def core_digest() -> str:
+    """Digest of the sources of the measuring chain."""
+    return registry.digest_of_module("gitbench.measure.evaluator")

@@ -1,0 +1,1 @@
+"""From figures to verdicts: intervals, flags, when a cell passes, and the worst case of all attacks."""

@@ -1,0 +1,344 @@
+"""From a case to its result: the one module that knows the whole chain."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import datetime
+import functools
+import math
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from gitbench._version import __version__
+from gitbench.attacker.attack import load_attack, settings
+from gitbench.attacker.fit_cache import FitCache
+from gitbench.attacker.observation import Observation
+from gitbench.attacker.tools.rehearsal import rehearse
+from gitbench.clients.client import batchnorm_statistics, client_update, gradients
+from gitbench.clients.data import Data, Split, load_dataset
+from gitbench.clients.defense import Defense, fresh, load_defense
+from gitbench.clients.model import load_model
+from gitbench.clients.update import Update
+from gitbench.core.deadline import Deadline, checked
+from gitbench.core.errors import ConfigError, DataError, GitbenchError
+from gitbench.core.memory import peak_memory_mb, reset_peak
+from gitbench.core.progress import Progress, TimeUp, silent
+from gitbench.core.random import make_generator
+from gitbench.identity.case import Case
+from gitbench.judge.flags import own_flags
+from gitbench.judge.statistics import interval
+from gitbench.measure.conformance import check_conformance
+from gitbench.measure.fingerprint import fingerprint
+from gitbench.measure.scoring import score
+from gitbench.measure.utility import measure_utility
+from gitbench.store.folder import Store
+from gitbench.store.pictures import picture
+from gitbench.store.result import TIMED_OUT, Baselines, Cost, Environment, Measure, Result
+
+
+@dataclass(frozen=True)
+class _Character:
+    """Of a defense: whether it draws random numbers, and how it misleads."""
+
+    random: bool
+    flags: frozenset[str]
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """What is there before the clients send: the data, the model, the defense, and the victims ``(V, B, ...)``."""
+
+    data: Data
+    public: Split
+    original: nn.Module
+    defense: Defense
+    inputs: torch.Tensor
+    labels: torch.Tensor
+
+
+class Evaluator:
+    """Runs cases, sharing loaded data and models between them.
+
+    Args:
+        store: where trained models and pictures are kept; None keeps none.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        progress: told what is going on.
+        fresh_since: take no attack's training that began before this time (seconds since 1970).
+        timeout: seconds that a case may take once its data and model are there; None for no limit.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store | None = None,
+        device: str = "auto",
+        progress: Progress = silent,
+        fresh_since: float | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        self.store = store
+        self.device = resolve_device(device)
+        self.progress = progress
+        self.timeout = checked(timeout)
+        self._data: dict[str, Data] = {}
+        self._models: dict[tuple[str, str, int], nn.Module] = {}
+        self._conforming: dict[tuple[str, str, int, int, str], _Character] = {}
+        self._fits = FitCache(store, fresh_since=fresh_since)
+
+    def run(self, case: Case, defense: Defense | None = None) -> Result:
+        """Measure one case, not judged yet. What a defense or attack raises ends up in the result.
+
+        A case that runs out of time gets the flag ``timed-out``, and what it had by then.
+
+        Args:
+            case: what to measure.
+            defense: the defense itself, when no SPEC can rebuild it.
+        """
+        try:
+            with Deadline(self.timeout, self.progress) as deadline:
+                return self._measured(case, defense, deadline)
+        except TimeUp:
+            return Result(flags=(TIMED_OUT,), timeout=self.timeout, **self._unjudged(case))
+        except GitbenchError as error:
+            message = str(error)
+        except Exception as error:  # noqa: BLE001 - a user's code may raise anything; the run goes on
+            message = f"{type(error).__name__}: {error}"
+        return Result(**{**self._unjudged(case), "status": "error", "error": message, "verdict_reason": f"error: {message}"})
+
+    def observe(self, case: Case, defense: Defense | None = None) -> Observation:
+        """What the attacker of a case gets to see, to the last bit: the update, and what its threat model grants.
+
+        Args:
+            case: its attack does not matter.
+            defense: the defense itself, when no SPEC can rebuild it.
+
+        Raises:
+            GitbenchError: a part of the case cannot be built.
+        """
+        scene = self._scene(case, defense)
+        return self._observed(case, scene, scene.defense.modify_model(scene.original))
+
+    def truth(self, case: Case) -> torch.Tensor:
+        """The private images of a case's victims ``(V, B, C, H, W)``.
+
+        Raises:
+            DataError: the dataset cannot be used, or is too small.
+        """
+        data = self._load_data(case.dataset)
+        inputs, _ = draw_victims(data.private, victims=case.victims, batch_size=case.batch_size, seed=case.seed)
+        return inputs.to(self.device)
+
+    def score(self, case: Case, reconstruction: torch.Tensor) -> Result:
+        """The result of reconstructions that were made elsewhere, not judged yet.
+
+        Args:
+            case: whose victims they are of. Its model and defense are named and not built.
+            reconstruction: ``(V, B, C, H, W)`` in [0, 1].
+
+        Raises:
+            DataError: the dataset cannot be used, or is too small.
+            AttackError: the shape is another one.
+        """
+        inputs, found = self.truth(case), reconstruction.to(self.device)
+        measures, baselines, flags = _measures(found, inputs, self._load_data(case.dataset))
+        if self.store:
+            self.store.save_picture(case.case_id, picture(inputs, found))
+        return self._flagged(Result(metrics=measures, baselines=baselines, flags=tuple(flags), **self._unjudged(case)))
+
+    def _unjudged(self, case: Case) -> dict[str, Any]:
+        """What every measurement says alike."""
+        return {
+            "case": case,
+            "case_id": case.case_id,
+            "status": "done",
+            "verdict": "inconclusive",
+            "verdict_reason": "not judged yet",
+            "environment": self.environment(),
+            "finished_at": _now(),
+        }
+
+    @staticmethod
+    def _flagged(result: Result, *, still_improving: bool = False) -> Result:
+        flags = {*result.flags, *own_flags(result, still_improving=still_improving)}
+        return result.model_copy(update={"flags": tuple(sorted(flags))})
+
+    def _scene(self, case: Case, defense: Defense | None) -> _Scene:
+        data = self._load_data(case.dataset)
+        defense = load_defense(case.defense) if defense is None else fresh(defense)
+        original = copy.deepcopy(self._load_model(case, data))  # other cells share it
+        victims = draw_victims(data.private, victims=case.victims, batch_size=case.batch_size, seed=case.seed)
+        inputs, labels = (tensor.to(self.device) for tensor in victims)
+        return _Scene(data, data.public.to(self.device), original, defense, inputs, labels)
+
+    def _observed(self, case: Case, scene: _Scene, model: nn.Module, *, show: Callable[[nn.Module], None] | None = None) -> Observation:
+        knowledge = case.knowledge
+        update = client_update(
+            model,
+            scene.inputs,
+            scene.labels,
+            defense=scene.defense,
+            generator=make_generator(case.seed, "defense", case.defense),
+            public=scene.public,
+            show=show,
+        )
+        return Observation(
+            update=update,
+            model=model,
+            input_shape=scene.data.input_shape,
+            batch_size=case.batch_size,
+            labels=scene.labels if "labels" in knowledge else None,
+            public=scene.public if "public" in knowledge else None,
+            defense=scene.defense if "defense" in knowledge else None,
+            batchnorm_statistics=batchnorm_statistics(model, scene.inputs) if "batchnorm_statistics" in knowledge else None,
+            parameters="parameters" in knowledge,
+        )
+
+    def _measured(self, case: Case, defense: Defense | None, deadline: Deadline) -> Result:
+        reset_peak(self.device)
+        scene = self._scene(case, defense)
+        attack = load_attack(case.attack, profile=case.profile)
+        data, inputs, labels = scene.data, scene.inputs, scene.labels
+        if deadline.seconds is not None:
+            _warm_up()
+        deadline.begin()
+        model = scene.defense.modify_model(scene.original)
+        character = None if case.is_control else self._conforms(case, scene.defense, model, data)
+        local: list[tuple[float, ...]] = []
+        observation = self._observed(case, scene, model, show=lambda drifted: local.append(fingerprint(model, drifted)))
+        found = attack(
+            observation,
+            generator=make_generator(case.seed, "attack", case.attack),
+            progress=deadline,
+            fits=self._fits.of(case),
+        )
+        deadline.end()
+        self.progress("score", 0, 1)
+        utility = None if character is None else measure_utility(model, inputs, labels, observation.update, random=character.random)
+        measures, baselines, flags = _measures(found.inputs, inputs, data)
+        if character is not None:
+            flags += character.flags
+        if self.store:
+            self.store.save_picture(case.case_id, picture(inputs, found.inputs))
+        if deadline.over:
+            flags.append(TIMED_OUT)
+        result = Result(
+            metrics=measures,
+            baselines=baselines,
+            flags=tuple(flags),
+            utility=utility,
+            local_model=local[0] if local else (),
+            cost=Cost(
+                fit_seconds=round(found.fit_seconds, 4),
+                attack_seconds=round(found.attack_seconds, 4),
+                peak_memory_mb=peak_memory_mb(self.device),
+            ),
+            settings={**settings(attack), "model.mode": "train" if model.training else "eval"},
+            timeout=deadline.seconds if deadline.over else None,
+            **self._unjudged(case),
+        )
+        return self._flagged(result, still_improving=found.still_improving)
+
+    def _conforms(self, case: Case, defense: Defense, model: nn.Module, data: Data) -> _Character:
+        """What the defense is like on public images; checked once for all attacks on it."""
+        key = (case.dataset, case.model, case.seed, case.batch_size, f"{defense!r} {case.code['defense']}")
+        if key not in self._conforming:
+            public = data.public.to(self.device)
+            random = check_conformance(defense, model, public, batch_size=case.batch_size)
+            known = Observation(
+                update=Update({}), model=model, input_shape=data.input_shape, batch_size=case.batch_size, public=public, defense=defense
+            )
+            rehearsal = rehearse(known, generator=make_generator(case.seed, "rehearsal"))
+            self._conforming[key] = _Character(random, rehearsal.flags)
+        return self._conforming[key]
+
+    def _load_data(self, dataset: str) -> Data:
+        if dataset not in self._data:
+            self._data[dataset] = load_dataset(dataset)
+        return self._data[dataset]
+
+    def _load_model(self, case: Case, data: Data) -> nn.Module:
+        key = (case.dataset, case.model, case.seed)
+        if key not in self._models:
+            lock = self.store.lock("models") if self.store else contextlib.nullcontext()
+            with lock:
+                self._models[key] = load_model(case.model, data, seed=case.seed, cache=self.store.models if self.store else None)
+        return self._models[key].to(self.device)
+
+    def environment(self) -> Environment:
+        """Versions, device and threads behind a measurement of this evaluator."""
+        import torchvision
+
+        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+        return Environment(
+            gitbench=__version__,
+            torch=torch.__version__,
+            torchvision=torchvision.__version__,
+            python=platform.python_version(),
+            platform=f"{platform.system()} {platform.machine()}",
+            device=device,
+            threads=torch.get_num_threads(),
+        )
+
+
+def resolve_device(device: str) -> torch.device:
+    """``auto`` takes the GPU where there is one.
+
+    Raises:
+        ConfigError: unknown, or not there.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device not in ("cpu", "cuda"):
+        raise ConfigError(f"Expected the device to be auto, cpu or cuda, got {device!r}.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("The device cuda was asked for, but torch finds no GPU. Use --gitbench-device auto or cpu.")
+    return torch.device(device)
+
+
+def draw_victims(private: Split, *, victims: int, batch_size: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Private batches without repetition: inputs ``(V, B, C, H, W)`` and labels ``(V, B)``.
+
+    Raises:
+        DataError: the private split is too small.
+    """
+    needed = victims * batch_size
+    if needed > len(private):
+        raise DataError(
+            f"{victims} victims of {batch_size} need {needed} private images, the dataset has {len(private)}. "
+            "Lower --gitbench-victims or --gitbench-batch-size."
+        )
+    chosen = torch.randperm(len(private), generator=make_generator(seed, "victims"))[:needed].reshape(victims, batch_size)
+    return private.inputs[chosen], private.labels[chosen]
+
+
+def _measures(found: torch.Tensor, inputs: torch.Tensor, data: Data) -> tuple[dict[str, Measure], Baselines, list[str]]:
+    blind = data.public.inputs.mean(0).to(inputs.device)
+    scores = score(found, inputs, blind=blind, private=data.private.inputs.to(inputs.device))
+    guess = score(blind.expand_as(inputs), inputs)
+    flags = []
+    measures = {}
+    for name, values in scores.items():
+        per_victim = [value if math.isfinite(value) else None for value in values.mean(dim=1).tolist()]
+        if None in per_victim:
+            flags.append(f"{name}-not-measured")
+        bounds = interval([per_victim])
+        measures[name] = Measure(mean=bounds.mean, low=bounds.low, high=bounds.high, values=tuple(per_victim))
+    return measures, Baselines(blind={name: float(values.mean()) for name, values in guess.items()}), flags
+
+
+@functools.cache
+def _warm_up() -> None:
+    """Have torch import what it imports at first use (seconds): no case's time, and no place for an alarm to ring."""
+    gradients(nn.utils.skip_init(nn.Linear, 1, 2), torch.zeros(1, 1, 1), torch.zeros(1, 1, dtype=torch.long))
+    torch.optim.Adam([torch.zeros(1, requires_grad=True)])
+
+
+def _now() -> str:
+    return datetime.datetime.fromtimestamp(time.time(), tz=datetime.UTC).isoformat(timespec="milliseconds")

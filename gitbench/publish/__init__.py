@@ -1,0 +1,1 @@
+"""What people read: leaderboards, baselines, comparisons, and results of others."""

@@ -1,0 +1,460 @@
+"""Leaderboards in Markdown: one file per dataset and model, built from stored results alone."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+
+from gitbench.core.metric import METRICS
+from gitbench.core.text import code, escaped, printable
+from gitbench.judge.flags import FLAGS
+from gitbench.judge.sequential import FIRST, at_look, looks
+from gitbench.judge.statistics import Interval, interval
+from gitbench.judge.verdict import DEFAULT_GATE, Estimate, Judgement, exposures, judge_results, pooled
+from gitbench.judge.worst_case import AUTO, Worst, is_auto, is_submission, worst_case
+from gitbench.publish.entries import Entry
+from gitbench.run.config import PROFILES, Config
+from gitbench.store.folder import write_atomic
+from gitbench.store.result import TIMED_OUT, Measure, Result, Utility
+
+_MARK = re.compile(r"<!-- gitbench-cells: (.*) -->")
+_ATTACK_METRICS = ("mse", "psnr", "lpips", "ssim", "identification")
+_USEFUL = (
+    "What is left to learn from: `cosine` is that of the defended and the raw update, averaged over the victims; `descent` is how far "
+    "the best step along the one lowers their loss, as a share of the same along the other (docs/flags.md)."
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """The results behind one leaderboard.
+
+    Args:
+        dataset: label of the dataset.
+        model: label of the model.
+        results: (defense, attack) to the results of all seeds.
+        setting: threat model, profile, victims, batch size, seeds.
+        gate: metric name to threshold.
+        not_applicable: (defense, attack) to the reason why it was not run.
+        columns: defense to heading and text of the columns that plugins add.
+        errors: (defense, attack) to what was raised, where no result of ``results`` says so.
+        others: id of each case that others measured, and the parts of its code that are not as here.
+    """
+
+    dataset: str
+    model: str
+    results: Mapping[tuple[str, str], Sequence[Result]]
+    setting: Mapping[str, object]
+    gate: Mapping[str, float]
+    not_applicable: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    errors: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    others: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def cells(self) -> tuple[tuple[str, str], ...]:
+        """Every (defense, attack) that the table knows of."""
+        return tuple(dict.fromkeys((*self.results, *self.not_applicable, *self.errors)))
+
+    def by_others(self, defense: str, attack: str) -> bool:
+        """Whether a figure comes from others: measured elsewhere, or reconstructions that were sent in."""
+        return is_submission(attack) or any(result.case_id in self.others for result in self.results.get((defense, attack), ()))
+
+
+def file_name(dataset: str, model: str, setting: Mapping[str, object]) -> str:
+    """``photos-lenet.md``; what differs from the quick profile's setting is added to the name."""
+    profile = PROFILES["quick"]
+    usual = {"threat": "server", "profile": "quick", "victims": profile.victims, "batch_size": profile.batch_size, "seeds": profile.seeds}
+    parts = [dataset, model, *(f"{key}={value}" for key, value in setting.items() if value != usual[key])]
+    short = [re.sub(r"[^\w.=]+", "_", part).strip("_") for part in parts]
+    if any(re.search(r"[^\w.=]", part) and "(" in part for part in parts[:2]) or len("-".join(short)) > 200:
+        # Punctuation is what tells npz(path='a/b') from npz(path='a_b').
+        short.append(hashlib.sha256("\n".join(parts[:2]).encode()).hexdigest()[:6])
+    return "-".join(short)[-200:] + ".md"
+
+
+def render(table: Table) -> str:
+    """The Markdown of one leaderboard."""
+    # Its machine is shown: ours, where anything was measured here.
+    first = min(table.results.items(), key=lambda item: table.by_others(*item[0]))[1][0]
+    environment = first.environment
+    shown = ", ".join(f"{key} {value}" for key, value in table.setting.items())
+    gate = ", ".join(f"{metric} {METRICS[metric].arrow} {value:g} {METRICS[metric].unit}".strip() for metric, value in table.gate.items())
+    cells = json.dumps(sorted("/".join(key) for key in (*table.results, *table.not_applicable)))
+    cells = cells.replace("--", r"\u002d\u002d")  # two dashes could end the comment; JSON reads these back
+    worsts = {defense: _worst(table, defense) for defense in dict.fromkeys(defense for defense, _ in table.cells)}
+    mode = escaped(first.settings.get("model.mode", "eval"))
+    lines = [
+        f"# {escaped(table.dataset)} · {escaped(table.model)}",
+        "",
+        f"<!-- gitbench-cells: {cells} -->",
+        f"- Setting: {escaped(shown)}; BatchNorm and dropout in {mode} mode",
+        f"- A cell leaks past {gate}; 95 % intervals over victims and seeds",
+        (
+            f"- gitbench {escaped(environment.gitbench)}, torch {escaped(environment.torch)}, "
+            f"torchvision {escaped(environment.torchvision)}, Python {escaped(environment.python)}, "
+            f"{escaped(environment.platform)}, {escaped(environment.device)}, {environment.threads} threads"
+        ),
+        f"- Blind guess: {_blind(first)}",
+        "",
+        "## Defenses",
+        "",
+        _defenses(table, worsts),
+        "",
+        (
+            f"Each cell: mean {next(iter(table.gate))} [95 % interval] and verdict. Ranked by the worst case: on each victim the most "
+            "that any attack got, which an evaluator can know and an attacker cannot; `auto` is what an attacker can do "
+            "(docs/worst-case.md). The worst attack leaks most on average. An undecided or control-less cell acquits nobody."
+        ),
+        "",
+        *([_USEFUL, ""] if _usefulness(table) else []),
+        *_notes(table, worsts),
+    ]
+    others = _others(table)
+    if others:
+        lines += ["## Measured by others", "", "Digests of code that is not as here have a *.", "", others, ""]
+    flags = _flags(table)
+    if flags:
+        lines += [
+            "## Flags",
+            "",
+            flags,
+            "",
+            "`gitbench flags` explains them. A cell flagged `control-failed` or as no success acquits nobody.",
+            "",
+        ]
+    attacks = _attacks(table)
+    if attacks:
+        lines += ["## Attacks on undefended gradients", "", attacks, ""]
+        lines += ["Settings of the attacks:", "", *_settings(table), ""]
+    exposed = _exposure(table)
+    if exposed:
+        lines += ["## Victims past the threshold", "", "Their share [95 % Wilson interval], and the worst victim.", "", exposed, ""]
+    return "\n".join(lines)
+
+
+def write(table: Table, folder: Path, expected: Sequence[tuple[str, str]]) -> tuple[Path, str | None]:
+    """Write one leaderboard, unless that would lose rows.
+
+    Args:
+        table: what was measured.
+        folder: where the file goes.
+        expected: the cells that this run was asked for.
+
+    Returns:
+        The path, and None when written, or the reason why not.
+    """
+    path = folder / file_name(table.dataset, table.model, table.setting)
+    have = {"/".join(key) for key in (*table.results, *table.not_applicable)}
+    missing = sorted({"/".join(key) for key in expected} - have)
+    if missing:
+        return path, f"not measured yet: {', '.join(missing)}"
+    lost = sorted(written_cells(path) - have)
+    if lost:
+        cells = printable(", ".join(lost), keep="")
+        return path, f"it holds cells that this run did not measure ({cells}); choose another --gitbench-leaderboard, or delete it"
+    write_atomic(path, render(table).encode())
+    return path, None
+
+
+def written_cells(path: Path) -> set[str]:
+    """The cells (``defense/attack``) of a leaderboard on disk; none where there is no readable one."""
+    try:
+        mark = _MARK.search(path.read_text(encoding="utf-8"))
+        cells = json.loads(mark.group(1)) if mark else []
+    except (OSError, ValueError, RecursionError):
+        return set()
+    return {str(cell) for cell in cells} if isinstance(cells, list) else set()
+
+
+def tables(results: Sequence[Result], others: Sequence[Entry] = ()) -> list[Table]:
+    """Sort stored results into tables; of several measurements of one cell the latest counts.
+
+    Args:
+        results: measured here.
+        others: measured elsewhere: they fill cells of which nothing was measured here.
+    """
+    groups: dict[str, dict[tuple[str, str], dict[int, Result]]] = {}
+    broken: dict[str, dict[tuple[str, str], dict[int, str]]] = {}
+    for result in sorted(results, key=lambda result: result.finished_at):
+        cell, seed = (result.case.defense, result.case.attack), result.case.seed
+        failed = broken.setdefault(_shared(result), {}).setdefault(cell, {})
+        if result.status != "done":
+            failed[seed] = result.error or "error"
+            continue
+        groups.setdefault(_shared(result), {}).setdefault(cell, {})[seed] = result
+        failed.pop(seed, None)
+    ours = {key: tuple(cells) for key, cells in groups.items()}
+    differs: dict[str, tuple[str, ...]] = {}
+    for entry in sorted(others, key=lambda entry: entry.result.finished_at):
+        case = entry.result.case
+        key, cell = _shared(entry.result), (case.defense, case.attack)
+        if cell not in ours.get(key, ()):
+            groups.setdefault(key, {}).setdefault(cell, {})[case.seed] = entry.result
+            differs[case.case_id] = entry.differs
+    found = []
+    for key, cells in sorted(groups.items()):
+        dataset, model, threat, profile, victims, batch_size = json.loads(key)
+        errors = {cell: next(iter(by_seed.values())) for cell, by_seed in broken.get(key, {}).items() if by_seed}
+        mine = [cells[cell] for cell in ours.get(key, cells)]
+        gates = [result.gate for by_seed in mine for result in by_seed.values() if result.gate]
+        found.append(
+            Table(
+                dataset=dataset,
+                model=model,
+                results={cell: [by_seed[seed] for seed in sorted(by_seed)] for cell, by_seed in cells.items()},
+                setting={
+                    "threat": threat,
+                    "profile": profile,
+                    "victims": victims,
+                    "batch_size": batch_size,
+                    "seeds": max(len(by_seed) for by_seed in mine),
+                },
+                gate=gates[0] if gates else DEFAULT_GATE,
+                errors=errors,
+                others=differs,
+            )
+        )
+    return found
+
+
+def _shared(result: Result) -> str:
+    case = result.case
+    return json.dumps((case.dataset, case.model, case.threat, case.profile, case.victims, case.batch_size))
+
+
+def table_of(
+    config: Config,
+    group: tuple[str, str],
+    results: Mapping[tuple[str, str], Sequence[Result]],
+    not_applicable: Mapping[tuple[str, str], str],
+    *,
+    columns: Mapping[str, Mapping[str, str]],
+) -> Table:
+    """The table of one dataset and model of a run."""
+    return Table(*group, results=results, setting=config.setting, gate=config.threshold, not_applicable=not_applicable, columns=columns)
+
+
+def _defenses(table: Table, worsts: Mapping[str, Worst]) -> str:
+    auto = _auto(table)
+    attacks = [attack for attack in dict.fromkeys(attack for _, attack in table.cells) if attack != auto]
+    metric = next(iter(table.gate))
+    sign = 1 if METRICS[metric].higher_leaks else -1
+    rows, useful = [], _usefulness(table)
+    for defense, worst in worsts.items():
+        reached = "not measured" if auto is None else _cell(table, defense, auto)
+        row = {"defense": code(defense), "worst case": _bound(worst), code(auto or AUTO): reached}
+        row[f"gap, {METRICS[metric].unit}".rstrip(", ")] = "" if worst.gap is None else f"{worst.gap:.2f}"
+        row |= {code(attack): _cell(table, defense, attack) for attack in attacks}
+        found = {attack: _pooled(table, results).mean for (row_of, attack), results in table.results.items() if row_of == defense}
+        means = {attack: sign * mean for attack, mean in found.items() if mean is not None}
+        row["worst attack"] = code(max(means, key=lambda name: means[name])) if means else "none"
+        row["worst"] = f"{sign * max(means.values()):+.2f}" if means else "unknown"
+        if useful:
+            row |= useful.get(defense, {"cosine": "", "descent": ""})
+        headings = dict.fromkeys(heading for texts in table.columns.values() for heading in texts)
+        added = {escaped(heading): escaped(table.columns.get(defense, {}).get(heading, "")) for heading in headings}
+        row |= {heading: text for heading, text in added.items() if heading not in row}
+        rows.append((float("inf") if worst.bound.mean is None else sign * worst.bound.mean, defense != "none", row))
+    # The best defense first, the undefended row at the end as the yardstick.
+    ordered = [row for *_, row in sorted(rows, key=lambda item: (not item[1], item[0]))]
+    return _markdown(ordered)
+
+
+def _usefulness(table: Table) -> dict[str, dict[str, str]]:
+    """What each defense leaves to learn from, averaged over seeds: it does not depend on the attack."""
+    of_defense: dict[str, dict[int, Utility]] = {}
+    for (defense, _), results in table.results.items():
+        of_defense.setdefault(defense, {}).update({one.case.seed: one.utility for one in results if one.utility is not None})
+    found = {}
+    for defense, of_seed in of_defense.items():
+        cosines = [one.cosine for one in of_seed.values() if one.cosine is not None]
+        descents = [one.descent for one in of_seed.values() if one.descent is not None]
+        if of_seed:
+            found[defense] = {
+                "cosine": f"{fmean(cosines):.2f}" if cosines else "unknown",
+                "descent": f"{100 * fmean(descents):.0f} %" if descents else "unknown",
+            }
+    return found
+
+
+def _cell(table: Table, defense: str, attack: str) -> str:
+    """Mean, interval and verdict; or why there are none."""
+    results = table.results.get((defense, attack))
+    if not results:
+        reason = "error" if (defense, attack) in table.errors else "not measured"
+        return "n/a" if (defense, attack) in table.not_applicable else reason
+    verdict, found = _verdict(table, defense, attack), _pooled(table, results)
+    if found.mean is None or found.low is None or found.high is None:
+        return "error" if any(result.status == "error" for result in results) else "timed out" if verdict.late else "unknown"
+    return f"{_figure(found)} {verdict.word}" + (", by others" if table.by_others(defense, attack) else "")
+
+
+def _verdict(table: Table, defense: str, attack: str) -> Judgement:
+    control = None if defense == "none" else table.results.get(("none", attack), [])
+    return judge_results(table.results[defense, attack], control, gate=table.gate, estimate=_estimate(table))
+
+
+def _pooled(table: Table, results: Sequence[Result]) -> Interval:
+    metric = next(iter(table.gate))
+    return pooled(results, table.gate, estimate=_estimate(table))[metric]
+
+
+def _auto(table: Table) -> str | None:
+    """The attack that stands for ``auto``: the plain one, where there are several kinds."""
+    found = dict.fromkeys(attack for _, attack in table.cells if is_auto(attack))
+    return min(found, key=lambda attack: attack != AUTO, default=None)
+
+
+def _worst(table: Table, defense: str) -> Worst:
+    """The worst case of a row, over all attacks that the threat model lets run."""
+    attacks = list(dict.fromkeys(attack for _, attack in table.cells))
+    # What others sent in for another defense is nothing that this row lacks.
+    ours = {attack for row, attack in table.cells if not table.by_others(row, attack)}
+    wanted = [attack for attack in attacks if (defense, attack) in table.cells or attack in ours]
+    return worst_case(
+        {attack: table.results[defense, attack] for attack in wanted if (defense, attack) in table.results},
+        metric=next(iter(table.gate)),
+        attacks=[attack for attack in wanted if (defense, attack) not in table.not_applicable],
+        auto=_auto(table),
+        others=[attack for attack in wanted if table.by_others(defense, attack)],
+        errors=[attack for row, attack in table.errors if row == defense],
+        estimate=_estimate(table),
+    )
+
+
+def _bound(worst: Worst) -> str:
+    text = _figure(worst.bound)
+    if worst.incomplete:
+        text += f", {len(worst.complete)} of {len(worst.complete) + len(worst.incomplete)} attacks"
+    return text + (f" ({_figure(worst.own)} without what others sent in)" if worst.raised else "")
+
+
+def _figure(found: Interval) -> str:
+    if found.mean is None:
+        return "unknown"
+    return f"{found.mean:+.2f}" + ("" if found.low is None or found.high is None else f" [{found.low:.2f}, {found.high:.2f}]")
+
+
+def _notes(table: Table, worsts: Mapping[str, Worst]) -> list[str]:
+    """What the first columns lack, in words: nothing vanishes from a maximum without a trace."""
+    lines = []
+    for defense, worst in worsts.items():
+        missing = [f"{code(attack)}: {reason}" for attack, reason in worst.incomplete.items()]
+        failed = [code(attack) for row, attack in table.results if row == defense and _verdict(table, row, attack).control_failed]
+        missing += [f"without a control that leaks: {', '.join(failed)}"] if failed else []
+        if missing:
+            lines.append(f"- {code(defense)}, {worst.victims} victims compared: {'; '.join(missing)}")
+    without = [code(defense) for defense, worst in worsts.items() if worst.auto.mean is None]
+    if without:
+        lines.append(f"- Measured without `auto`: {', '.join(without)}. What an attacker can do there who must choose is not known.")
+    if any(table.by_others(*key) for key in table.results):
+        lines.append(
+            "- By others: figures measured elsewhere, or reconstructions that were sent in and scored here. Nobody has checked "
+            "how they came about. They may raise the worst case, and never lower it."
+        )
+    return [*lines, ""] if lines else []
+
+
+def _others(table: Table) -> str:
+    rows = [
+        {
+            "defense": code(defense),
+            "attack": code(attack),
+            "seed": str(result.case.seed),
+            "case": code(result.case_id),
+            "gitbench": escaped(result.environment.gitbench),
+            "code": ", ".join(
+                f"{escaped(kind)} {code(digest[:8])}" + ("\\*" if kind in table.others[result.case_id] else "")
+                for kind, digest in sorted(result.case.code.items())
+                if kind != "gitbench"
+            ),
+        }
+        for (defense, attack), results in table.results.items()
+        for result in results
+        if result.case_id in table.others
+    ]
+    return _markdown(rows) if rows else ""
+
+
+def _flags(table: Table) -> str:
+    cells: dict[str, list[str]] = {}
+    for (defense, attack), results in table.results.items():
+        for name in sorted({flag for result in results for flag in result.flags}):
+            cells.setdefault(name, []).append(f"{code(defense)} / {code(attack)}")
+    rows = [
+        {"flag": code(name), "cells": ", ".join(named), "raised when": escaped(FLAGS[name].raised) if name in FLAGS else ""}
+        for name, named in sorted(cells.items())
+    ]
+    return _markdown(rows) if rows else ""
+
+
+def _estimate(table: Table) -> Estimate:
+    """How the intervals of the run were made."""
+    profile = str(table.setting.get("profile"))
+    if table.setting.get("victims") != "auto" or profile not in PROFILES:
+        return interval
+    return functools.partial(at_look, planned=looks(FIRST, PROFILES[profile].most_victims))
+
+
+def _exposure(table: Table) -> str:
+    """Privacy is not an average: a table of the victims that the means hide."""
+    defenses = list(dict.fromkeys(defense for defense, _ in table.results))
+    attacks = list(dict.fromkeys(attack for _, attack in table.results))
+    metric = next(iter(table.gate))
+    rows = []
+    for attack in attacks:
+        row: dict[str, str] = {"attacked by": code(attack)}
+        for defense in defenses:
+            found = exposures(table.results.get((defense, attack), ()), {metric: table.gate[metric]}).get(metric)
+            share = f"{100 * found.share:.0f} % [{100 * found.low:.0f}, {100 * found.high:.0f}], {found.worst:+.2f}" if found else "n/a"
+            share += ", by others" if found and table.by_others(defense, attack) else ""
+            row[code(defense)] = share
+        rows.append(row)
+    return _markdown(rows)
+
+
+def _attacks(table: Table) -> str:
+    rows = []
+    for (defense, attack), results in table.results.items():
+        if defense != "none" or any(result.status == "error" or TIMED_OUT in result.flags for result in results):
+            continue
+        row: dict[str, object] = {"attack": code(attack) + (", by others" if table.by_others(defense, attack) else "")}
+        for metric in _ATTACK_METRICS:
+            measure = pooled(results, {metric: None})[metric]
+            row[f"{metric.upper() if len(metric) < 6 else metric} {METRICS[metric].arrow}"] = (
+                "" if measure.mean is None else f"{measure.mean:.4f}"
+            )
+        row["fit s"] = f"{sum(result.cost.fit_seconds for result in results) / len(results):.1f}"
+        row["attack s"] = f"{sum(result.cost.attack_seconds for result in results) / len(results):.1f}"
+        unknown = Measure(mean=None, low=None, high=None, values=())
+        rows.append((results[0].metrics.get("mse", unknown).mean or 0.0, row))
+    if not rows:
+        return ""
+    return _markdown([row for _, row in sorted(rows, key=lambda item: item[0])])
+
+
+def _markdown(rows: Sequence[Mapping[str, object]]) -> str:
+    import pandas as pd
+
+    text: str = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+    return text
+
+
+def _settings(table: Table) -> list[str]:
+    lines: dict[str, str] = {}
+    for (_, attack), results in table.results.items():
+        options = ", ".join(f"{key}={value}" for key, value in results[0].settings.items() if key != "model.mode")
+        lines.setdefault(attack, f"- {code(attack)}: {escaped(options)}")
+    return list(lines.values())
+
+
+def _blind(result: Result) -> str:
+    blind = result.baselines.blind
+    return ", ".join(f"{metric.upper()} {blind[metric]:.4g}" for metric in ("mse", "psnr", "ssim", "lpips") if metric in blind)

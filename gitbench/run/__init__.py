@@ -1,0 +1,1 @@
+"""A run's options and matrix, and cases in, judged results out."""

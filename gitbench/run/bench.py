@@ -1,0 +1,265 @@
+"""Cases in, judged results out: what is stored is taken, what is missing is measured once."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import sys
+import time
+import uuid
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gitbench.core.deadline import checked
+from gitbench.core.errors import ConfigError, GitbenchError, SpecError
+from gitbench.core.progress import Progress, silent
+from gitbench.core.spec import Part, parse_spec
+from gitbench.identity import registry
+from gitbench.identity.case import UNDEFENDED, Case, code_digest, make_case
+from gitbench.identity.objects import digest_of_object
+from gitbench.judge.flags import compared_flags
+from gitbench.judge.verdict import DEFAULT_GATE, exposures, judge_results
+from gitbench.run.config import make_config
+from gitbench.store.folder import Store
+from gitbench.store.result import TIMED_OUT, Baselines, Result
+
+if TYPE_CHECKING:
+    from gitbench.clients.defense import Defense
+    from gitbench.measure.evaluator import Evaluator
+
+
+_JUDGED = {"control-failed", "leaks-more-than-undefended", "adaptive-weaker"}  # follow from other cases, anew each time
+
+
+class Bench:
+    """Measures and judges cases. torch is imported when the first case has to be measured.
+
+    Args:
+        store: where results are kept; None keeps them in memory only.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        gate: metric name to threshold.
+        fresh_since: take no stored result, and nothing an attack learned, older than this time (seconds since 1970).
+        threads: CPU threads to compute with; None leaves torch's setting alone.
+        progress: told what is going on.
+        timeout: seconds that a case may take; None for no limit. A stored case that had less is measured again.
+
+    Raises:
+        ConfigError: the timeout is no positive number.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store | None = None,
+        device: str = "auto",
+        gate: Mapping[str, float] = DEFAULT_GATE,
+        fresh_since: float | None = None,
+        threads: int | None = None,
+        progress: Progress = silent,
+        timeout: float | None = None,
+    ) -> None:
+        self._store = store
+        self._device = device
+        self._gate = dict(gate)
+        self._fresh_since = fresh_since
+        self._threads = threads
+        self._progress = progress
+        self._timeout = checked(timeout)
+        self._memory: dict[str, Result] = {}
+        self._own: set[str] = set()  # measured here: fresh, whatever the clock says
+        self._chain: Evaluator | None = None
+
+    def measure(self, case: Case, *, defense: Defense | None = None) -> Result:
+        """The result of a case, with its verdict. The control is measured first where it is missing.
+
+        Errors of a defense or attack end up in the result, never here.
+
+        Args:
+            case: what to measure.
+            defense: the defense itself, when no SPEC can rebuild it.
+
+        Raises:
+            StoreError: the results folder cannot be used.
+        """
+        control = None if case.is_control else self.measure(case.control())
+        done = self.stored(case)
+        if done is not None and self._judged(done, control) == done:
+            return done  # without a lock: a folder that holds all that is asked for may be read-only
+        with self._store.lock(case.case_id) if self._store else contextlib.nullcontext():
+            found = self.stored(case)
+            judged = self._judged(found or self._measured(case, defense), control)
+            if judged != found:  # new, or judged by another gate before: the numbers stay, the verdict follows
+                self._memory[case.case_id] = judged
+                if self._store:
+                    self._store.save(judged)
+        return judged
+
+    def stored(self, case: Case) -> Result | None:
+        """The finished result of a case, if there is one that may be taken."""
+        found = self._memory.get(case.case_id)
+        if found is None and self._store:
+            found = self._store.load(case.case_id)
+        if found is None or found.status == "error":
+            return None
+        if TIMED_OUT in found.flags and not self._as_long(found.timeout):
+            return None
+        if self._fresh_since is not None and case.case_id not in self._own:
+            finished = datetime.datetime.fromisoformat(found.finished_at).timestamp()
+            if not self._fresh_since <= finished <= time.time():  # one of the future was measured before the clock was set
+                return None
+        return found
+
+    def _as_long(self, timeout: float | None) -> bool:
+        """Whether a case that was stopped after ``timeout`` had all the time that it would have now."""
+        return timeout is not None and self._timeout is not None and self._timeout <= timeout
+
+    def _measured(self, case: Case, defense: Defense | None) -> Result:
+        from gitbench.measure.evaluator import Evaluator
+
+        if self._chain is None:
+            if self._threads is not None:
+                import torch
+
+                torch.set_num_threads(self._threads)
+            self._chain = Evaluator(
+                store=self._store, device=self._device, progress=self._progress, fresh_since=self._fresh_since, timeout=self._timeout
+            )
+        self._own.add(case.case_id)
+        return self._chain.run(case, defense)
+
+    def _oblivious(self, case: Case) -> Result | None:
+        """The same case with the attacker that does not know the defense, if this bench or its store has it."""
+        return next((found for found in map(self.stored, case.oblivious()) if found is not None), None)
+
+    def _judged(self, result: Result, control: Result | None) -> Result:
+        changes: dict[str, object] = {"gate": self._gate}
+        if result.status == "done":
+            judgement = judge_results([result], [control] if control else None, gate=self._gate)
+            flags = set(result.flags) - _JUDGED | ({"control-failed"} if judgement.control_failed else set())
+            if control is not None and control.status == "done":
+                flags |= compared_flags(result, control=control, oblivious=self._oblivious(result.case))
+            changes |= {"verdict": judgement.verdict, "verdict_reason": judgement.reason, "flags": tuple(sorted(flags))}
+            changes["exposure"] = exposures([result], self._gate)
+        if control is not None:
+            means = {name: measure.mean for name, measure in control.metrics.items()}
+            changes["baselines"] = Baselines(blind=result.baselines.blind, control=means)
+        return result.model_copy(update=changes)
+
+
+def evaluate(
+    *,
+    attack: str,
+    defense: str | Defense = UNDEFENDED,
+    model: str = "lenet",
+    dataset: str = "photos",
+    threat: str = "server",
+    profile: str = "standard",
+    victims: int = 16,
+    batch_size: int = 1,
+    seed: int = 0,
+    device: str = "auto",
+    gate: Mapping[str, float] = DEFAULT_GATE,
+    results: str | Path | None = None,
+    timeout: float | None = None,
+    progress: Progress = silent,
+) -> Result:
+    """Measure one case and its control.
+
+    Args:
+        attack: SPEC.
+        defense: SPEC, or a defense.
+        model: SPEC.
+        dataset: SPEC.
+        threat: ``server``, ``eavesdropper`` or ``upper-bound``.
+        profile: budget of the attack: ``quick``, ``standard`` or ``paper``.
+        victims: private batches to attack.
+        batch_size: inputs per victim.
+        seed: of victims, model, defense and attack.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        gate: metric name to threshold.
+        results: folder to keep results in and take them from; None measures anew.
+        timeout: seconds for each of the two, past which it is inconclusive and has the flag ``timed-out``; None for no limit.
+        progress: told what is going on.
+
+    Raises:
+        SpecError: a SPEC cannot be read or names something unknown.
+        ConfigError: unknown profile, threat model, device or metric, or a number that cannot be.
+    """
+    sizes = {"victims": victims, "batch_size": batch_size}
+    config = make_config({}, {"profile": profile, "threat": threat, "device": device, "threshold": gate, **sizes})
+    if config.sequential:
+        raise ConfigError("Expected a number of victims, got 'auto': gitbench.evaluate measures one case. Use pytest --gitbench.")
+    case = case_of(
+        attack=attack, defense=defense, model=model, dataset=dataset, threat=threat, profile=profile,
+        victims=config.victims, batch_size=config.batch_size, seed=seed,
+    )  # fmt: skip
+    store = Store(Path(results)) if results is not None else None
+    bench = Bench(store=store, device=device, gate=config.threshold, progress=progress, timeout=timeout)
+    return bench.measure(case, defense=None if isinstance(defense, str) else defense)
+
+
+def case_of(
+    *,
+    attack: str,
+    defense: str | Defense,
+    model: str,
+    dataset: str,
+    threat: str,
+    profile: str,
+    victims: int,
+    batch_size: int,
+    seed: int,
+) -> Case:
+    """The case of :func:`evaluate`'s arguments, checked; a defense given as an object goes by its repr."""
+    if not isinstance(defense, str):
+        defense_spec, defense_code = parse_spec("defense", repr(defense)), _code_of(defense)
+        if str(defense_spec) == UNDEFENDED and defense_code != code_digest(defense_spec):
+            raise SpecError(f"A defense of one's own cannot go by the name {UNDEFENDED!r}, which means that there is none. Rename it.")
+    else:
+        defense_spec, defense_code = parse_spec("defense", defense), None
+        registry.check(defense_spec)
+    specs = {"attack": parse_spec("attack", attack), "model": parse_spec("model", model), "dataset": parse_spec("dataset", dataset)}
+    for spec in specs.values():
+        registry.check(spec)
+    return make_case(
+        attack=specs["attack"], model=specs["model"], dataset=specs["dataset"], defense=defense_spec, defense_code=defense_code,
+        threat=threat, profile=profile, victims=victims, batch_size=batch_size, seed=seed,
+    )  # fmt: skip
+
+
+def _code_of(defense: Defense) -> str:
+    """Digest of a defense that was passed as an object: its sources, what it holds, and the files that this names.
+
+    One that its own SPEC would rebuild is the same as that.
+    """
+    parts, named = _parts(defense), parse_spec("defense", repr(defense)).parts
+    if len(parts) != len(named):  # a composition of somebody's own class is more than its parts
+        return _code_of_part(defense, Part(type(defense).__name__))
+    return "+".join(_code_of_part(part, options) for part, options in zip(parts, named, strict=True))
+
+
+def _parts(defense: Defense) -> list[Defense]:
+    from gitbench.clients.defense import Composition
+
+    return [part for one in defense.defenses for part in _parts(one)] if type(defense) is Composition else [defense]
+
+
+def _code_of_part(defense: Defense, part: Part) -> str:
+    state = digest_of_object(defense)
+    if state is not None and part.target in registry.entry_points("defense"):
+        from gitbench.clients.defense import load_defense
+
+        with contextlib.suppress(GitbenchError):
+            if digest_of_object(load_defense(str(part))) == state:
+                return registry.part_digest("defense", part)
+    file = getattr(sys.modules.get(type(defense).__module__), "__file__", None)
+    if state is None or not file:
+        what = f"What {defense!r} holds" if file else f"The source of {defense!r}"
+        warnings.warn(f"{what} cannot be told from another's: it is measured anew each time.", stacklevel=2)
+        return f"unknown-{uuid.uuid4().hex[:16]}"
+    source = registry.source_digest(registry.Target(type(defense).__module__, type(defense).__name__, Path(file)))
+    digest = hashlib.sha256(f"{source} {state}".encode()).hexdigest()[:16]
+    return registry.with_files(digest, "defense", Part(part.target, tuple(vars(defense).items())))

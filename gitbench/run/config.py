@@ -1,0 +1,294 @@
+"""Options of a run: profiles, ``[tool.gitbench]`` and the command line, in that order of growing weight."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    PositiveInt,
+    ValidationError,
+)
+
+from gitbench.core.errors import ConfigError, nearest
+from gitbench.core.metric import METRICS
+from gitbench.core.spec import KINDS, Kind, Spec, parse_spec
+from gitbench.core.text import shown
+from gitbench.identity import registry
+from gitbench.identity.case import Case, make_case
+from gitbench.identity.threat import THREATS
+from gitbench.judge.sequential import FIRST, looks
+from gitbench.judge.verdict import DEFAULT_GATE
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Sizes of a run. ``known_leaks`` are patterns over cell ids (``dataset/model/defense/attack``)."""
+
+    dataset: tuple[str, ...]
+    model: tuple[str, ...]
+    defense: tuple[str, ...]
+    attack: tuple[str, ...]
+    known_leaks: tuple[str, ...]
+    victims: int
+    most_victims: int  # where --gitbench-victims auto ends
+    batch_size: int = 1
+    seeds: int = 1
+    threshold: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_GATE))
+    timeout: float | None = None
+
+
+_WEAK = ("pruning(rate=0.5)", "parameter_drift(epochs=1, samples=64)")
+_KNOWN = tuple(f"*/{defense}/*" for defense in _WEAK)
+_ATTACKS = ("auto", "git", "lti", "gias", "ridge", "ig", "dlg")
+_HYBRIDS = ("git+ig", "lti+ig", "gias+ig", "ridge+ig")
+_STRONGER = ("gaussian_noise(std=0.01)", "gaussian_noise(std=0.1)", "clipping(max_norm=1.0)", "pruning(rate=0.9)", "pruning(rate=0.99)")
+
+PROFILES: dict[str, Profile] = {
+    "quick": Profile(
+        dataset=("photos",),
+        model=("lenet", "mlp"),
+        defense=("none", "dp_sgd(noise_multiplier=1.0)", *_WEAK),
+        attack=_ATTACKS,
+        known_leaks=_KNOWN,
+        victims=16,
+        timeout=900.0,  # its slowest cell takes seconds: only what hangs gets there
+        most_victims=64,
+    ),
+    "standard": Profile(
+        dataset=("photos",),
+        model=("lenet", "mlp", "resnet"),
+        defense=("none", "dp_sgd(noise_multiplier=1.0)", *_WEAK, *_STRONGER),
+        attack=(*_ATTACKS, "recursion", "git+ig"),
+        known_leaks=(*_KNOWN, *(f"*/{defense}/*" for defense in _STRONGER)),
+        victims=32,
+        most_victims=128,
+    ),
+    "paper": Profile(
+        dataset=("photos",),
+        model=("lenet", "mlp", "resnet", "vit"),
+        defense=("none", "dp_sgd(noise_multiplier=1.0)", *_WEAK, *_STRONGER),
+        attack=(*_ATTACKS, "recursion", *_HYBRIDS),
+        known_leaks=(*_KNOWN, *(f"*/{defense}/*" for defense in _STRONGER)),
+        victims=100,
+        most_victims=256,
+        seeds=3,
+    ),
+}
+
+
+def _without_controls(path: Path) -> Path:
+    if any(ord(char) < 32 or ord(char) == 127 for char in str(path)):
+        raise ValueError("expected a path without control characters")
+    return path
+
+
+_Path = Annotated[Path, AfterValidator(_without_controls)]
+
+
+class Config(BaseModel):
+    """Every option of a run, checked. Field names are the keys of ``[tool.gitbench]``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    profile: str
+    attack: tuple[str, ...] = Field(min_length=1)
+    defense: tuple[str, ...] = Field(min_length=1)
+    model: tuple[str, ...] = Field(min_length=1)
+    dataset: tuple[str, ...] = Field(min_length=1)
+    seeds: Annotated[PositiveInt, Field(le=10_000)]
+    victims: PositiveInt
+    sequential: bool = False
+    batch_size: PositiveInt
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threat: str = "server"
+    threshold: dict[str, FiniteFloat]
+    results: _Path = Path(".gitbench")
+    leaderboard: _Path | None = Path("leaderboards")
+    fresh: bool = False
+    baseline: _Path | None = None
+    tolerance: FiniteFloat = Field(default=0.5, ge=0)
+    threads: Annotated[PositiveInt, Field(le=1024)] = 1
+    timeout: Annotated[FiniteFloat, Field(gt=0)] | None = None
+    known_leaks: tuple[str, ...] = ()
+
+    @property
+    def looks(self) -> tuple[int, ...]:
+        """The numbers of victims that a verdict may take; one where it is fixed."""
+        return looks(self.victims, PROFILES[self.profile].most_victims) if self.sequential else (self.victims,)
+
+    @property
+    def setting(self) -> dict[str, object]:
+        """What must be equal for two tables to be comparable."""
+        return {
+            "threat": self.threat,
+            "profile": self.profile,
+            "victims": "auto" if self.sequential else self.victims,
+            "batch_size": self.batch_size,
+            "seeds": self.seeds,
+        }
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of the matrix: its SPECs, and one case per seed."""
+
+    dataset: Spec
+    model: Spec
+    defense: Spec
+    attack: Spec
+    cases: tuple[Case, ...]
+    known_leak: bool
+
+    @property
+    def name(self) -> str:
+        """``dataset/model/defense/attack``."""
+        return "/".join(spec.label for spec in (self.dataset, self.model, self.defense, self.attack))
+
+    @property
+    def group(self) -> tuple[str, str]:
+        """The table this cell belongs to: dataset and model."""
+        return self.dataset.label, self.model.label
+
+    @property
+    def is_control(self) -> bool:
+        return self.cases[0].is_control
+
+
+def make_config(settings: Mapping[str, Any], options: Mapping[str, Any]) -> Config:
+    """Merge ``[tool.gitbench]`` and the command line over a profile.
+
+    Args:
+        settings: the table from pyproject.toml.
+        options: what the command line gave; None means that it did not.
+
+    Raises:
+        ConfigError: unknown key, profile, threat model or metric, or a value of the wrong kind.
+    """
+    unknown = sorted(str(key) for key in set(settings) - set(Config.model_fields))
+    if unknown:
+        raise ConfigError(f"[tool.gitbench] has no option {shown(unknown[0])}.{nearest(unknown[0], Config.model_fields)}")
+    given = {**settings, **{key: value for key, value in options.items() if value is not None}}
+    name = given.get("profile", "quick")
+    if not isinstance(name, str) or name not in PROFILES:
+        raise ConfigError(f"Unknown profile {shown(name)}.{nearest(str(name), PROFILES)}")
+    profile = PROFILES[name]
+    merged: dict[str, Any] = {key: value for key, value in vars(profile).items() if key in Config.model_fields} | {"profile": name}
+    for key, value in given.items():
+        merged[key] = (value,) if key in KINDS and isinstance(value, str) else value
+    if "defense" in given and "known_leaks" not in given:
+        merged["known_leaks"] = ()  # only the built-in matrix declares its weak defenses
+    if merged["victims"] == "auto" or merged.get("sequential") is True:
+        merged |= {"victims": FIRST, "sequential": True}
+    merged["threshold"] = parse_thresholds(merged["threshold"])
+    for key in ("leaderboard", "timeout"):
+        if isinstance(merged.get(key), str) and merged[key].lower() == "none":
+            merged[key] = None
+    if str(merged.get("threat", "server")) not in THREATS:
+        raise ConfigError(f"Unknown threat model {shown(merged['threat'])}.{nearest(str(merged['threat']), THREATS)}")
+    try:
+        return Config.model_validate(merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"The option {key.replace('_', '-')} is {shown(first['input'])}: {first['msg']}.") from None
+
+
+def parse_thresholds(value: object) -> dict[str, float]:
+    """Read thresholds: a table, or ``METRIC=VALUE`` strings.
+
+    Raises:
+        ConfigError: no such metric, or no number.
+    """
+    if isinstance(value, str):
+        value = [value]
+    if isinstance(value, list | tuple):
+        pairs = []
+        for text in value:
+            metric, equals, number = str(text).partition("=")
+            if not equals:
+                raise ConfigError(f"Expected a threshold METRIC=VALUE, got {shown(text)}, for example psnr_gain=3.")
+            pairs.append((metric.strip(), number.strip()))
+    elif isinstance(value, Mapping):
+        pairs = [(str(metric), number if isinstance(number, str) else shown(number)) for metric, number in value.items()]
+    else:
+        raise ConfigError(f"Expected thresholds METRIC=VALUE, got {shown(value)}.")
+    found = {}
+    for metric, number in pairs:
+        if metric not in METRICS:
+            raise ConfigError(f"Unknown metric {shown(metric)} in a threshold.{nearest(metric, METRICS)}")
+        try:
+            found[metric] = float(number)
+        except ValueError:
+            raise ConfigError(f"Expected a number as the threshold of {metric}, got {shown(number)}.") from None
+        if not abs(found[metric]) < float("inf"):
+            raise ConfigError(f"Expected a finite number as the threshold of {metric}, got {shown(number)}.")
+    if not found:
+        raise ConfigError("Expected at least one threshold METRIC=VALUE, got none: nothing would be judged.")
+    return found
+
+
+def make_cells(config: Config) -> list[Cell]:
+    """The whole matrix, controls first. Every SPEC is checked; nothing is imported for it.
+
+    Raises:
+        SpecError: a SPEC cannot be read or names something unknown.
+        ConfigError: two cells would have the same name.
+    """
+    axes: dict[Kind, list[Spec]] = {}
+    for kind in KINDS:
+        specs = {spec.label: spec for spec in (parse_spec(kind, text) for text in getattr(config, kind))}
+        if len(specs) < len({str(parse_spec(kind, text)) for text in getattr(config, kind)}):
+            raise ConfigError(f"Two entries of the {kind} axis have one name: {', '.join(getattr(config, kind))}. Rename a class or file.")
+        for spec in specs.values():
+            registry.check(spec)
+        axes[kind] = list(specs.values())
+    axes["defense"].sort(key=lambda spec: str(spec) != "none")
+    return [
+        _cell(config, dataset, model, defense, attack)
+        for dataset in axes["dataset"]
+        for model in axes["model"]
+        for defense in axes["defense"]
+        for attack in axes["attack"]
+    ]
+
+
+def make_cell(config: Config, *, dataset: str, model: str, defense: str, attack: str) -> Cell:
+    """One cell with the options of a run, from SPECs.
+
+    Raises:
+        SpecError: a SPEC cannot be read or names something unknown.
+    """
+    texts: dict[Kind, str] = {"dataset": dataset, "model": model, "defense": defense, "attack": attack}
+    specs = {kind: parse_spec(kind, text) for kind, text in texts.items()}
+    for spec in specs.values():
+        registry.check(spec)
+    return _cell(config, specs["dataset"], specs["model"], specs["defense"], specs["attack"])
+
+
+def _cell(config: Config, dataset: Spec, model: Spec, defense: Spec, attack: Spec) -> Cell:
+    cases = tuple(
+        make_case(
+            dataset=dataset,
+            model=model,
+            defense=defense,
+            attack=attack,
+            threat=config.threat,
+            profile=config.profile,
+            victims=config.victims,
+            batch_size=config.batch_size,
+            seed=seed,
+        )
+        for seed in range(config.seeds)
+    )
+    cell = Cell(dataset, model, defense, attack, cases, known_leak=False)
+    known = not cell.is_control and any(fnmatch.fnmatchcase(cell.name, pattern) for pattern in config.known_leaks)
+    return Cell(dataset, model, defense, attack, cases, known_leak=known)
