@@ -85,7 +85,7 @@ def test_gradients_of_another_model_mode_are_measured(options) -> None:
 
 def test_the_command_line_lists_and_rebuilds(options, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "attack"]) == 0
-    assert re.search(r"attack +ridge +gitbench\.attacks\.ridge:Ridge", capsys.readouterr().out)
+    assert re.search(r"attack +ridge +gitbench\.attacker\.attacks\.ridge:Ridge", capsys.readouterr().out)
     assert main(["leaderboard", str(tmp_path / "none")]) == 2
     assert "No finished result" in capsys.readouterr().err
     gitbench.evaluate(defense="gaussian_noise(std=3.0) | pruning(rate=0.5)", results=tmp_path, **options)
