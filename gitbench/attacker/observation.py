@@ -249,7 +249,7 @@ class Observation:
         contents = self._contents
         statistics = contents.batchnorm_statistics
         return self._replaced(
-            update=Update({name: tensor[rows] for name, tensor in self.update.tensors.items()}),
+            update=self.update[rows],
             labels=labels,
             batchnorm_statistics=None
             if statistics is None

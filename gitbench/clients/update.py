@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -30,7 +30,35 @@ class Update:
     @property
     def victims(self) -> int:
         """How many victims are stacked."""
-        return next(iter(self.tensors.values())).shape[0]
+        return len(self)
+
+    def __len__(self) -> int:
+        return next((len(tensor) for tensor in self.tensors.values()), 0)
+
+    def __getitem__(self, rows: slice | torch.Tensor) -> Update:
+        """The updates of some victims, those of their examples with them; a slice gives views.
+
+        Args:
+            rows: a slice, or a tensor of indices ``(N,)`` or of booleans ``(V,)``.
+        """
+        return self.map_all(lambda tensor: tensor[rows])
+
+    @classmethod
+    def cat(cls, updates: Sequence[Update]) -> Update:
+        """The victims of several updates in one stack. Examples are kept where all updates have them."""
+        first = updates[0]
+        if len(updates) == 1:
+            return first
+        every = [update.per_example for update in updates if update.per_example is not None]
+        return cls(
+            {name: torch.cat([update.tensors[name] for update in updates]) for name in first.tensors},
+            {name: torch.cat([each[name] for each in every]) for name in every[0]} if len(every) == len(updates) else None,
+        )
+
+    def map_all(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Update:
+        """A new update with ``function(tensor)`` in place of each tensor, those of single examples too."""
+        every = None if self.per_example is None else {name: function(tensor) for name, tensor in self.per_example.items()}
+        return Update({name: function(tensor) for name, tensor in self.tensors.items()}, every)
 
     def map(self, function: Callable[[str, torch.Tensor], torch.Tensor]) -> Update:
         """A new update with ``function(name, tensor)`` in place of each tensor."""
@@ -38,8 +66,7 @@ class Update:
 
     def detach(self) -> Update:
         """A copy that remembers nothing of how it was computed."""
-        every = None if self.per_example is None else {name: tensor.detach().clone() for name, tensor in self.per_example.items()}
-        return Update({name: tensor.detach().clone() for name, tensor in self.tensors.items()}, every)
+        return self.map_all(lambda tensor: tensor.detach().clone())
 
     def flatten(self) -> torch.Tensor:
         """All tensors side by side: ``(V, D)``."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -187,15 +186,9 @@ def _row(update: Update, row: int) -> Update:
     return update.map(lambda _, tensor: tensor[row])
 
 
-def _mapped(update: Update, function: Callable[[torch.Tensor], torch.Tensor]) -> Update:
-    """Every tensor replaced, those of single examples too."""
-    each = None if update.per_example is None else {name: function(tensor) for name, tensor in update.per_example.items()}
-    return Update({name: function(tensor) for name, tensor in update.tensors.items()}, each)
-
-
 def _twins(update: Update) -> Update:
     """With the first victim's update in the second's place."""
-    return _mapped(update, lambda tensor: torch.cat([tensor[:1], tensor[:1], tensor[2:]]))
+    return Update.cat([update[:1], update[:1], update[2:]])
 
 
 def _louder(update: Update, kept: int) -> Update:
@@ -206,4 +199,4 @@ def _louder(update: Update, kept: int) -> Update:
         louder[kept] = tensor[kept]
         return louder
 
-    return _mapped(update, scaled)
+    return update.map_all(scaled)

@@ -259,7 +259,7 @@ class UpdateReader:
         size = max(1, _PIECE // len(self.mean))
         pieces = []
         for start in range(0, update.victims, size):
-            flat = update.map(lambda _, tensor, start=start: tensor[start : start + size]).flatten()  # type: ignore[misc]
+            flat = update[start : start + size].flatten()
             flat = ((flat - self.mean) * self._scale).clamp_(-_CLIP, _CLIP)
             if self._hashing is not None:
                 # As large as one coordinate again, not as the sum of a bin's.

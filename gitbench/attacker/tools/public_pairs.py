@@ -75,17 +75,11 @@ class PublicPairs:
     def gradients(self, rows: torch.Tensor) -> Update:
         """Unprotected gradients of some rows, in chunks where they were not kept."""
         if self._kept is None:
-            return _joined([self._computed(chunk) for chunk in rows.split(self._observation.chunk)])
+            return Update.cat([self._computed(chunk) for chunk in rows.split(self._observation.chunk)])
         first, count = int(rows[0]), len(rows)
         consecutive = torch.equal(rows.cpu(), torch.arange(first, first + count))
         index = slice(first, first + count) if consecutive else rows.to(self.order.device)  # a slice is no copy
-        kept = self._kept
-        if kept.per_example is None:
-            return Update({name: tensor[index] for name, tensor in kept.tensors.items()})
-        each = {name: tensor[index] for name, tensor in kept.per_example.items()}
-        if self.order.shape[1] == 1:
-            return Update({name: tensor[:, 0] for name, tensor in each.items()}, each)
-        return Update({name: tensor[index] for name, tensor in kept.tensors.items()}, each)
+        return self._kept[index]
 
     def updates(self, rows: torch.Tensor, *, generator: torch.Generator) -> Update:
         """The updates of some rows ``(n,)``, protected with fresh randomness."""
@@ -126,12 +120,3 @@ def pairs_memory(observation: Observation, count: int) -> int:
     """Bytes that the gradients of ``count`` public batches take up."""
     size = sum(parameter.numel() for parameter in observation.architecture.parameters())
     return 4 * size * count
-
-
-def _joined(pieces: list[Update]) -> Update:
-    if len(pieces) == 1:
-        return pieces[0]
-    tensors = {name: torch.cat([piece.tensors[name] for piece in pieces]) for name in pieces[0].tensors}
-    if pieces[0].per_example is None:
-        return Update(tensors)
-    return Update(tensors, {name: torch.cat([p.per_example[name] for p in pieces if p.per_example is not None]) for name in tensors})

@@ -263,7 +263,7 @@ def _beside_the_victims(observation: Observation, most: int, generator: torch.Ge
     kept = observation.kept
     rows = kept[torch.randperm(len(kept), generator=generator)[:most], None]
     sent = observation.public_updates(rows, generator=generator)
-    update = Update({name: torch.cat([tensor, sent.tensors[name]]) for name, tensor in observation.update.tensors.items()})
+    update = Update.cat([observation.update, sent])
     public, rows = observation.public, rows.to(observation.public.inputs.device)
     labels = torch.cat([observation.labels, public.labels[rows]]) if "labels" in observation.granted else None
     statistics = None

@@ -13,7 +13,6 @@ from gitbench.attacker.tools.lbfgs import BatchedLbfgs
 from gitbench.attacker.tools.priors import Gaussian, Whitened, natural, of_samples
 from gitbench.attacker.tools.rehearsal import Rehearsal, rescaled
 from gitbench.clients.client import batchnorm_statistics, expected_update
-from gitbench.clients.update import Update
 from gitbench.core.progress import TimeUp
 
 _PRECISION = 1e-6  # of a tensor's root mean square: what float32 leaves of it
@@ -128,7 +127,7 @@ class Criterion:
         """Difference of each entry of the update, in deviations: ``(V, D)``."""
         observed = self._observed
         if rows is not None:
-            observed = Update({name: tensor[rows] for name, tensor in observed.tensors.items()})
+            observed = observed[rows]
         update = expected_update(self._model, inputs, labels, defense=self._defense, observed=observed)
         own = dict(rescaled(update, observed, self.rehearsal.scale).tensors)
         aims = dict(observed.tensors)

@@ -24,7 +24,6 @@ from gitbench.attacker.learning import Checkpoint, train_network
 from gitbench.attacker.observation import Observation
 from gitbench.attacker.tools.labels import infer_labels
 from gitbench.attacker.tools.public_pairs import KEPT, PublicPairs, pairs_memory
-from gitbench.clients.update import Update
 from gitbench.core.errors import AttackError
 from gitbench.core.progress import Progress
 from gitbench.core.random import make_generator, seeded
@@ -143,7 +142,7 @@ def run_coarse(
     chunks = torch.arange(update.victims, device=device).split(64)
     with torch.no_grad():
         for done, chunk in enumerate(chunks):
-            seen = reader(Update({name: tensor[chunk] for name, tensor in update.tensors.items()}), labels[chunk])
+            seen = reader(update[chunk], labels[chunk])
             image = start(seen)
             begin = start.coefficients(image).reshape(*seen.labels.shape, -1)
             change = (network(seen, begin) - begin) * state["trust"]

@@ -19,7 +19,6 @@ from gitbench.attacker.learning import Checkpoint, train_network
 from gitbench.attacker.observation import Observation
 from gitbench.attacker.tools.public_pairs import PublicPairs
 from gitbench.attacker.tools.regression import LinearMap, fit_linear
-from gitbench.clients.update import Update
 from gitbench.core.progress import Progress
 from gitbench.core.random import seeded
 
@@ -137,7 +136,7 @@ def run_exact(observation: Observation, state: Mapping[str, torch.Tensor], *, po
     update, found = observation.update, []
     with torch.no_grad():
         for start in range(0, update.victims, _CHUNK):
-            part = {name: tensor[start : start + _CHUNK] for name, tensor in update.tensors.items()}
+            part = update[start : start + _CHUNK].tensors
             features = walk.features(part)
             if polisher is not None:
                 begin = LinearMap.stored(tensors, "start")(features)
@@ -163,9 +162,9 @@ def _weights(
     views = _views(chain, observation, pairs.inputs[:, 0])
     if options.weights == "trained":
         return train_weights(chain, raw, views[0], generator=generator, progress=progress), 0
-    part = Update({name: tensor[:count] for name, tensor in raw.tensors.items()})
+    part = raw[:count]
     check = everyone[count:] if len(everyone) > count else everyone
-    truth = {name: tensor[check] for name, tensor in raw.tensors.items()}
+    truth = raw[check].tensors
     for view, inputs in enumerate(views):
         progress("git: solving the weights", view, len(views))
         found = solve_weights(chain, part, inputs[:count], pairs.labels[:count, 0])

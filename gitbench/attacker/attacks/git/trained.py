@@ -105,7 +105,7 @@ def train_weights(
     targets = inputs.flatten(1)
     for step in range(steps):
         rows = torch.randint(len(targets), (_BATCH,), generator=generator).to(targets.device)
-        part = {name: tensor[rows] for name, tensor in raw.tensors.items()}
+        part = raw[rows].tensors
         gradient = part[f"{chain.layers[0].name}.weight"]
         delta = recursion.first_delta(part)
         loss = (gradient - delta[:, :, None] * targets[rows][:, None]).square().sum() / gradient.square().sum()

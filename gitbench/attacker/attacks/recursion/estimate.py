@@ -167,7 +167,7 @@ def estimate(observation: Observation, state: State, *, options: Options, genera
         best, labels = _chosen(better, images, best), torch.where(better[:, None], batches.labels, labels)
     left = (~matched).nonzero().flatten()
     if len(left) and options.iterations:
-        own = _victims(observation, Update({name: tensor[left] for name, tensor in observation.update.tensors.items()}))
+        own = _victims(observation, observation.update[left])
         found = best.clone()
         found[left] = _minimised(own, labels[left], best[left], prior, noise, stages, options, generator, progress)
         best = found
@@ -221,7 +221,7 @@ def _walked(
     chain = read_chain(observation.model, observation.input_shape) if labels.shape[1] == 1 else None
     if chain is None:
         return None
-    update = {name: tensor.double() for name, tensor in observation.update.tensors.items()}
+    update = observation.update.map_all(torch.Tensor.double).tensors
     if noise.rescaled:
         factor = scales(observation, observation.update, labels[:, 0]).double()
         update = {name: tensor / factor.reshape(-1, *(1,) * (tensor.ndim - 1)) for name, tensor in update.items()}
@@ -245,7 +245,7 @@ def _batches(observation: Observation, prior: Gaussian, options: Options, genera
     chain = read_chain(observation.model, observation.input_shape) if options.samples else None
     if chain is None or not applies(chain):
         return None
-    update = {name: tensor.double() for name, tensor in observation.update.tensors.items()}
+    update = dict(observation.update.map_all(torch.Tensor.double).tensors)
     weights = {name: parameter.detach().double() for name, parameter in observation.model.named_parameters()}
     first, normal = f"{chain.layers[0].name}.weight", _normalization(observation.model, chain)
     if normal is not None:  # folded into the layer, so that its inputs are images
