@@ -13,7 +13,7 @@ from gitbench.attacker.layers.passes import simulate
 from gitbench.attacker.tools.lbfgs import descend
 from gitbench.clients.client import client_update, gradients
 from gitbench.clients.data import Data
-from gitbench.clients.defense import Defense, load_defense
+from gitbench.clients.defense import Defense, Expectation, load_defense
 from gitbench.core.progress import silent
 from gitbench.core.random import make_generator
 from helpers import make_data
@@ -35,10 +35,17 @@ def polish_of(model: torch.nn.Module, data: Data, defense: Defense, std: float) 
     public = data.public
     raw = gradients(model, public.inputs[:64, None], public.labels[:64, None]).tensors
     found = fit_polish(
-        chain, weights, dict.fromkeys(raw, std**2), defense, raw=raw, inputs=public.inputs, labels=public.labels, progress=silent
+        chain,
+        weights,
+        dict.fromkeys(raw, std**2),
+        Expectation(defense),
+        raw=raw,
+        inputs=public.inputs,
+        labels=public.labels,
+        progress=silent,
     )
     assert found is not None
-    return Polish(chain, weights, found, defense)
+    return Polish(chain, weights, found, Expectation(defense))
 
 
 @pytest.mark.parametrize("spec", ["lenet", "lenet(activation='tanh', layers=2)", "lenet(bias=False)"])
@@ -94,7 +101,9 @@ def test_a_first_layer_without_known_weights_is_not_polished(data: Data) -> None
     weights.pop(f"{chain.layers[0].name}.weight")
     raw = gradients(model, data.public.inputs[:4, None], data.public.labels[:4, None]).tensors
     variance = dict.fromkeys(raw, 0.01)
-    found = fit_polish(chain, weights, variance, Defense(), raw=raw, inputs=data.public.inputs, labels=data.public.labels, progress=silent)
+    found = fit_polish(
+        chain, weights, variance, Expectation(Defense()), raw=raw, inputs=data.public.inputs, labels=data.public.labels, progress=silent
+    )
     assert found is None
 
 

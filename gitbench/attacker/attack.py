@@ -12,16 +12,17 @@ import torch
 from gitbench.attacker.learning import Checkpoint, NoCheckpoint
 from gitbench.attacker.observation import Observation
 from gitbench.core.component import Component
-from gitbench.core.errors import AttackError, GitbenchError, NotGrantedError, SpecError
+from gitbench.core.errors import AttackError, GitbenchError, NotGrantedError, SpecError, nearest
 from gitbench.core.memory import available_memory
 from gitbench.core.progress import Progress, silent
 from gitbench.core.spec import Part, parse_spec
 from gitbench.identity import registry
-from gitbench.identity.threat import Knowledge
+from gitbench.identity.threat import KNOWLEDGE, Knowledge
 
 State = Mapping[str, torch.Tensor]
 Fit = Callable[[torch.Generator, Checkpoint], State]
 _GIB = 2**30
+_KNOWLEDGE_FIELDS = ("requires", "uses", "fit_uses")
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,20 @@ class Fits(Protocol):
         """
 
 
+def _check_knowledge(cls: type, name: str, value: object) -> None:
+    """Refuse knowledge that no threat model knows.
+
+    Raises:
+        AttackError: naming the attack, the nearest valid name and all of them.
+    """
+    if name == "fit_uses" and value is None:
+        return
+    if not isinstance(value, set | frozenset):
+        raise AttackError(f"Expected {name} of the attack {cls.__name__} to be a set of names of knowledge, got {value!r}.")
+    for found in sorted(value - KNOWLEDGE, key=repr):
+        raise AttackError(f"{name} of the attack {cls.__name__} names {found!r}, which is no knowledge.{nearest(str(found), KNOWLEDGE)}")
+
+
 class Attack(Component):
     """Base of all attacks: subclasses define :meth:`run` and say what they read.
 
@@ -85,10 +100,22 @@ class Attack(Component):
     """Knowledge without which the attack cannot run."""
     uses: frozenset[Knowledge] = frozenset()
     """Knowledge that it reads when it is granted."""
+    adapt: bool = True
+    """False for the attacker that does not know the defense: its definition is then withheld, even where it is granted."""
     fit_uses: frozenset[Knowledge] | None = None
     """What of it :meth:`fit` reads, where that is less: states are shared between cells that differ in the rest only."""
     profiles: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Profile name to constructor arguments that replace the defaults."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        for name in _KNOWLEDGE_FIELDS:
+            _check_knowledge(cls, name, getattr(cls, name))
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in _KNOWLEDGE_FIELDS:
+            _check_knowledge(type(self), name, value)
+        super().__setattr__(name, value)
 
     @final
     def __call__(
@@ -111,7 +138,7 @@ class Attack(Component):
         missing = self.requires - observation.granted
         if missing:
             raise NotGrantedError(f"The attack {self!r} needs {', '.join(sorted(missing))}, which the threat model does not grant.")
-        seen = observation.restricted(self.requires | self.uses)
+        seen = self.seen_of(observation)
         try:
             self._check_memory(seen)
             fitted = self._fitted(seen.without_update(), generator=generator, progress=progress, fits=fits)
@@ -125,6 +152,11 @@ class Attack(Component):
         self._check(candidates.inputs, observation)
         seconds = time.perf_counter() - start
         return Reconstruction(candidates.inputs.detach(), fitted.seconds, seconds, candidates.still_improving)
+
+    def seen_of(self, observation: Observation) -> Observation:
+        """What of an observation this attack sees: what it names, and no defense where it does not adapt."""
+        seen = observation.restricted(self.requires | self.uses)
+        return seen if self.adapt else seen.undefended()
 
     def memory(self, observation: Observation) -> int:
         """Bytes that :meth:`fit` and :meth:`run` take at their peak, beyond data and model; 0 if little.
@@ -221,23 +253,19 @@ class Hybrid(Attack):
         return f"{self.prior!r}+{self.refiner!r}"
 
     def memory(self, observation: Observation) -> int:
-        return max(part.memory(self._share(observation, part)) for part in (self.prior, self.refiner))
+        return max(part.memory(part.seen_of(observation)) for part in (self.prior, self.refiner))
 
     def fit(self, observation: Observation, *, generator: torch.Generator, progress: Progress, checkpoint: Checkpoint) -> State:
-        return self.prior.fit(self._share(observation, self.prior), generator=generator, progress=progress, checkpoint=checkpoint)
+        return self.prior.fit(self.prior.seen_of(observation), generator=generator, progress=progress, checkpoint=checkpoint)
 
     def _fitted(self, observation: Observation, *, generator: torch.Generator, progress: Progress, fits: Fits | None) -> Fitted:
         # The prior's own state, under its own name: the prior alone and all its hybrids share it.
-        return self.prior._fitted(self._share(observation, self.prior), generator=generator, progress=progress, fits=fits)
+        return self.prior._fitted(self.prior.seen_of(observation), generator=generator, progress=progress, fits=fits)
 
     def run(self, observation: Observation, state: State, *, generator: torch.Generator, progress: Progress) -> torch.Tensor | Candidates:
-        found = self.prior.run(self._share(observation, self.prior), state, generator=generator, progress=progress)
+        found = self.prior.run(self.prior.seen_of(observation), state, generator=generator, progress=progress)
         start = found.inputs if isinstance(found, Candidates) else found
-        return self.refiner.refine(self._share(observation, self.refiner), start, generator=generator, progress=progress)
-
-    @staticmethod
-    def _share(observation: Observation, attack: Attack) -> Observation:
-        return observation.restricted(attack.requires | attack.uses)
+        return self.refiner.refine(self.refiner.seen_of(observation), start, generator=generator, progress=progress)
 
 
 def load_attack(attack: str | Attack, *, profile: str = "standard") -> Attack:

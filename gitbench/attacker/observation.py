@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -14,9 +14,9 @@ from torch import nn
 
 from gitbench.clients.client import after_earlier_rounds, local_gradients, protect
 from gitbench.clients.data import Split
-from gitbench.clients.defense import Defense, fresh, load_defense
+from gitbench.clients.defense import Defense, Expectation, fresh, load_defense
 from gitbench.clients.update import Update
-from gitbench.core.errors import NotGrantedError
+from gitbench.core.errors import AttackError, NotGrantedError
 from gitbench.identity.threat import Knowledge
 
 T = TypeVar("T")
@@ -27,12 +27,13 @@ BatchNormStatistics = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 @dataclass(frozen=True)
 class _Contents:
     update: Update | None
+    earlier: tuple[Update, ...]
     model: nn.Module
     input_shape: tuple[int, int, int]
     batch_size: int
     labels: torch.Tensor | None
     public: Split | None
-    defense: Defense | None
+    expectation: Expectation | None
     batchnorm_statistics: BatchNormStatistics | None
     parameters: bool
 
@@ -42,6 +43,7 @@ class Observation:
 
     Args:
         update: of ``V`` victims.
+        earlier: updates of the same victims from rounds before, oldest first.
         model: the attacker's copy of the model under attack (stale under parameter drift).
         input_shape: ``(C, H, W)`` of one input.
         batch_size: inputs per victim; taken from ``labels`` when these are given.
@@ -58,6 +60,7 @@ class Observation:
         self,
         *,
         update: Update,
+        earlier: Sequence[Update] = (),
         model: nn.Module,
         input_shape: tuple[int, int, int],
         batch_size: int | None = None,
@@ -69,12 +72,13 @@ class Observation:
     ) -> None:
         self._contents = _Contents(
             update=update,
+            earlier=_of_the_same_victims(earlier, update),
             model=model,
             input_shape=input_shape,
             batch_size=batch_size or (labels.shape[1] if labels is not None else 1),
             labels=labels,
             public=public,
-            defense=None if defense is None else fresh(load_defense(defense)),
+            expectation=None if defense is None else Expectation(fresh(load_defense(defense))),
             batchnorm_statistics=batchnorm_statistics,
             parameters=parameters,
         )
@@ -90,7 +94,7 @@ class Observation:
             found.add("labels")
         if contents.public is not None:
             found.add("public")
-        if contents.defense is not None:
+        if contents.expectation is not None:
             found.add("defense")
         if contents.batchnorm_statistics is not None:
             found.add("batchnorm_statistics")
@@ -102,6 +106,11 @@ class Observation:
         if self._contents.update is None:
             raise NotGrantedError("An attack is fitted before it sees any update. Read observation.update in run().")
         return self._contents.update
+
+    @property
+    def rounds(self) -> tuple[Update, ...]:
+        """The updates of all rounds that the attacker saw, oldest first; :attr:`update` is the last."""
+        return (*self._contents.earlier, self.update)
 
     @property
     def victims(self) -> int:
@@ -156,7 +165,12 @@ class Observation:
 
     @property
     def defense(self) -> Defense:
-        return _granted("defense", self._contents.defense)
+        return _granted("defense", self._contents.expectation).defense
+
+    @property
+    def expectation(self) -> Expectation | None:
+        """What the defense is expected to make of the attacker's own gradients; None where its definition is not granted."""
+        return self._contents.expectation
 
     @property
     def batchnorm_statistics(self) -> BatchNormStatistics:
@@ -166,31 +180,31 @@ class Observation:
         """Updates of public examples, as pairs to train on. Needs ``public``, not ``parameters``.
 
         The knowledge is that of GIT's setting: the attacker has seen clients send updates of data
-        that it holds. It cannot ask for the update of an input of its own making.
+        that it holds. It cannot ask for the update of an input of its own making. The defense is rehearsed where its
+        definition is granted, and a drift of the parameters too, on samples of the attacker's own: where the client
+        went stays unknown.
 
         Args:
             indices: ``(V, B)`` into the public split.
             generator: for the defense's randomness, drawn afresh at each call.
-            adapt: rehearse the defense, where its definition is granted. A drift of the parameters
-                is rehearsed too, on samples of the attacker's own: where the client went stays unknown.
+            adapt: False leaves the defense out.
         """
-        raw = self.public_gradients(indices, generator=generator, adapt=adapt)
-        return self.protected(raw, generator=generator) if adapt else raw
+        if not adapt:
+            return self.undefended().public_updates(indices, generator=generator)
+        return self.protected(self.public_gradients(indices, generator=generator), generator=generator)
 
-    def public_gradients(self, indices: torch.Tensor, *, generator: torch.Generator, adapt: bool = True) -> Update:
+    def public_gradients(self, indices: torch.Tensor, *, generator: torch.Generator) -> Update:
         """The same before the defense protects them, so that one gradient can be protected many times."""
         public = self.public
         index = indices.to(public.inputs.device)
         contents = self._contents
-        defense = contents.defense if adapt else None
         return local_gradients(
-            contents.model, public.inputs[index], public.labels[index], defense=defense, generator=generator, public=public
+            contents.model, public.inputs[index], public.labels[index], defense=self._rehearsed, generator=generator, public=public
         )
 
     def protected(self, raw: Update, *, generator: torch.Generator) -> Update:
         """Gradients as the defense would send them; as they are where its definition is not granted."""
-        contents = self._contents
-        defense = contents.defense
+        contents, defense = self._contents, self._rehearsed
         if defense is None:
             return raw
         if defense.rounds != 1:
@@ -205,10 +219,14 @@ class Observation:
         return self._replaced(
             labels=contents.labels if "labels" in knowledge else None,
             public=contents.public if "public" in knowledge else None,
-            defense=contents.defense if "defense" in knowledge else None,
+            expectation=contents.expectation if "defense" in knowledge else None,
             batchnorm_statistics=contents.batchnorm_statistics if "batchnorm_statistics" in knowledge else None,
             parameters=contents.parameters and "parameters" in knowledge,
         )
+
+    def undefended(self) -> Observation:
+        """The same observation for an attacker who does not know the defense, or does not want to rehearse it."""
+        return self._replaced(expectation=None)
 
     def without_update(self) -> Observation:
         """The knowledge alone, for fitting, without the public examples of :attr:`kept`."""
@@ -218,7 +236,7 @@ class Observation:
             mask[self.kept] = False
             mask = mask.to(public.inputs.device)
             public = Split(public.inputs[mask], public.labels[mask])
-        return self._replaced(update=None, labels=None, batchnorm_statistics=None, public=public)
+        return self._replaced(update=None, earlier=(), labels=None, batchnorm_statistics=None, public=public)
 
     @property
     def kept(self) -> torch.Tensor:
@@ -237,7 +255,7 @@ class Observation:
             labels: theirs ``(N, B)``, where labels are granted; None keeps them secret.
             batchnorm_statistics: of their batches, likewise.
         """
-        return self._replaced(update=update, labels=labels, batchnorm_statistics=batchnorm_statistics)
+        return self._replaced(update=update, earlier=(), labels=labels, batchnorm_statistics=batchnorm_statistics)
 
     def of_victims(self, rows: torch.Tensor, *, labels: torch.Tensor) -> Observation:
         """Some of the victims only, with the attacker's own guess of their labels as if they were granted.
@@ -250,16 +268,28 @@ class Observation:
         statistics = contents.batchnorm_statistics
         return self._replaced(
             update=self.update[rows],
+            earlier=tuple(update[rows] for update in contents.earlier),
             labels=labels,
             batchnorm_statistics=None
             if statistics is None
             else {name: (mean[rows], var[rows]) for name, (mean, var) in statistics.items()},
         )
 
+    @property
+    def _rehearsed(self) -> Defense | None:
+        return None if self._contents.expectation is None else self._contents.expectation.defense
+
     def _replaced(self, **changes: object) -> Observation:
         other = object.__new__(Observation)
         other._contents = dataclasses.replace(self._contents, **changes)  # type: ignore[arg-type]
         return other
+
+
+def _of_the_same_victims(earlier: Sequence[Update], update: Update) -> tuple[Update, ...]:
+    wrong = [len(one) for one in earlier if len(one) != len(update)]
+    if wrong:
+        raise AttackError(f"Expected earlier updates of the same {len(update)} victims, got one of {wrong[0]}. Stack victims in one order.")
+    return tuple(earlier)
 
 
 def _granted(name: Knowledge, value: T | None) -> T:

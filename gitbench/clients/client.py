@@ -11,7 +11,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
 from gitbench.clients.data import Split
-from gitbench.clients.defense import Defense, fresh, load_defense
+from gitbench.clients.defense import Defense, Expectation, fresh, load_defense
 from gitbench.clients.update import Update
 from gitbench.core.errors import DefenseError, GitbenchError, ModelError
 from gitbench.core.random import make_generator, seeded
@@ -169,24 +169,25 @@ def gradients(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, *, p
     return Update({name: tensor[:, 0] if one else tensor.mean(1) for name, tensor in stacked.items()}, per_example=stacked)
 
 
-def expected_update(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, *, defense: Defense | None, observed: Update) -> Update:
+def expected_update(
+    model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, *, expectation: Expectation | None, observed: Update
+) -> Update:
     """What an attacker expects candidates to send: their gradients through the defense's deterministic part.
 
     Args:
         model: the attacker's.
         inputs: ``(V, B, C, H, W)``; differentiable.
         labels: as for :func:`gradients`.
-        defense: None for an attacker who does not know it, or does not adapt.
+        expectation: of the defense; None for an attacker who does not know it, or does not adapt.
         observed: what was sent, of the same victims.
 
     Raises:
         DefenseError: the defense raised; the message names it.
     """
-    raw = gradients(model, inputs, labels, per_example=defense is not None and defense.needs_per_example)
-    if defense is None:
-        return raw
-    with blaming(defense):
-        return defense.expected(raw, observed=observed)
+    if expectation is None:
+        return gradients(model, inputs, labels)
+    with blaming(expectation.defense):
+        return expectation(gradients(model, inputs, labels, per_example=expectation.defense.needs_per_example), observed=observed)
 
 
 def check_update(update: object, raw: Update, defense: Defense) -> None:

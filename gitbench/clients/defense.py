@@ -17,6 +17,10 @@ from gitbench.core.random import make_generator
 from gitbench.core.spec import parse_spec
 from gitbench.identity import registry
 
+_COPIES, _FEW_COPIES = 64, 4  # of an update that is_random() looks at; few of a large one
+_ENTRIES = 2**20  # that make an update large, all copies together
+_DRAWS = 4
+
 
 @dataclass(frozen=True)
 class Declared:
@@ -78,18 +82,14 @@ class Defense(Component):
     def expected(self, update: Update, *, observed: Update) -> Update:
         """The defense's deterministic part, differentiable: how an adaptive attacker sees its own gradient.
 
-        By default :meth:`protect` itself where it is deterministic (two generators, one result) and can
-        be differentiated, and the identity where it is not. Override it where more is known.
+        By default :meth:`protect` itself where it is deterministic (see :func:`is_random`) and can be
+        differentiated, and the identity where it is not. Override it where more is known.
 
         Args:
             update: the attacker's gradient; ``per_example`` is there when the defense needs it.
             observed: what the client sent, for what it reveals (which entries were pruned, say).
         """
-        if not self._deterministic(update):
-            return update
-        protected = self._anew().protect(update, generator=make_generator(0))
-        lost = _differentiable(update) and not _differentiable(protected)
-        return update if lost else protected
+        return update if is_random(self, update) else _through(self, update)
 
     def declared(self, *, batch_size: int) -> Declared:
         """What this defense promises; checked before any attack runs. Nothing by default."""
@@ -101,17 +101,64 @@ class Defense(Component):
             return NotImplemented
         return Composition(defenses=[part for one in (self, other) for part in (one.defenses if isinstance(one, Composition) else (one,))])
 
-    def _deterministic(self, update: Update) -> bool:
-        found = vars(self).get("_is_deterministic")
-        if found is None:
-            plain = update.detach()
-            first, second = (self._anew().protect(plain, generator=make_generator(seed)).flatten() for seed in (0, 1))
-            found = vars(self)["_is_deterministic"] = torch.equal(first, second)
-        return bool(found)
 
-    def _anew(self) -> Defense:
-        """This defense as a client's first round finds it: what it keeps is never the attacker's own gradient."""
-        return self if self.rounds == 1 else fresh(self)
+def is_random(defense: Defense, update: Update) -> bool:
+    """Whether a defense's :meth:`~Defense.protect` depends on its generator, asked on many copies of some victims' updates.
+
+    Many, because two draws may agree by chance where there is little to draw: a coin for each victim, say.
+
+    Args:
+        defense: it is left as it is.
+        update: of at least one victim.
+    """
+    copies = max(_FEW_COPIES, min(_COPIES, _ENTRIES // sum(tensor[0].numel() for tensor in update.tensors.values())))
+    some = update[torch.arange(copies) % len(update)].detach()
+    sent = (_anew(defense).protect(some, generator=make_generator(seed)).flatten() for seed in range(_DRAWS))
+    first = next(sent)
+    return any(not torch.equal(first, other) for other in sent)
+
+
+class Expectation:
+    """What an adaptive attacker expects a defense to make of its own gradients: :meth:`Defense.expected`, for many calls.
+
+    It remembers beside the defense which parts of it are random: that is asked once.
+
+    Args:
+        defense: a copy that is the attacker's own.
+    """
+
+    def __init__(self, defense: Defense) -> None:
+        self.defense = defense
+        self._random: dict[int, bool] = {}
+
+    def __call__(self, update: Update, *, observed: Update) -> Update:
+        """The update that is expected to be sent, differentiable.
+
+        Args:
+            update: the attacker's gradient; ``per_example`` is there when the defense needs it.
+            observed: what the client sent.
+        """
+        parts = self.defense.defenses if type(self.defense) is Composition else (self.defense,)
+        for index, part in enumerate(parts):
+            if type(part).expected is not Defense.expected:
+                update = part.expected(update, observed=observed)
+                continue
+            if index not in self._random:
+                self._random[index] = is_random(part, update)
+            if not self._random[index]:
+                update = _through(part, update)
+        return update
+
+
+def _through(defense: Defense, update: Update) -> Update:
+    """An update through a deterministic defense; as it is where its slope would be lost."""
+    protected = _anew(defense).protect(update, generator=make_generator(0))
+    return update if _differentiable(update) and not _differentiable(protected) else protected
+
+
+def _anew(defense: Defense) -> Defense:
+    """A defense as a client's first round finds it: what it keeps is never the attacker's own gradient."""
+    return defense if defense.rounds == 1 else fresh(defense)
 
 
 def _differentiable(update: Update) -> bool:

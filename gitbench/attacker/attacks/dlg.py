@@ -73,7 +73,7 @@ class DLG(Refiner):
     def refine(
         self, observation: Observation, start: torch.Tensor | None, *, generator: torch.Generator, progress: Progress
     ) -> torch.Tensor | Candidates:
-        objective = Objective(observation, distance="l2", adapt=self.adapt)
+        objective = Objective(observation, distance="l2")
         problem = _Problem(observation, objective, self._fixed_labels(observation), self.init)
         points = problem.start(generator)
         if start is not None:
@@ -108,7 +108,7 @@ class DLG(Refiner):
     def _fixed_labels(self, observation: Observation) -> torch.Tensor | None:
         if self.labels == "joint":
             return None
-        return observation.labels if self.labels == "known" else infer_labels(observation, adapt=self.adapt)
+        return observation.labels if self.labels == "known" else infer_labels(observation)
 
 
 class _Problem:

@@ -190,8 +190,8 @@ class GIAS(Attack):
         network = self._generator(observation)
         network.load_state_dict(dict(state))
         network.to(observation.device).requires_grad_(False)
-        objective = Objective(observation, distance=self.distance, adapt=self.adapt)
-        matching = functools.partial(objective, labels=infer_labels(observation, adapt=self.adapt))
+        objective = Objective(observation, distance=self.distance)
+        matching = functools.partial(objective, labels=infer_labels(observation))
         codes, images, losses = self._search_codes(network, observation, matching, generator, progress)
         falling, steps = Falling(self.iterations), itertools.count()
 

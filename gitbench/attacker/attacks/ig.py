@@ -91,8 +91,8 @@ class IG(Refiner):
     def refine(
         self, observation: Observation, start: torch.Tensor | None, *, generator: torch.Generator, progress: Progress
     ) -> torch.Tensor | Candidates:
-        objective = Objective(observation, distance=self.distance, adapt=self.adapt)
-        labels = observation.labels if self.labels == "known" else infer_labels(observation, adapt=self.adapt)
+        objective = Objective(observation, distance=self.distance)
+        labels = observation.labels if self.labels == "known" else infer_labels(observation)
         shape = (len(labels), observation.batch_size, *observation.input_shape)
         best = best_loss = None
         for restart in range(self.restarts):

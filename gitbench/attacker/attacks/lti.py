@@ -132,7 +132,7 @@ class LTI(Attack):
             )
         order = torch.randperm(len(public), generator=generator)[: rows * observation.batch_size].reshape(rows, -1)
         seed = int(torch.randint(2**62, (), generator=generator))
-        pairs = PublicPairs(observation, order, generator=generator, progress=progress, what="lti", adapt=self.adapt)
+        pairs = PublicPairs(observation, order, generator=generator, progress=progress, what="lti")
         train, test = torch.arange(rows - held), torch.arange(rows - held, rows)
         moments = self._moments(pairs, train, make_generator(seed, "moments"), progress)
         reader = UpdateReader(*moments, bins=self._bins(len(moments[0])), seed=seed)

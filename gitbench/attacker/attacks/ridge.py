@@ -53,7 +53,7 @@ class Ridge(Attack):
         features = []
         chunks = order.split(observation.chunk)
         for done, chunk in enumerate(chunks):
-            update = observation.public_updates(chunk, generator=generator, adapt=self.adapt)
+            update = observation.public_updates(chunk, generator=generator)
             features.append(last_features(observation, update, public.labels[chunk.to(public.labels.device)]))
             progress("ridge: public updates", done + 1, len(chunks))
         pixels = public.inputs[order.flatten().to(public.inputs.device)].flatten(1)
@@ -62,7 +62,7 @@ class Ridge(Attack):
         return fit_ridge([found] if inverse is None else [found, inverse(found)], pixels, holdout=self.holdout)
 
     def run(self, observation: Observation, state: State, *, generator: torch.Generator, progress: Progress) -> torch.Tensor:
-        features = last_features(observation, observation.update, infer_labels(observation, adapt=self.adapt)).double()
+        features = last_features(observation, observation.update, infer_labels(observation)).double()
         inverse = _inverse(observation)
         if inverse is not None and bool(state["map"]):
             features = inverse(features)

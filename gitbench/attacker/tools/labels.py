@@ -38,7 +38,7 @@ def class_signal(observation: Observation) -> torch.Tensor:
     return tensors[f"{name}.weight"].sum(dim=2)
 
 
-def infer_labels(observation: Observation, *, adapt: bool = True) -> torch.Tensor:
+def infer_labels(observation: Observation) -> torch.Tensor:
     """Labels ``(V, B)``, sorted; those that are granted, where they are.
 
     One example: the class of the most negative signal (iDLG). A batch: the counts that explain the last layer's gradient
@@ -52,13 +52,12 @@ def infer_labels(observation: Observation, *, adapt: bool = True) -> torch.Tenso
 
     Args:
         observation: what is granted.
-        adapt: rehearse the defense, where its definition is granted.
     """
     if "labels" in observation.granted:
         return observation.labels.sort(dim=1).values
     if observation.batch_size == 1:
         return class_signal(observation).argmin(dim=1, keepdim=True)
-    counts = _counts(observation, adapt=adapt)
+    counts = _counts(observation)
     classes = torch.arange(counts.shape[1], device=counts.device)
     return torch.stack([classes.repeat_interleave(row) for row in counts])
 
@@ -84,10 +83,10 @@ def greedy_counts(observation: Observation) -> torch.Tensor:
     return counts
 
 
-def _counts(observation: Observation, *, adapt: bool) -> torch.Tensor:
+def _counts(observation: Observation) -> torch.Tensor:
     granted, batch = observation.granted, observation.batch_size
     _, linear = last_linear(observation.architecture)
-    defended = adapt and "defense" in granted and not _passes(observation.defense)
+    defended = "defense" in granted and not _passes(observation.defense)
     known = "parameters" in granted and not defended
     if known and "public" in granted and not observation.model.training:
         found = _from_features(observation, linear)
@@ -97,7 +96,7 @@ def _counts(observation: Observation, *, adapt: bool) -> torch.Tensor:
         wanted = (_EXAMPLES if defended else _SENT) // batch
         if wanted < 3 * linear.out_features:
             return greedy_counts(observation)
-        return _from_batches(observation, linear, wanted, adapt=adapt)[0]
+        return _from_batches(observation, linear, wanted)[0]
     else:
         found = None
     if found is None:
@@ -196,7 +195,7 @@ def _bias(linear: nn.Linear) -> torch.Tensor:
     return linear.bias.detach().double()
 
 
-def _from_batches(observation: Observation, linear: nn.Linear, wanted: int, *, adapt: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def _from_batches(observation: Observation, linear: nn.Linear, wanted: int) -> tuple[torch.Tensor, torch.Tensor]:
     """From updates of ``wanted`` public batches as they would be sent: a regression on their counts, and what it leaves as the noise."""
     public, batch, classes = observation.public, observation.batch_size, linear.out_features
     name, _ = last_linear(observation.architecture)
@@ -204,7 +203,7 @@ def _from_batches(observation: Observation, linear: nn.Linear, wanted: int, *, a
     whole = len(public) // batch
     drawn = [torch.randperm(len(public), generator=generator)[: whole * batch].reshape(whole, batch) for _ in range(-(-wanted // whole))]
     chosen = torch.cat(drawn)[:wanted]
-    parts = [observation.public_updates(part, generator=generator, adapt=adapt).tensors for part in chosen.split(observation.chunk)]
+    parts = [observation.public_updates(part, generator=generator).tensors for part in chosen.split(observation.chunk)]
     names = [own for own in (f"{name}.weight", f"{name}.bias") if own in parts[0]]
     sent = Update({own: torch.cat([part[own] for part in parts]) for own in names})
     directions = _directions(sent.tensors[f"{name}.weight"].flatten(0, 1), linear, min(_ENTRIES, wanted // 4))

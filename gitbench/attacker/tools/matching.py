@@ -74,7 +74,7 @@ class Falling:
 class Objective:
     """Distance between the observed update and that of candidate inputs.
 
-    An adaptive attacker passes its own gradient through the deterministic part of the defense.
+    The attacker's own gradient passes through the deterministic part of the defense, where its definition is granted.
 
     Args:
         observation: needs ``parameters``.
@@ -82,20 +82,19 @@ class Objective:
             over all layers side by side (IG), ``layerwise`` the mean over layers of one minus each
             layer's cosine plus 0.03 times the squared logarithm of its norm's ratio: no layer drowns
             the others, and the scale, which a cosine is blind to, counts a little.
-        adapt: use the defense's definition, where it is granted.
     """
 
-    def __init__(self, observation: Observation, *, distance: Distance, adapt: bool = True) -> None:
+    def __init__(self, observation: Observation, *, distance: Distance) -> None:
         self._model = observation.model
         self._observed = observation.update
         self._rows = [tensor.flatten(1) for tensor in observation.update.tensors.values()]
         self._squares = torch.stack([_dot(row, row) for row in self._rows])
-        self._defense = observation.defense if adapt and "defense" in observation.granted else None
+        self._expectation = observation.expectation
         self._distance = distance
 
     def __call__(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Distances ``(V,)`` of candidates ``(V, B, C, H, W)``; differentiable."""
-        update = expected_update(self._model, inputs, labels, defense=self._defense, observed=self._observed)
+        update = expected_update(self._model, inputs, labels, expectation=self._expectation, observed=self._observed)
         rows = [tensor.flatten(1) for tensor in update.tensors.values()]
         if self._distance == "l2":
             return torch.stack([(mine - theirs).square().sum(1) for mine, theirs in zip(rows, self._rows, strict=True)]).sum(0)

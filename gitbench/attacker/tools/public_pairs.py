@@ -31,7 +31,6 @@ class PublicPairs:
         generator: for what the defense draws before the gradient is taken.
         progress: told of the gradients.
         what: who is asking, for ``progress``.
-        adapt: rehearse the defense, where its definition is granted.
         budget: bytes of gradients to keep.
     """
 
@@ -43,11 +42,9 @@ class PublicPairs:
         generator: torch.Generator,
         progress: Progress,
         what: str,
-        adapt: bool = True,
         budget: int = KEPT,
     ) -> None:
         self._observation = observation
-        self._adapt = adapt
         self._seed = int(torch.randint(2**62, (), generator=generator))
         public = observation.public
         self.order = order.to(public.inputs.device)
@@ -83,7 +80,7 @@ class PublicPairs:
 
     def updates(self, rows: torch.Tensor, *, generator: torch.Generator) -> Update:
         """The updates of some rows ``(n,)``, protected with fresh randomness."""
-        if not self._adapt:
+        if self._observation.expectation is None:
             return self.gradients(rows)
         whole: dict[str, torch.Tensor] = {}
         done = 0
@@ -113,7 +110,7 @@ class PublicPairs:
     def _computed(self, rows: torch.Tensor) -> Update:
         # Seeded by the rows, so that gradients computed again are the same.
         generator = torch.Generator().manual_seed((self._seed + int(rows[0])) % 2**62)
-        return self._observation.public_gradients(self.order[rows.to(self.order.device)], generator=generator, adapt=self._adapt)
+        return self._observation.public_gradients(self.order[rows.to(self.order.device)], generator=generator)
 
 
 def pairs_memory(observation: Observation, count: int) -> int:

@@ -12,6 +12,7 @@ import torch
 from gitbench.attacker.observation import Observation
 from gitbench.attacker.tools.labels import infer_labels
 from gitbench.clients.client import blaming, gradients
+from gitbench.clients.defense import Expectation
 from gitbench.clients.update import Update
 from gitbench.core.random import make_generator, randn_like
 
@@ -59,13 +60,14 @@ def rehearse(observation: Observation, *, generator: torch.Generator) -> Rehears
         observation: needs ``parameters``; without ``defense`` the updates' scale is taken as unknown.
         generator: for the choice of images and the defense's randomness.
     """
-    if "defense" not in observation.granted:
+    expectation = observation.expectation
+    if expectation is None:
         return Rehearsal({name: 0.0 for name, _ in observation.model.named_parameters()}, scale="update")
     inputs, labels, sent = _played(observation, max(8, _EXAMPLES // observation.batch_size), generator)
-    own = gradients(observation.model, inputs, labels, per_example=observation.defense.needs_per_example).detach()
-    with blaming(observation.defense):
-        expected = observation.defense.expected(own, observed=sent).detach()
-    sloped = _has_slope(observation, own, sent)
+    own = gradients(observation.model, inputs, labels, per_example=expectation.defense.needs_per_example).detach()
+    with blaming(expectation.defense):
+        expected = expectation(own, observed=sent).detach()
+    sloped = _has_slope(expectation, own, sent)
     scale, departure = _scale(sent, expected if sloped else own)
     truth = labels.sort(dim=1).values
     read, raw = (float((infer_labels(observation.with_update(one)) == truth).all(1).float().mean()) for one in (sent, own))
@@ -122,12 +124,12 @@ def _total(sent: Update, departure: Mapping[str, float]) -> float:
     return sum(departure[name] ** 2 * tensor[0].numel() for name, tensor in sent.tensors.items())
 
 
-def _has_slope(observation: Observation, own: Update, sent: Update) -> bool:
+def _has_slope(expectation: Expectation, own: Update, sent: Update) -> bool:
     """False where the deterministic part of the defense returns something, whatever its argument."""
     leaves = {name: tensor.clone().requires_grad_() for name, tensor in own.tensors.items()}
     each = None if own.per_example is None else {name: tensor.clone().requires_grad_() for name, tensor in own.per_example.items()}
-    with torch.enable_grad(), blaming(observation.defense):
-        expected = observation.defense.expected(Update(leaves, each), observed=sent)
+    with torch.enable_grad(), blaming(expectation.defense):
+        expected = expectation(Update(leaves, each), observed=sent)
         # In a random direction: the length of what is clipped has no slope, and needs none.
         generator = make_generator(0, "slope")
         aim = torch.stack([(tensor * randn_like(tensor, generator)).sum() for tensor in expected.tensors.values()]).sum()

@@ -88,7 +88,7 @@ class Auto(Attack):
 
     def memory(self, observation: Observation) -> int:
         """Of the least demanding part: one that does not fit is left out (:meth:`_fitted`)."""
-        return min((prior.memory(_share(observation, prior)) for prior in self._able(observation).values()), default=0)
+        return min((prior.memory(prior.seen_of(observation)) for prior in self._able(observation).values()), default=0)
 
     def _able(self, observation: Observation) -> dict[str, Attack]:
         return {name: prior for name, prior in self._priors.items() if prior.requires <= observation.granted}
@@ -99,7 +99,7 @@ class Auto(Attack):
         seconds = 0.0
         for name, prior in self._able(observation).items():
             with contextlib.suppress(AttackError):  # one that cannot be had here (its memory, a layer) is none
-                share = _share(observation, prior)
+                share = prior.seen_of(observation)
                 prior._check_memory(share)
                 found = prior._fitted(share, generator=generator, progress=progress, fits=fits)
                 state |= {f"{name}.{key}": tensor for key, tensor in found.state.items()}
@@ -242,13 +242,11 @@ class _Search:
 
     def _refine(self, rows: torch.Tensor, iterations: int, start: torch.Tensor | None) -> None:
         observation = self._observation.of_victims(rows, labels=self.labels[rows])
-        refiner = IG(iterations=iterations, labels="known", adapt=self.rehearsal.sloped)
+        if not self.rehearsal.sloped:
+            observation = observation.undefended()
+        refiner = IG(iterations=iterations, labels="known")
         self.consider(_inputs(refiner.refine(observation, start, generator=self._generator, progress=self._clock)), rows)
         self._clock("auto", 1, 1)
-
-
-def _share(observation: Observation, attack: Attack) -> Observation:
-    return observation.restricted(attack.requires | attack.uses)
 
 
 def _inputs(found: torch.Tensor | Candidates) -> torch.Tensor:

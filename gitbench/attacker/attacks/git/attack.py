@@ -128,12 +128,12 @@ class Git(Attack):
     def _exact(self) -> ExactOptions:
         return ExactOptions(
             width=self.width, epochs=self.epochs, lr=self.lr, draws=self.draws,
-            holdout=self.holdout, limit=self.limit, adapt=self.adapt, weights=self.weights, polish=self.polish,
+            holdout=self.holdout, limit=self.limit, weights=self.weights, polish=self.polish,
         )  # fmt: skip
 
     @property
     def _coarse(self) -> CoarseOptions:
         return CoarseOptions(
             width=self.coarse_width, sketch=self.sketch, epochs=self.epochs, draws=self.draws,
-            holdout=self.holdout, limit=self.limit, adapt=self.adapt,
+            holdout=self.holdout, limit=self.limit,
         )  # fmt: skip

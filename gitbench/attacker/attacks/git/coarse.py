@@ -137,7 +137,7 @@ def run_coarse(
     network = _chain(reader, start, state["network.last_mean"].shape[0], options, make_generator(0, "replaced below"))
     network.load_state_dict({name.removeprefix("network."): tensor for name, tensor in state.items() if name.startswith("network.")})
     network.to(device).eval()
-    update, labels = observation.update, infer_labels(observation, adapt=options.adapt)
+    update, labels = observation.update, infer_labels(observation)
     found: list[torch.Tensor] = []
     chunks = torch.arange(update.victims, device=device).split(64)
     with torch.no_grad():
@@ -219,7 +219,7 @@ def _prepared(
     rows = len(order)
     train = rows - _held(options, rows)
     seed = int(torch.randint(2**62, (), generator=generator))
-    pairs = PublicPairs(observation, order, generator=generator, progress=progress, what="git", adapt=options.adapt, budget=KEPT)
+    pairs = PublicPairs(observation, order, generator=generator, progress=progress, what="git", budget=KEPT)
     # More inputs than half the public batches would fit noise.
     reader = Reader(observation, module=module, sketch=options.sketch, seed=seed, room=rows // 2)
     reader.solve_head(pairs, make_generator(seed, "head"), train)
@@ -227,7 +227,7 @@ def _prepared(
     fresh = random and pairs_memory(observation, rows) <= KEPT
     draws = 1 if fresh or not random else options.draws
     drawn = make_generator(seed, "draws")
-    seen = read_all(observation, pairs, reader, draws=draws, adapt=options.adapt, generator=drawn, progress=progress)
+    seen = read_all(observation, pairs, reader, draws=draws, generator=drawn, progress=progress)
     seen = reader.bounded(seen, train)
     images = pairs.inputs.flatten(2)
     start = Start.fit(reader, seen[0], images, held=rows - train, components=options.components, generator=generator)

@@ -168,7 +168,7 @@ class Reader:
 
 
 def read_all(
-    observation: Observation, pairs: PublicPairs, reader: Reader, *, draws: int, adapt: bool, generator: torch.Generator, progress: Progress
+    observation: Observation, pairs: PublicPairs, reader: Reader, *, draws: int, generator: torch.Generator, progress: Progress
 ) -> list[Seen]:
     """What is read off all public batches, once for each draw of the defense."""
     chunks = torch.arange(len(pairs)).split(min(64, observation.chunk))
@@ -176,7 +176,7 @@ def read_all(
     for done, chunk in enumerate(chunks):
         raw = pairs.gradients(chunk)
         for part in found:
-            update = observation.protected(raw, generator=generator) if adapt else raw
+            update = observation.protected(raw, generator=generator)
             part.append(reader(update, pairs.labels[chunk.to(observation.device)]))
         progress("git: public updates", done + 1, len(chunks))
     return [Seen.joined(part) for part in found]

@@ -81,7 +81,7 @@ def fit_exact(
     found = _weights(chain, observation, order, options, generator, progress)
     if found is None:
         return f"the weights of the recursion do not follow from {min(len(order), _SOLVED_FROM)} public pairs"
-    pairs = PublicPairs(observation, order, generator=generator, progress=progress, what="git", adapt=options.adapt)
+    pairs = PublicPairs(observation, order, generator=generator, progress=progress, what="git")
     weights, view = found
     images = _views(chain, observation, pairs.inputs[:, 0])[view]
     rows = torch.arange(len(pairs))
@@ -125,9 +125,9 @@ def run_exact(observation: Observation, state: Mapping[str, torch.Tensor], *, po
     chain = read_chain(observation.architecture, observation.input_shape)
     assert chain is not None
     walk = SolvedWalk(chain, _part(state, "walk."))
-    polisher = (
-        Polish(chain, _part(state, "walk.weights."), _part(state, "polish."), observation.defense) if "start.weight" in state else None
-    )
+    expectation, polisher = observation.expectation, None
+    if "start.weight" in state and expectation is not None:
+        polisher = Polish(chain, _part(state, "walk.weights."), _part(state, "polish."), expectation)
     tensors = dict(state)
     final = LinearMap.stored(tensors, "final")
     network = _network(len(final.input_mean), int(state["head.width"]), len(final.output_mean)).to(observation.device)
@@ -156,7 +156,7 @@ def _weights(
     unknown = 2 * (chain.layers[-1].input_shape[0] + 1)
     count = min(len(order), _SOLVED_FROM, max(unknown, _SOLVED_BYTES // (4 * sum(parameters.values()))))
     rows = order[: count + count // 4]
-    pairs = PublicPairs(observation, rows, generator=generator, progress=progress, what="git: recursion", adapt=False)
+    pairs = PublicPairs(observation.undefended(), rows, generator=generator, progress=progress, what="git: recursion")
     everyone = torch.arange(len(rows))
     raw = pairs.gradients(everyone)
     views = _views(chain, observation, pairs.inputs[:, 0])
@@ -225,14 +225,14 @@ def _walk(
 def _polish(
     chain: Chain, weights: Weights, noise: StepNoise, observation: Observation, pairs: PublicPairs, images: torch.Tensor, progress: Progress
 ) -> Polish | None:
-    if noise.sparse:
+    expectation = observation.expectation
+    if noise.sparse or expectation is None:
         return None
     some = dict(pairs.gradients(torch.arange(min(_DRAWN, len(pairs)))).tensors)
-    defense = observation.defense
     found = fit_polish(
-        chain, weights, noise.variance, defense, raw=some, inputs=images, labels=pairs.labels[:, 0], progress=progress
+        chain, weights, noise.variance, expectation, raw=some, inputs=images, labels=pairs.labels[:, 0], progress=progress
     )  # fmt: skip
-    return None if found is None else Polish(chain, weights, found, defense)
+    return None if found is None else Polish(chain, weights, found, expectation)
 
 
 def _polished(

@@ -11,7 +11,7 @@ from gitbench.attacker.layers.chain import Chain, Weights
 from gitbench.attacker.layers.passes import simulate
 from gitbench.attacker.tools.lbfgs import descend
 from gitbench.clients.client import blaming
-from gitbench.clients.defense import Defense
+from gitbench.clients.defense import Expectation
 from gitbench.clients.update import Update
 from gitbench.core.progress import Progress
 
@@ -39,13 +39,15 @@ class Polish:
         chain: the model's layers.
         weights: from :func:`gitbench.attacker.attacks.git.weights.solve_weights`.
         tensors: what :func:`fit_polish` found.
-        defense: whose deterministic part the gradients pass.
+        expectation: what the defense makes of gradients on average.
     """
 
-    def __init__(self, chain: Chain, weights: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor], defense: Defense) -> None:
+    def __init__(
+        self, chain: Chain, weights: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor], expectation: Expectation
+    ) -> None:
         self.chain = chain
         self.tensors = tensors
-        self._defense = defense
+        self._expectation = expectation
         self._weights = weights
         self._deviation = {name.removeprefix("deviation."): tensor for name, tensor in tensors.items() if name.startswith("deviation.")}
 
@@ -101,10 +103,10 @@ class Polish:
     def _sent(self, inputs: torch.Tensor, labels: torch.Tensor, observed: Update | None) -> torch.Tensor:
         """What the defense sends on average for these inputs, in deviations of its noise: ``(N, D)``."""
         tensors = simulate(self.chain, self._weights, inputs.reshape(-1, *self.chain.layers[0].input_shape), labels)
-        each = {name: tensor[:, None] for name, tensor in tensors.items()} if self._defense.needs_per_example else None
+        each = {name: tensor[:, None] for name, tensor in tensors.items()} if self._expectation.defense.needs_per_example else None
         raw = Update(tensors, each)
-        with blaming(self._defense):
-            sent = self._defense.expected(raw, observed=observed or raw.detach())
+        with blaming(self._expectation.defense):
+            sent = self._expectation(raw, observed=observed or raw.detach())
         return self._flat(sent)
 
     def _flat(self, update: Update) -> torch.Tensor:
@@ -115,7 +117,7 @@ def fit_polish(
     chain: Chain,
     weights: Weights,
     variance: Mapping[str, float],
-    defense: Defense,
+    expectation: Expectation,
     *,
     raw: Mapping[str, torch.Tensor],
     inputs: torch.Tensor,
@@ -128,7 +130,7 @@ def fit_polish(
         chain: the model's layers.
         weights: from :func:`gitbench.attacker.attacks.git.weights.solve_weights`.
         variance: of the defense's randomness in each tensor.
-        defense: whose deterministic part the gradients pass.
+        expectation: what the defense makes of gradients on average.
         raw: undefended gradients of some public examples.
         inputs: ``(N, C, H, W)`` as the first layer sees them.
         labels: ``(N,)``.
@@ -145,7 +147,7 @@ def fit_polish(
     for name, tensor in raw.items():
         doubt = variance[name] + _MODEL_ERROR**2 * float(tensor.square().mean())
         tensors[f"deviation.{name}"] = torch.tensor(doubt, device=flat.device).sqrt().clamp_min(1e-12)
-    polish = Polish(chain, weights, tensors, defense)
+    polish = Polish(chain, weights, tensors, expectation)
     classes = chain.layers[-1].output_shape[0]
     groups = [(labels == label).nonzero().flatten() for label in range(classes)] if classes <= _LABELS else [torch.arange(len(labels))]
     found = []

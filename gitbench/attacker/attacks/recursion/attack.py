@@ -88,5 +88,5 @@ class Recursion(Attack):
     def _options(self) -> Options:
         return Options(
             limit=self.limit, iterations=self.iterations, cg=self.cg, match=self.match,
-            holdout=self.holdout, rehearsal=self.rehearsal, prior=self.prior, samples=self.samples, adapt=self.adapt,
+            holdout=self.holdout, rehearsal=self.rehearsal, prior=self.prior, samples=self.samples,
         )  # fmt: skip

@@ -52,7 +52,7 @@ class Departure:
         return cls(part("noise.walk."), part("noise.match."), part("noise.size."), bool(tensors["noise.rescaled"]))
 
 
-def rehearse(observation: Observation, sent: Update, inputs: torch.Tensor, labels: torch.Tensor, *, adapt: bool) -> Departure:
+def rehearse(observation: Observation, sent: Update, inputs: torch.Tensor, labels: torch.Tensor) -> Departure:
     """The noise, from updates of known images.
 
     Args:
@@ -60,12 +60,13 @@ def rehearse(observation: Observation, sent: Update, inputs: torch.Tensor, label
         sent: updates ``(N, *shape)`` as the clients would send them.
         inputs: the images behind them, ``(N, B, C, H, W)``.
         labels: theirs, ``(N, B)``.
-        adapt: know the defense's deterministic part, where its definition is granted.
     """
-    defense = observation.defense if adapt and "defense" in observation.granted else None
+    expectation = observation.expectation
     with torch.no_grad():
         raw = gradients(observation.model, inputs, labels)
-        expected = raw if defense is None else expected_update(observation.model, inputs, labels, defense=defense, observed=sent)
+        expected = (
+            raw if expectation is None else expected_update(observation.model, inputs, labels, expectation=expectation, observed=sent)
+        )
     flat, seen = raw.flatten() * (sent.flatten() != 0), sent.flatten()
     ratio = (flat * seen).sum(1) / flat.square().sum(1).clamp_min(1e-30)
     rescaled = float((ratio - 1).abs().median()) > _SAME

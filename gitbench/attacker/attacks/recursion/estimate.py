@@ -65,7 +65,6 @@ class Options:
     rehearsal: int
     prior: str
     samples: int
-    adapt: bool
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def learn(observation: Observation, *, options: Options, generator: torch.Genera
     """
     check_layers(observation.model)
     if "public" not in observation.granted:
-        return _imagined(observation, options, generator, progress)
+        return _imagined(observation, generator, progress)
     public, batch = observation.public, observation.batch_size
     count = min(options.limit, len(public)) // batch * batch
     order = torch.randperm(len(public), generator=generator)[:count].reshape(-1, batch)
@@ -118,16 +117,16 @@ def learn(observation: Observation, *, options: Options, generator: torch.Genera
     parts: list[list[torch.Tensor]] = []
     chunks = order.split(observation.chunk)
     for done, rows in enumerate(chunks):
-        update = observation.public_updates(rows, generator=generator, adapt=options.adapt)
+        update = observation.public_updates(rows, generator=generator)
         parts.append(features_of(observation, update, public.labels[rows]))
         progress("recursion: public updates", done + 1, len(chunks))
     features = [torch.cat(list(kind)) for kind in zip(*parts, strict=True)]
     state |= fit_start(features, public.inputs[order].flatten(2), holdout=options.holdout)
     some = order[-_REHEARSED:]
-    sent = observation.public_updates(some, generator=generator, adapt=options.adapt)
-    state |= rehearse(observation, sent, public.inputs[some], public.labels[some], adapt=options.adapt).tensors()
+    sent = observation.public_updates(some, generator=generator)
+    state |= rehearse(observation, sent, public.inputs[some], public.labels[some]).tensors()
     if cut:
-        sent = observation.public_updates(played, generator=generator, adapt=options.adapt)
+        sent = observation.public_updates(played, generator=generator)
         found = estimate(_victims(observation, sent), state, options=options, generator=generator, progress=progress)
         progress("recursion: trust", 1, 1)  # out of time, what was found is unfinished, and not to be kept
         state["trust"] = _trust(found, public.inputs[played])
@@ -154,15 +153,15 @@ def estimate(observation: Observation, state: State, *, options: Options, genera
     walked = _walked(observation, state, labels, noise, options, progress)
     matched = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
     if walked is not None:
-        posterior = _posterior(observation, labels, prior, noise, stages[-1][0], options)
+        posterior = _posterior(observation, labels, prior, noise, stages[-1][0])
         matched = posterior.misfit(walked) < _MATCHED
         best = _chosen(matched | (posterior.value(walked.clamp(0, 1)) < posterior.value(best)), walked, best)
     batches = _batches(observation, prior, options, generator, progress) if labels.shape[1] > 1 else None
     if batches is not None:
         images = batches.inputs.float().reshape(best.shape)
-        posterior = _posterior(observation, batches.labels, prior, noise, stages[-1][0], options)
+        posterior = _posterior(observation, batches.labels, prior, noise, stages[-1][0])
         matched = batches.found & (posterior.misfit(images) < _MATCHED)
-        other = _posterior(observation, labels, prior, noise, stages[-1][0], options).value(best)
+        other = _posterior(observation, labels, prior, noise, stages[-1][0]).value(best)
         better = matched | (batches.found & (posterior.value(images.clamp(0, 1)) < other))
         best, labels = _chosen(better, images, best), torch.where(better[:, None], batches.labels, labels)
     left = (~matched).nonzero().flatten()
@@ -188,7 +187,7 @@ def _minimised(
     """All layers at once, from ``start``, which stays where nothing better comes of it, also when time is up."""
     found, done = start.clamp(0, 1), 0
     for match, share in stages:
-        posterior = _posterior(observation, labels, prior, noise, match, options)
+        posterior = _posterior(observation, labels, prior, noise, match)
         more = max(1, round(share * options.iterations))
 
         def tell(count: int, before: int = done) -> None:
@@ -203,11 +202,9 @@ def _chosen(victims: torch.Tensor, yes: torch.Tensor, no: torch.Tensor) -> torch
     return torch.where(victims.reshape(-1, 1, 1, 1, 1), yes, no)
 
 
-def _posterior(
-    observation: Observation, labels: torch.Tensor, prior: Gaussian, noise: Departure, match: float, options: Options
-) -> Posterior:
+def _posterior(observation: Observation, labels: torch.Tensor, prior: Gaussian, noise: Departure, match: float) -> Posterior:
     graded = _GRADED if _jumps(observation.model) else 1.0
-    return Posterior(observation, labels, prior, _deviations(observation.update, noise, match, graded=graded), adapt=options.adapt)
+    return Posterior(observation, labels, prior, _deviations(observation.update, noise, match, graded=graded))
 
 
 def _jumps(model: nn.Module) -> bool:
@@ -346,7 +343,7 @@ def _inputs(
             yield inputs
 
 
-def _imagined(observation: Observation, options: Options, generator: torch.Generator, progress: Progress) -> Tensors:
+def _imagined(observation: Observation, generator: torch.Generator, progress: Progress) -> Tensors:
     """Without public images: a 1/f prior, and images drawn from it to see what they give."""
     shape, batch, device = observation.input_shape, observation.batch_size, observation.device
     image = natural(shape)
@@ -361,5 +358,5 @@ def _imagined(observation: Observation, options: Options, generator: torch.Gener
     labels = torch.randint(classes, some.shape[:2], generator=generator).sort(dim=1).values.to(device)
     need = "defense" in observation.granted and observation.defense.needs_per_example
     raw = gradients(observation.model, some, labels, per_example=need)
-    sent = observation.protected(raw, generator=generator) if options.adapt else raw
-    return state | rehearse(observation, sent, some, labels, adapt=options.adapt).tensors()
+    sent = observation.protected(raw, generator=generator)
+    return state | rehearse(observation, sent, some, labels).tensors()

@@ -37,15 +37,12 @@ class Posterior:
         labels: ``(V, B)``.
         prior: of one image.
         deviation: ``{name: (V,)}`` of the error of one entry of the update.
-        adapt: know the defense's deterministic part, where its definition is granted.
     """
 
-    def __init__(
-        self, observation: Observation, labels: torch.Tensor, prior: Gaussian, deviation: Mapping[str, torch.Tensor], *, adapt: bool
-    ) -> None:
+    def __init__(self, observation: Observation, labels: torch.Tensor, prior: Gaussian, deviation: Mapping[str, torch.Tensor]) -> None:
         self._model = observation.model
         self._observed = observation.update
-        self._defense = observation.defense if adapt and "defense" in observation.granted else None
+        self._expectation = observation.expectation
         self._labels = labels
         self._shape = (*labels.shape, *observation.input_shape)
         self._prior = Whitened(prior)
@@ -103,7 +100,7 @@ class Posterior:
         return torch.where(found.isfinite(), found, math.inf), torch.where(gradient.isfinite(), gradient, 0)
 
     def _sent(self, images: torch.Tensor) -> Update:
-        return expected_update(self._model, images, self._labels, defense=self._defense, observed=self._observed)
+        return expected_update(self._model, images, self._labels, expectation=self._expectation, observed=self._observed)
 
     def _flat(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return torch.cat([tensors[name].flatten(1) / deviation[:, None] for name, deviation in self._deviation.items()], dim=1)
