@@ -21,7 +21,6 @@ from gitbench.attacker.attack import Hybrid, load_attack
 from gitbench.attacker.fit_cache import FitCache, identity
 from gitbench.attacker.observation import Observation
 from gitbench.clients.data import Data
-from gitbench.core.errors import AttackError
 from gitbench.core.random import make_generator
 from gitbench.identity.case import Case
 from gitbench.run.bench import Bench, case_of
@@ -327,30 +326,3 @@ def test_a_killed_training_goes_on_in_the_next_run_and_two_processes_share_it(tm
     whole = load_file(state)
     assert set(killed) == set(whole)
     assert all(torch.equal(killed[name], whole[name]) for name in whole)
-
-
-def test_an_attack_that_needs_more_memory_than_there_is_is_refused(data: Data) -> None:
-    class Huge(gitbench.Attack):
-        fitted = 0
-
-        def memory(self, observation: Observation) -> int:
-            return observation.update.victims * 2**60
-
-        def fit(self, observation, *, generator, progress, checkpoint):
-            self.fitted += 1
-            return {}
-
-    attack = Huge()
-    for refused in (attack, Hybrid(prior=attack, refiner=load_attack("ig(iterations=1)"))):  # type: ignore[arg-type]
-        with pytest.raises(AttackError, match=r"needs about 2147483648\.0 GiB, [\d.]+ GiB are available: lower limit="):
-            refused(observation_of(data), generator=make_generator(0))
-    assert not attack.fitted
-
-
-def test_what_is_learned_must_be_tensors(data: Data) -> None:
-    class Wrong(gitbench.Attack):
-        def fit(self, observation, *, generator, progress, checkpoint):
-            return {"weight": 1.0}
-
-    with pytest.raises(AttackError, match=r"Wrong.*expected tensors by name, got weight: float"):
-        Wrong()(observation_of(data), generator=make_generator(0))
