@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from gitbench.clients.model import load_model as load_model
     from gitbench.clients.update import Update as Update
     from gitbench.core.errors import GitbenchError as GitbenchError
+    from gitbench.core.metric import Metric as Metric
     from gitbench.core.random import make_generator as make_generator
     from gitbench.core.random import randn_like as randn_like
     from gitbench.measure.evaluator import draw_victims as draw_victims
@@ -48,6 +49,7 @@ _WHERE = {
     "Declared": "clients.defense",
     "Defense": "clients.defense",
     "GitbenchError": "core.errors",
+    "Metric": "core.metric",
     "ModelFactory": "clients.model",
     "Observation": "attacker.observation",
     "Reconstruction": "attacker.attack",

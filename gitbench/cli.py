@@ -6,10 +6,11 @@ import argparse
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from gitbench._version import __version__
 from gitbench.core.errors import GitbenchError
+from gitbench.core.spec import Kind
 from gitbench.core.text import printable
 from gitbench.publish.scaffold import scaffold
 
@@ -43,8 +44,10 @@ def _parser() -> argparse.ArgumentParser:
 
     start = command("init", lambda given: scaffold(given.folder), "write a first defense, its test and [tool.gitbench]; overwrites nothing")
     start.add_argument("folder", metavar="DIR", type=Path, nargs="?", default=Path(), help="where to (default: this folder)")
-    listing = command("list", lambda given: _list(given.kind), "show the attacks, defenses, models and datasets that are installed")
-    listing.add_argument("kind", nargs="?", choices=("attack", "defense", "model", "dataset"))
+    listing = command(
+        "list", lambda given: _list(given.kind), "show the attacks, defenses, models, datasets and metrics that are installed"
+    )
+    listing.add_argument("kind", nargs="?", choices=get_args(Kind))
     doubts = command("flags", lambda given: _flags(given.names), "explain the flags that stand beside a verdict")
     doubts.add_argument("names", metavar="NAME", nargs="*", help="which (default: all)")
     board = command(
@@ -92,10 +95,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _list(kind: str | None) -> list[str]:
-    from gitbench.core.spec import KINDS
     from gitbench.identity.registry import entry_points
 
-    chosen = [one for one in KINDS if kind in (None, one)]
+    chosen = [one for one in get_args(Kind) if kind in (None, one)]
     return [f"{one:8} {name:16} {where}" for one in chosen for name, where in sorted(entry_points(one).items())]
 
 

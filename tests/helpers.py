@@ -27,6 +27,22 @@ def make_data(*, size: int = 8, classes: int = 4, public: int = 96, private: int
     return Data(split(public), split(private), classes=classes, name="tiny")
 
 
+def smooth(count: int, shape: tuple[int, int, int], seed: int = 0) -> torch.Tensor:
+    """Images with structure at several scales, so that the metrics have something to see."""
+    generator = torch.Generator().manual_seed(seed)
+    found = torch.zeros(count, *shape)
+    for size in (2, 4, 7):
+        grid = torch.rand(count, shape[0], size, size, generator=generator)
+        found += torch.nn.functional.interpolate(grid, size=shape[1:], mode="bilinear") / 3
+    return found
+
+
+def pair(shape: tuple[int, int, int], count: int = 4, noise: float = 0.2, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    truth = smooth(count, shape, seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    return (truth + noise * torch.randn(truth.shape, generator=generator)).clamp(0, 1), truth
+
+
 def write_npz(path: Path, found: Data) -> Path:
     """The data as an archive in the MedMNIST layout."""
 

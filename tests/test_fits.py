@@ -252,8 +252,8 @@ def test_two_threads_learn_it_once(tmp_path: Path, options, data: Data) -> None:
 SERVER = """
 import os, sys, torch
 torch.set_num_threads(1)
-import gitbench, gitbench.measure.evaluator, gitbench.measure.metrics.perceptual, torchvision
-gitbench.measure.metrics.perceptual._network(torch.device("cpu"))
+import gitbench, gitbench.measure.evaluator, gitbench.measure.metrics.lpips, torchvision
+gitbench.measure.metrics.lpips._network(torch.device("cpu"))
 dataset, results = sys.argv[1:]
 children = []
 for line in sys.stdin:

@@ -20,8 +20,8 @@ SERVER = """
 import os, sys
 import pytest, torch
 torch.set_num_threads(1)
-import gitbench.measure.evaluator, gitbench.measure.metrics.perceptual, torchvision
-gitbench.measure.metrics.perceptual._network(torch.device("cpu"))
+import gitbench.measure.evaluator, gitbench.measure.metrics.lpips, torchvision
+gitbench.measure.metrics.lpips._network(torch.device("cpu"))
 import pytest_gitbench.session
 for line in sys.stdin:
     child = os.fork()

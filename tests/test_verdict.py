@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gitbench.core import figures
 from gitbench.core.errors import ConfigError, SpecError
-from gitbench.core.metric import METRICS
+from gitbench.identity.known_metrics import known_metrics
 from gitbench.identity.threat import KNOWLEDGE, THREATS, knowledge_of
 from gitbench.judge.statistics import FEW, Interval, interval, student
 from gitbench.judge.verdict import DEFAULT_GATE, Judgement, judge, judge_results, pooled, side
@@ -165,7 +166,7 @@ def test_the_verdict_table(found: Interval, control: Interval | None, verdict: s
     assert re.search(reason, judgement.reason), judgement.reason
 
 
-@pytest.mark.parametrize("metric", [name for name, info in METRICS.items() if not info.higher_leaks])
+@pytest.mark.parametrize("metric", [name for name, info in known_metrics().items() if not info.higher_leaks])
 def test_small_distances_leak(metric: str) -> None:
     near, far = Interval(0.05, 0.01, 0.09), Interval(0.5, 0.4, 0.6)
     assert side(metric, near, 0.1) == "leaks"
@@ -177,15 +178,15 @@ def test_small_distances_leak(metric: str) -> None:
     assert one(far, far, metric=metric, threshold=0.1).control_failed
 
 
-@pytest.mark.parametrize("metric", [name for name, info in METRICS.items() if info.higher_leaks])
+@pytest.mark.parametrize("metric", [name for name, info in known_metrics().items() if info.higher_leaks])
 def test_large_similarities_leak(metric: str) -> None:
     assert side(metric, Interval(0.9, 0.8, 0.95), 0.5) == "leaks"
     assert side(metric, Interval(0.1, 0.0, 0.2), 0.5) == "holds"
 
 
 def test_mse_and_lpips_are_distances() -> None:
-    assert {name for name, info in METRICS.items() if not info.higher_leaks} == {"mse", "lpips"}
-    assert [METRICS[name].arrow for name in ("psnr", "mse")] == ["↑", "↓"]
+    assert {name for name, info in known_metrics().items() if not info.higher_leaks} == {"mse", "lpips"}
+    assert [figures.arrow(known_metrics()[name]) for name in ("psnr", "mse")] == ["↑", "↓"]
     assert DEFAULT_GATE == GATE
 
 
@@ -233,7 +234,7 @@ possible = st.one_of(finite, st.none(), st.sampled_from([math.nan, math.inf, -ma
 @given(
     groups=st.lists(st.lists(possible, max_size=5), max_size=3),
     spoil=st.sampled_from([None, math.nan, math.inf, -math.inf]),
-    metric=st.sampled_from(sorted(METRICS)),
+    metric=st.sampled_from(sorted(known_metrics())),
     threshold=finite,
     control=st.sampled_from([LEAKS, HOLDS, UNKNOWN, Interval(-1e9, -1e9, -1e9), Interval(1e9, 1e9, 1e9)]) | st.none(),
 )
@@ -245,12 +246,12 @@ def test_a_missing_value_never_holds(
         assert one(interval(groups), control, metric=metric, threshold=threshold).verdict == "inconclusive"
 
 
-@given(low=finite, width=st.floats(0, 50), threshold=finite, metric=st.sampled_from(sorted(METRICS)))
+@given(low=finite, width=st.floats(0, 50), threshold=finite, metric=st.sampled_from(sorted(known_metrics())))
 def test_holds_is_said_only_of_whole_intervals_beside_a_leaking_control(low: float, width: float, threshold: float, metric: str) -> None:
     found = Interval(low + width / 2, low, low + width)
     for control in (LEAKS, HOLDS, UNKNOWN):
         if one(found, control, metric=metric, threshold=threshold).verdict == "holds":
-            safe = found.high < threshold if METRICS[metric].higher_leaks else found.low > threshold
+            safe = found.high < threshold if known_metrics()[metric].higher_leaks else found.low > threshold
             assert safe
             assert side(metric, control, threshold) == "leaks"
 

@@ -1,4 +1,4 @@
-"""What attacks, defenses, models and datasets have in common: a name and a SPEC that rebuilds them."""
+"""What attacks, defenses, models, datasets and metrics have in common: a name and a SPEC that rebuilds them."""
 
 from __future__ import annotations
 

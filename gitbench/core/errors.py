@@ -37,6 +37,10 @@ class AttackError(GitbenchError):
     """An attack raised, or returned something malformed."""
 
 
+class MetricError(GitbenchError):
+    """A metric raised, or returned something malformed."""
+
+
 class NotGrantedError(GitbenchError):
     """An attack read knowledge that the threat model does not grant."""
 

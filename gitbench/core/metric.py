@@ -1,48 +1,56 @@
-"""The names, units and directions of the leakage metrics. Their computation is in :mod:`gitbench.measure.metrics`."""
+"""The metric: how much of each image leaks. The built-in ones are in :mod:`gitbench.measure.metrics`, one file each."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import inspect
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from gitbench.core.component import Component
+
+if TYPE_CHECKING:
+    import torch
 
 
-@dataclass(frozen=True)
-class MetricInfo:
-    """How to read one metric.
+class Metric(Component):
+    """Base of all metrics: subclasses set these attributes and define :meth:`score`.
 
-    Args:
-        name: the name in results, options and tables.
-        unit: its unit, or an empty string.
-        higher_leaks: True when a larger value means more leakage.
-        low: smallest possible value (None: unbounded).
-        high: largest possible value (None: unbounded).
-        tolerance: how much more of it a later run may leak before it counts as worse.
-        summary: one line for people.
+    The attributes are read where nothing is measured: import torch inside :meth:`score`, not beside the class.
     """
 
-    name: str
-    unit: str
-    higher_leaks: bool
-    low: float | None
-    high: float | None
-    tolerance: float
-    summary: str
+    unit: ClassVar[str] = ""
+    """Its unit, or an empty string. Tables take their digits from it."""
+    higher_leaks: ClassVar[bool]
+    """True when a larger value means more leakage."""
+    low: ClassVar[float | None] = None
+    """Smallest possible value (None: unbounded)."""
+    high: ClassVar[float | None] = None
+    """Largest possible value (None: unbounded)."""
+    tolerance: ClassVar[float]
+    """How much more of it a later run may leak before it counts as worse, where 0.5 dB of ``psnr_gain`` are accepted."""
+    summary: ClassVar[str]
+    """What it is, in a few words."""
+
+    def score(self, found: torch.Tensor, truth: torch.Tensor, *args: Any, **given: Any) -> torch.Tensor:
+        """The value of each image. Neither argument is written to.
+
+        Args:
+            found: reconstructions ``(N, C, H, W)`` in [0, 1], finite.
+            truth: their true images, the same shape.
+            args: none.
+            given: what a subclass names as further keywords. Without it the metric is left out.
+                ``blind``: the blind guess ``(C, H, W)``; ``private``: all private images ``(M, C, H, W)``.
+
+        Returns:
+            ``(N,)``, of each image alone.
+        """
+        raise TypeError(f"The metric {self!r} must define score(self, found, truth).")
 
     @property
-    def arrow(self) -> str:
-        """The direction of a *successful attack*."""
-        return "↑" if self.higher_leaks else "↓"
+    def needs(self) -> tuple[str, ...]:
+        """The keywords that :meth:`score` names."""
+        return tuple(name for name, one in inspect.signature(self.score).parameters.items() if one.kind is one.KEYWORD_ONLY)
 
-
-PSNR_CAP = 100.0  # dB; a squared error below 1e-10 is an exact copy, and infinity is not a number in JSON
-
-METRICS: dict[str, MetricInfo] = {
-    info.name: info
-    for info in (
-        MetricInfo("mse", "", False, 0.0, 1.0, 0.001, "mean squared error of the pixels in [0, 1]"),
-        MetricInfo("psnr", "dB", True, 0.0, PSNR_CAP, 0.5, "peak signal-to-noise ratio, capped at 100 dB"),
-        MetricInfo("psnr_gain", "dB", True, None, PSNR_CAP, 0.5, "PSNR above the blind guess, the public mean image"),
-        MetricInfo("ssim", "", True, -1.0, 1.0, 0.02, "structural similarity (Wang et al. 2004), Gaussian window of 11"),
-        MetricInfo("lpips", "", False, 0.0, None, 0.02, "perceptual distance (Zhang et al. 2018), AlexNet"),
-        MetricInfo("identification", "", True, 0.0, 1.0, 0.05, "share recognised: nearest private image is the true one"),
-    )
-}
+    @property
+    def sign(self) -> int:
+        """1 where a larger value means more leakage, otherwise -1."""
+        return 1 if self.higher_leaks else -1

@@ -13,15 +13,15 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Literal
+from typing import Literal, get_args
 
 from gitbench.core.errors import SpecError
 
-Kind = Literal["attack", "defense", "model", "dataset"]
-KINDS: tuple[Kind, ...] = ("attack", "defense", "model", "dataset")
+Kind = Literal["attack", "defense", "model", "dataset", "metric"]
+KINDS: tuple[Kind, ...] = ("attack", "defense", "model", "dataset")  # what names a cell; a metric is in all of them
 OPERATORS: dict[Kind, str] = {"attack": "+", "defense": "|"}
 
-_A: dict[Kind, str] = {kind: f"an {kind}" if kind == "attack" else f"a {kind}" for kind in KINDS}
+_A: dict[Kind, str] = {kind: f"an {kind}" if kind == "attack" else f"a {kind}" for kind in get_args(Kind)}
 _LITERALS = "None, True, False, numbers, strings, and lists, tuples or dicts of these"
 _MAX_LENGTH = 4096
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")

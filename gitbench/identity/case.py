@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 from gitbench._version import __version__
 from gitbench.core.spec import Kind, Part, Spec, canonical_json, parse_spec
 from gitbench.identity import registry
+from gitbench.identity.known_metrics import digest_of_metrics
 from gitbench.identity.threat import knowledge_of
 
 UNDEFENDED = "none"
@@ -108,6 +109,7 @@ def make_case(
         code={
             "gitbench": __version__,
             "core": core_digest(),
+            "metrics": digest_of_metrics(),
             **code,
         },
     )
@@ -120,5 +122,5 @@ def code_digest(spec: Spec) -> str:
 
 @cache
 def core_digest() -> str:
-    """Digest of the sources of the measuring chain."""
+    """Digest of the sources of the measuring chain, but for the metrics, which are found by their names."""
     return registry.digest_of_module("gitbench.measure.evaluator")

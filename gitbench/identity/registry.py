@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from gitbench.core.component import Component
 from gitbench.core.errors import SpecError, nearest
@@ -25,10 +25,10 @@ from gitbench.core.spec import Kind, Part, Spec, parse_spec
 from gitbench.identity.files import digest_of_files
 from gitbench.identity.libraries import holds_libraries
 
-GROUPS: dict[Kind, str] = {kind: f"gitbench.{kind}s" for kind in ("attack", "defense", "model", "dataset")}
+GROUPS: dict[Kind, str] = {kind: f"gitbench.{kind}s" for kind in get_args(Kind)}
 # Options that the loader of a kind takes itself, whatever the component.
 COMMON_OPTIONS: dict[Kind, frozenset[str]] = {"model": frozenset({"trained_epochs", "mode"})}
-_BASES = frozenset({"Attack", "Defense", "Dataset", "ModelFactory"})
+_BASES = frozenset({"Attack", "Defense", "Dataset", "Metric", "ModelFactory"})
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from gitbench.core.metric import METRICS
+from gitbench.core import figures
+from gitbench.identity.known_metrics import known_metrics
 from gitbench.judge.flags import blocking, explained
 from gitbench.judge.statistics import Interval, interval, wilson
 from gitbench.store.result import TIMED_OUT, Exposure, Measure, Result, Verdict
@@ -44,7 +45,7 @@ def side(metric: str, interval: Interval, threshold: float) -> Verdict:
     low, high = interval.low, interval.high
     if low is None or high is None:
         return "inconclusive"
-    if not METRICS[metric].higher_leaks:
+    if not known_metrics()[metric].higher_leaks:
         low, high, threshold = -high, -low, -threshold
     if low >= threshold:
         return "leaks"
@@ -112,7 +113,7 @@ def _late(results: Sequence[Result], controls: Sequence[Result], gate: Mapping[s
         if timeouts:
             limit = "" if timeouts[0] is None else f" after {timeouts[0]:g} s"
             had = "; ".join(
-                f"{metric} {one.mean:.2f}" + ("" if one.low is None or one.high is None else f" [{one.low:.2f}, {one.high:.2f}]")
+                f"{metric} {figures.figure(known_metrics()[metric], one.mean, one.low, one.high, unit=False)}"
                 for metric, one in pooled(found, gate).items()
                 if one.mean is not None
             )
@@ -128,7 +129,7 @@ def exposures(results: Sequence[Result], gate: Mapping[str, float]) -> dict[str,
     """
     found = {}
     for metric, threshold in gate.items():
-        sign = 1 if METRICS[metric].higher_leaks else -1
+        sign = known_metrics()[metric].sign
         values = [
             (sign * value, result.case.seed, victim)
             for result in results
@@ -151,7 +152,7 @@ def exposures(results: Sequence[Result], gate: Mapping[str, float]) -> dict[str,
 def exposure_text(metric: str, found: Exposure) -> str:
     """``3 of 16 victims are past it (19 % [7, 43]), the worst is victim 2 of seed 0 with 7.10 dB``."""
     share = f"{100 * found.share:.0f} % [{100 * found.low:.0f}, {100 * found.high:.0f}]"
-    worst = f"{found.worst:.2f} {METRICS[metric].unit}".strip()
+    worst = figures.figure(known_metrics()[metric], found.worst)
     past = f"{found.leaked} of {found.victims} victims {'is' if found.leaked == 1 else 'are'} past it"
     return f"{past} ({share}), the worst is victim {found.worst_victim} of seed {found.worst_seed} with {worst}"
 
@@ -171,20 +172,19 @@ def _one(
 ) -> Judgement:
     unknown = Interval(None, None, None)
     found = intervals.get(metric, unknown)
-    info = METRICS[metric]
+    known = known_metrics()[metric]
     if found.mean is None:
         return Judgement("inconclusive", f"{metric} could not be measured")
-    bounds = f"[{found.low:.2f}, {found.high:.2f}]" if found.low is not None and found.high is not None else "[unknown]"
-    shown = f"{metric} {found.mean:.2f} {bounds}"
-    limit = f"{threshold:g} {info.unit}".strip()
+    shown = f"{metric} {figures.figure(known, found.mean, found.low, found.high, unit=False)}"
+    shown += "" if found.low is not None and found.high is not None else " [unknown]"
+    limit = figures.limit(known, threshold)
     verdict = side(metric, found, threshold)
     if verdict == "leaks":
         return Judgement("leaks", f"{shown} is past the threshold of {limit}")
     if control is not None and side(metric, control.get(metric, unknown), threshold) != "leaks":
         reached = control.get(metric, unknown).mean
-        reason = (
-            f"the control does not leak ({metric} {'unknown' if reached is None else format(reached, '.2f')} undefended, {limit} needed)"
-        )
+        had = "unknown" if reached is None else figures.figure(known, reached, unit=False)
+        reason = f"the control does not leak ({metric} {had} undefended, {limit} needed)"
         return Judgement("inconclusive", f"{reason}: this attack proves nothing here", control_failed=True)
     if verdict == "holds":
         if control is None:

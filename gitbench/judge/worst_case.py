@@ -7,9 +7,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gitbench.core.errors import SpecError
-from gitbench.core.metric import METRICS
 from gitbench.core.spec import canonical_json, parse_spec
 from gitbench.identity.case import Case
+from gitbench.identity.known_metrics import known_metrics
 from gitbench.judge.statistics import Interval, interval
 from gitbench.judge.verdict import Estimate
 from gitbench.store.result import TIMED_OUT, Result
@@ -90,7 +90,7 @@ def worst_case(
     times = [(_but_for_the_attack(result.case), result.finished_at) for attack in base for result in results.get(attack, ())]
     shared = _shared(base, dict(sorted(times, key=lambda one: one[1])))
     compared = {attack: values for attack, values in base.items() if shared and shared.keys() <= values.keys()}
-    sign = 1 if METRICS[metric].higher_leaks else -1
+    sign = known_metrics()[metric].sign
     own = _most(compared.values(), shared, sign)
     bound = _most([*compared.values(), *(usable[attack] for attack in usable if attack not in base)], shared, sign)
     complete, incomplete = [], {}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from gitbench.core.errors import AttackError
-from gitbench.measure.metrics.identification import identification
-from gitbench.measure.metrics.perceptual import lpips
-from gitbench.measure.metrics.pixel import mse, psnr
-from gitbench.measure.metrics.ssim import ssim
+from gitbench.core.errors import AttackError, GitbenchError, MetricError
+from gitbench.core.metric import Metric
+from gitbench.identity.known_metrics import known_metrics
 
 
 def score(
@@ -19,7 +19,7 @@ def score(
     blind: torch.Tensor | None = None,
     private: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Leakage metrics of every image.
+    """Every registered metric of every image.
 
     Within a victim's batch, reconstructions are first assigned to true images at the lowest total
     squared error: the order that an attack returns carries no meaning.
@@ -27,14 +27,15 @@ def score(
     Args:
         reconstruction: ``(V, B, C, H, W)`` in [0, 1].
         truth: the same shape.
-        blind: the blind guess ``(C, H, W)``; adds ``psnr_gain``.
-        private: all private images ``(M, C, H, W)``; adds ``identification``.
+        blind: the blind guess ``(C, H, W)``; adds ``psnr_gain``, and what else needs it.
+        private: all private images ``(M, C, H, W)``; adds ``identification``, and what else needs them.
 
     Returns:
         Metric name to ``(V, B)``, in the order of ``truth``. NaN where a reconstruction is not finite.
 
     Raises:
         AttackError: shapes differ.
+        MetricError: a metric raised, or returned something malformed.
     """
     if reconstruction.shape != truth.shape or truth.ndim != 5:
         raise AttackError(f"Expected two stacks (V, B, C, H, W), got {tuple(reconstruction.shape)} and {tuple(truth.shape)}.")
@@ -45,12 +46,26 @@ def score(
     rows = torch.arange(shape[0], device=truth.device)[:, None]
     images, finite = clean[rows, order].flatten(0, 1), finite[rows, order]
     true = truth.flatten(0, 1)
-    found = {"mse": mse(images, true), "psnr": psnr(images, true), "ssim": ssim(images, true), "lpips": lpips(images, true)}
-    if blind is not None:
-        found["psnr_gain"] = found["psnr"] - psnr(blind.expand_as(true), true)
-    if private is not None:
-        found["identification"] = identification(images, true, private)
-    return {name: torch.where(finite, values.reshape(shape), torch.nan) for name, values in found.items()}
+    there = {name: value for name, value in (("blind", blind), ("private", private)) if value is not None}
+    found = {}
+    for name, metric in known_metrics().items():
+        if there.keys() >= {*metric.needs}:
+            values = _scored(metric, images, true, {need: there[need] for need in metric.needs})
+            found[name] = torch.where(finite, values.reshape(shape), torch.nan)
+    return found
+
+
+def _scored(metric: Metric, images: torch.Tensor, true: torch.Tensor, given: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    try:
+        values = metric.score(images, true, **given)
+    except GitbenchError:
+        raise
+    except Exception as error:
+        raise MetricError(f"The metric {metric.name!r} failed: {type(error).__name__}: {error}") from error
+    if not isinstance(values, torch.Tensor) or values.shape != images.shape[:1]:
+        found = f"a tensor {tuple(values.shape)}" if isinstance(values, torch.Tensor) else repr(values)
+        raise MetricError(f"Expected the metric {metric.name!r} to return one value for each of {len(images)} images, got {found}.")
+    return values.double().to(images.device)
 
 
 def assign(reconstruction: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:

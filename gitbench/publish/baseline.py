@@ -10,9 +10,9 @@ from typing import Literal, Self
 
 from pydantic import Field, FiniteFloat, PositiveInt, ValidationError, model_validator
 
-from gitbench.core.errors import ConfigError, StoreError
-from gitbench.core.metric import METRICS
+from gitbench.core.errors import ConfigError, StoreError, nearest
 from gitbench.identity.case import Case
+from gitbench.identity.known_metrics import known_metrics
 from gitbench.judge.verdict import DEFAULT_GATE
 from gitbench.store.folder import LARGEST, read_file, read_result
 from gitbench.store.result import TIMED_OUT, Environment, Result, StrictModel, Text
@@ -59,9 +59,9 @@ class Record(StrictModel):
         for name, values in {**self.values, "blind": self.blind}.items():
             if values and len(values) != self.victims:
                 raise ValueError(f"{name} has {len(values)} values for {self.victims} victims")
-        unknown = sorted({*self.values, *self.gate} - set(METRICS))
+        unknown = sorted({*self.values, *self.gate} - set(known_metrics()))
         if unknown:
-            raise ValueError(f"unknown metric {unknown[0]}")
+            raise ValueError(f"unknown metric {unknown[0]!r}.{nearest(unknown[0], known_metrics())}")
         return self
 
     @property
@@ -125,7 +125,7 @@ def record_of(result: Result) -> Record:
         environment=result.environment,
         code=case.code,
         settings=result.settings,
-        values={name: tuple(map(_rounded, measure.values)) for name, measure in metrics.items() if name in METRICS},
+        values={name: tuple(map(_rounded, measure.values)) for name, measure in metrics.items() if name in known_metrics()},
         blind=blind,
         local_model=result.local_model,
     )

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gitbench.core.metric import METRICS
+from gitbench.core.figures import figure
+from gitbench.core.metric import Metric
 from gitbench.core.text import code, escaped
+from gitbench.identity.known_metrics import known_metrics
 from gitbench.judge.statistics import Interval
+from gitbench.judge.verdict import DEFAULT_GATE
 from gitbench.publish.comparison import Change, Comparison
 
 _LIMIT = 60_000  # GitHub refuses comments of more than 65536 characters
@@ -66,12 +69,12 @@ def _table(changes: Sequence[Change]) -> str:
         "|:--|:--|:--|--:|:--|",
     ]
     for change in changes:
-        unit = METRICS[change.metric].unit
-        name = code(change.key.cell) + ("" if unit else f" {change.metric}")
+        metric = known_metrics()[change.metric]
+        name = code(change.key.cell) + ("" if change.metric in DEFAULT_GATE else f" {change.metric}")
         mark = {"regressed": "❌ ", "improved": "🔽 "}.get(change.kind, "")
         before, after = (word or "unknown" for word in (change.before, change.after))
         verdict = f"{before} → **{after}**" if before != after else before
-        figures = " | ".join(_figure(one, unit) for one in (change.mean, change.typical))
+        figures = " | ".join(_figure(one, metric) for one in (change.mean, change.typical))
         lines.append(f"| {mark}{name} | {figures} | {change.pairs} | {verdict} |")
     return "\n".join(lines)
 
@@ -80,11 +83,10 @@ def _turned(change: Change) -> bool:
     return change.before != change.after and change.kind != "unpaired"
 
 
-def _figure(found: Interval, unit: str) -> str:
+def _figure(found: Interval, metric: Metric) -> str:
     if found.mean is None or found.low is None or found.high is None:
         return "unknown"
-    digits = 2 if unit else 4
-    return f"{found.mean:+.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}] {unit}".rstrip()
+    return f"{figure(metric, found.mean, found.low, found.high, sign='+', unit=False)} {metric.unit}".rstrip()
 
 
 def _list(title: str, lines: Sequence[str]) -> str:

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from gitbench.core.metric import METRICS
+from gitbench.core.figures import figure, limit
 from gitbench.identity.case import UNDEFENDED
+from gitbench.identity.known_metrics import known_metrics
 from gitbench.judge.statistics import Interval, student
 from gitbench.judge.verdict import DEFAULT_GATE
 from gitbench.publish.baseline import CellKey, Cells, Record
@@ -127,13 +128,13 @@ def compare_cell(
     """
     seeds = tuple(sorted(set(before) & set(after)))
     found = Change(key, metric, "unchanged", before=_word(before), after=_word(after), seeds=seeds)
-    limit = METRICS[metric].tolerance if tolerance is None else tolerance[metric]
+    known = known_metrics()[metric]
+    accepted = known.tolerance if tolerance is None else tolerance[metric]
     problem = _problem(before, after, seeds)
     if problem:
         # What could be measured and cannot be any more is no pass.
         lost = found.after == "error" and found.before != "error"
         return dataclasses.replace(found, kind="regressed" if lost else "unpaired", reason=problem)
-    sign = 1 if METRICS[metric].higher_leaks else -1
     groups: list[list[float]] = []
     for seed in seeds:
         then, now = (run[seed].values.get(metric, ()) for run in (before, after))
@@ -148,13 +149,13 @@ def compare_cell(
             return dataclasses.replace(
                 found, kind="unpaired", reason=f"{metric} cannot be compared: a value is missing, write the baseline again"
             )
-        groups.append([sign * (b - a) for a, b in pairs if a is not None and b is not None])
+        groups.append([known.sign * (b - a) for a, b in pairs if a is not None and b is not None])
     granted = ""
     if any(_drawn_anew(before[seed].local_model, after[seed].local_model) for seed in seeds):
-        more = DRAWN_ANEW * METRICS[metric].tolerance / math.sqrt(len(seeds))
-        limit += more
+        more = DRAWN_ANEW * known.tolerance / math.sqrt(len(seeds))
+        accepted += more
         granted = (
-            f"the clients' own model was drawn anew, which moves all victims of a seed together: {_with_unit(more, metric)} more "
+            f"the clients' own model was drawn anew, which moves all victims of a seed together: {limit(known, more, digits=3)} more "
             "are accepted, less with more seeds"
         )
     mean, typical = student(groups, confidence=CONFIDENCE), student(groups, trim=TRIM, confidence=CONFIDENCE)
@@ -163,19 +164,20 @@ def compare_cell(
         return dataclasses.replace(
             found, kind="unpaired", reason=f"{metric} cannot be compared: {found.pairs} pair is too few, raise --gitbench-victims"
         )
-    if _past(mean, limit) or _past(typical, limit):
-        return dataclasses.replace(found, kind="regressed", reason=_reason(found, limit) + (f"; {granted}" if granted else ""))
-    improved = _past(_mirrored(mean), limit) or _past(_mirrored(typical), limit)
+    if _past(mean, accepted) or _past(typical, accepted):
+        return dataclasses.replace(found, kind="regressed", reason=_reason(found, accepted) + (f"; {granted}" if granted else ""))
+    improved = _past(_mirrored(mean), accepted) or _past(_mirrored(typical), accepted)
     return dataclasses.replace(found, kind="improved") if improved else found
 
 
 def tolerances(decibels: float) -> dict[str, float]:
     """The change of every metric that is accepted where this many dB are; other units in proportion."""
-    return {name: info.tolerance * decibels / METRICS["psnr_gain"].tolerance for name, info in METRICS.items()}
+    known = known_metrics()
+    return {name: metric.tolerance * decibels / known["psnr_gain"].tolerance for name, metric in known.items()}
 
 
-def _past(found: Interval, limit: float) -> bool:
-    return found.mean is not None and found.low is not None and found.mean > limit and found.low > 0
+def _past(found: Interval, accepted: float) -> bool:
+    return found.mean is not None and found.low is not None and found.mean > accepted and found.low > 0
 
 
 def _mirrored(found: Interval) -> Interval:
@@ -190,17 +192,14 @@ def _drawn_anew(before: Sequence[float], after: Sequence[float]) -> bool:
     return math.dist(before, after) > _SAME_DRAW * max(math.hypot(*before), math.hypot(*after))
 
 
-def _reason(change: Change, limit: float) -> str:
-    found, name = (change.mean, "") if _past(change.mean, limit) else (change.typical, " (trimmed mean)")
-    unit = f" {METRICS[change.metric].unit}".rstrip()
-    shown = f"{found.mean:.2f}{unit} [{found.low:.2f}, {found.high:.2f}]{name}"
+def _reason(change: Change, accepted: float) -> str:
+    found, name = (change.mean, "") if _past(change.mean, accepted) else (change.typical, " (trimmed mean)")
+    known = known_metrics()[change.metric]
+    assert found.mean is not None
+    shown = f"{figure(known, found.mean, found.low, found.high)}{name}"
     seeds = "one seed" if len(change.seeds) == 1 else f"{len(change.seeds)} seeds"
     pairs = f"{change.pairs} pairs of {seeds}"
-    return f"{change.metric} leaks {shown} more than the baseline, on {pairs} (tolerance {_with_unit(limit, change.metric)})"
-
-
-def _with_unit(value: float, metric: str) -> str:
-    return f"{value:.3g} {METRICS[metric].unit}".rstrip()
+    return f"{change.metric} leaks {shown} more than the baseline, on {pairs} (tolerance {limit(known, accepted, digits=3)})"
 
 
 def _problem(before: Mapping[int, Record], after: Mapping[int, Record], seeds: Sequence[int]) -> str:

@@ -11,13 +11,14 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from gitbench.core.errors import GitbenchError, StoreError, nearest
-from gitbench.core.metric import METRICS, PSNR_CAP
 from gitbench.core.spec import KINDS, parse_spec
 from gitbench.core.text import shown
 from gitbench.identity import registry
 from gitbench.identity.case import Case, code_digest, core_digest
+from gitbench.identity.known_metrics import digest_of_metrics, known_metrics
 from gitbench.identity.threat import knowledge_of
 from gitbench.judge.flags import FLAGS, own_flags
+from gitbench.measure.pixel_error import PSNR_CAP
 from gitbench.publish.comparison import BLIND_DIGITS
 from gitbench.run.config import PROFILES
 from gitbench.store.folder import read_result
@@ -128,16 +129,16 @@ def _check_case(case: Case) -> None:
 
 def _contradiction(result: Result) -> str:
     """What in the figures cannot be; empty where nothing is."""
-    unknown = sorted(set(result.metrics) - set(METRICS))
+    unknown = sorted(set(result.metrics) - set(known_metrics()))
     if unknown:
-        return f"unknown metric {unknown[0]!r}.{nearest(unknown[0], METRICS)}"
+        return f"unknown metric {unknown[0]!r}.{nearest(unknown[0], known_metrics())}"
     if not result.metrics:
         return "it has no metric"
     strange = sorted(flag for flag in result.flags if flag not in FLAGS and not flag.endswith("-not-measured"))
     if strange:
         return f"unknown flag {shown(strange[0])}.{nearest(strange[0], FLAGS)}"
     for name, measure in result.metrics.items():
-        info = METRICS[name]
+        info = known_metrics()[name]
         values = [value for value in measure.values if value is not None]
         low, high = -math.inf if info.low is None else info.low, math.inf if info.high is None else info.high
         outside = next((value for value in values if not low - _ROUNDING <= value <= high + _ROUNDING), None)
@@ -180,11 +181,11 @@ def _unjudged(result: Result) -> Result:
 
 def _differs(case: Case) -> tuple[str, ...]:
     """The parts of the code whose digests are not those of the code here."""
-    here: dict[str, str] = {"core": core_digest()}
+    here: dict[str, str] = {"core": core_digest(), "metrics": digest_of_metrics()}
     for kind in KINDS:
         with contextlib.suppress(GitbenchError):  # a component that they alone have
             here[kind] = code_digest(parse_spec(kind, getattr(case, kind)))
-    return tuple(kind for kind in ("core", *KINDS) if kind not in here or case.code.get(kind) != here[kind])
+    return tuple(kind for kind in ("core", "metrics", *KINDS) if kind not in here or case.code.get(kind) != here[kind])
 
 
 def _whose(case: Case) -> tuple[object, ...]:

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 
-from gitbench.core.metric import METRICS
+from gitbench.core import figures
+from gitbench.core.metric import Metric
 from gitbench.core.text import code, escaped, printable
+from gitbench.identity.known_metrics import known_metrics
 from gitbench.judge.flags import FLAGS
 from gitbench.judge.sequential import FIRST, at_look, looks
 from gitbench.judge.statistics import Interval, interval
@@ -58,6 +60,11 @@ class Table:
     others: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
+    def metric(self) -> Metric:
+        """The first that is gated: the one whose values the cells show."""
+        return known_metrics()[next(iter(self.gate))]
+
+    @property
     def cells(self) -> tuple[tuple[str, str], ...]:
         """Every (defense, attack) that the table knows of."""
         return tuple(dict.fromkeys((*self.results, *self.not_applicable, *self.errors)))
@@ -85,7 +92,8 @@ def render(table: Table) -> str:
     first = min(table.results.items(), key=lambda item: table.by_others(*item[0]))[1][0]
     environment = first.environment
     shown = ", ".join(f"{key} {value}" for key, value in table.setting.items())
-    gate = ", ".join(f"{metric} {METRICS[metric].arrow} {value:g} {METRICS[metric].unit}".strip() for metric, value in table.gate.items())
+    known = known_metrics()
+    gate = ", ".join(f"{name} {figures.arrow(known[name])} {figures.limit(known[name], value)}" for name, value in table.gate.items())
     cells = json.dumps(sorted("/".join(key) for key in (*table.results, *table.not_applicable)))
     cells = cells.replace("--", r"\u002d\u002d")  # two dashes could end the comment; JSON reads these back
     worsts = {defense: _worst(table, defense) for defense in dict.fromkeys(defense for defense, _ in table.cells)}
@@ -108,7 +116,7 @@ def render(table: Table) -> str:
         _defenses(table, worsts),
         "",
         (
-            f"Each cell: mean {next(iter(table.gate))} [95 % interval] and verdict. Ranked by the worst case: on each victim the most "
+            f"Each cell: mean {table.metric.name} [95 % interval] and verdict. Ranked by the worst case: on each victim the most "
             "that any attack got, which an evaluator can know and an attacker cannot; `auto` is what an attacker can do "
             "(docs/worst-case.md). The worst attack leaks most on average. An undecided or control-less cell acquits nobody."
         ),
@@ -244,24 +252,23 @@ def table_of(
 def _defenses(table: Table, worsts: Mapping[str, Worst]) -> str:
     auto = _auto(table)
     attacks = [attack for attack in dict.fromkeys(attack for _, attack in table.cells) if attack != auto]
-    metric = next(iter(table.gate))
-    sign = 1 if METRICS[metric].higher_leaks else -1
+    metric = table.metric
     rows, useful = [], _usefulness(table)
     for defense, worst in worsts.items():
         reached = "not measured" if auto is None else _cell(table, defense, auto)
-        row = {"defense": code(defense), "worst case": _bound(worst), code(auto or AUTO): reached}
-        row[f"gap, {METRICS[metric].unit}".rstrip(", ")] = "" if worst.gap is None else f"{worst.gap:.2f}"
+        row = {"defense": code(defense), "worst case": _bound(table, worst), code(auto or AUTO): reached}
+        row[f"gap, {metric.unit}".rstrip(", ")] = "" if worst.gap is None else figures.figure(metric, worst.gap, unit=False)
         row |= {code(attack): _cell(table, defense, attack) for attack in attacks}
         found = {attack: _pooled(table, results).mean for (row_of, attack), results in table.results.items() if row_of == defense}
-        means = {attack: sign * mean for attack, mean in found.items() if mean is not None}
+        means = {attack: metric.sign * mean for attack, mean in found.items() if mean is not None}
         row["worst attack"] = code(max(means, key=lambda name: means[name])) if means else "none"
-        row["worst"] = f"{sign * max(means.values()):+.2f}" if means else "unknown"
+        row["worst"] = _figure(table, metric.sign * max(means.values())) if means else "unknown"
         if useful:
             row |= useful.get(defense, {"cosine": "", "descent": ""})
         headings = dict.fromkeys(heading for texts in table.columns.values() for heading in texts)
         added = {escaped(heading): escaped(table.columns.get(defense, {}).get(heading, "")) for heading in headings}
         row |= {heading: text for heading, text in added.items() if heading not in row}
-        rows.append((float("inf") if worst.bound.mean is None else sign * worst.bound.mean, defense != "none", row))
+        rows.append((float("inf") if worst.bound.mean is None else metric.sign * worst.bound.mean, defense != "none", row))
     # The best defense first, the undefended row at the end as the yardstick.
     ordered = [row for *_, row in sorted(rows, key=lambda item: (not item[1], item[0]))]
     return _markdown(ordered)
@@ -293,7 +300,7 @@ def _cell(table: Table, defense: str, attack: str) -> str:
     verdict, found = _verdict(table, defense, attack), _pooled(table, results)
     if found.mean is None or found.low is None or found.high is None:
         return "error" if any(result.status == "error" for result in results) else "timed out" if verdict.late else "unknown"
-    return f"{_figure(found)} {verdict.word}" + (", by others" if table.by_others(defense, attack) else "")
+    return f"{_bounded(table, found)} {verdict.word}" + (", by others" if table.by_others(defense, attack) else "")
 
 
 def _verdict(table: Table, defense: str, attack: str) -> Judgement:
@@ -302,8 +309,7 @@ def _verdict(table: Table, defense: str, attack: str) -> Judgement:
 
 
 def _pooled(table: Table, results: Sequence[Result]) -> Interval:
-    metric = next(iter(table.gate))
-    return pooled(results, table.gate, estimate=_estimate(table))[metric]
+    return pooled(results, table.gate, estimate=_estimate(table))[table.metric.name]
 
 
 def _auto(table: Table) -> str | None:
@@ -320,7 +326,7 @@ def _worst(table: Table, defense: str) -> Worst:
     wanted = [attack for attack in attacks if (defense, attack) in table.cells or attack in ours]
     return worst_case(
         {attack: table.results[defense, attack] for attack in wanted if (defense, attack) in table.results},
-        metric=next(iter(table.gate)),
+        metric=table.metric.name,
         attacks=[attack for attack in wanted if (defense, attack) not in table.not_applicable],
         auto=_auto(table),
         others=[attack for attack in wanted if table.by_others(defense, attack)],
@@ -329,17 +335,20 @@ def _worst(table: Table, defense: str) -> Worst:
     )
 
 
-def _bound(worst: Worst) -> str:
-    text = _figure(worst.bound)
+def _bound(table: Table, worst: Worst) -> str:
+    text = _bounded(table, worst.bound)
     if worst.incomplete:
         text += f", {len(worst.complete)} of {len(worst.complete) + len(worst.incomplete)} attacks"
-    return text + (f" ({_figure(worst.own)} without what others sent in)" if worst.raised else "")
+    return text + (f" ({_bounded(table, worst.own)} without what others sent in)" if worst.raised else "")
 
 
-def _figure(found: Interval) -> str:
-    if found.mean is None:
-        return "unknown"
-    return f"{found.mean:+.2f}" + ("" if found.low is None or found.high is None else f" [{found.low:.2f}, {found.high:.2f}]")
+def _bounded(table: Table, found: Interval) -> str:
+    return "unknown" if found.mean is None else _figure(table, found.mean, found.low, found.high)
+
+
+def _figure(table: Table, value: float, low: float | None = None, high: float | None = None) -> str:
+    """A value of the gated metric; its unit stands above the table."""
+    return figures.figure(table.metric, value, low, high, sign=figures.plus(table.metric), unit=False)
 
 
 def _notes(table: Table, worsts: Mapping[str, Worst]) -> list[str]:
@@ -407,13 +416,14 @@ def _exposure(table: Table) -> str:
     """Privacy is not an average: a table of the victims that the means hide."""
     defenses = list(dict.fromkeys(defense for defense, _ in table.results))
     attacks = list(dict.fromkeys(attack for _, attack in table.results))
-    metric = next(iter(table.gate))
+    metric = table.metric.name
     rows = []
     for attack in attacks:
         row: dict[str, str] = {"attacked by": code(attack)}
         for defense in defenses:
             found = exposures(table.results.get((defense, attack), ()), {metric: table.gate[metric]}).get(metric)
-            share = f"{100 * found.share:.0f} % [{100 * found.low:.0f}, {100 * found.high:.0f}], {found.worst:+.2f}" if found else "n/a"
+            share = f"{100 * found.share:.0f} % [{100 * found.low:.0f}, {100 * found.high:.0f}], " if found else "n/a"
+            share += _figure(table, found.worst) if found else ""
             share += ", by others" if found and table.by_others(defense, attack) else ""
             row[code(defense)] = share
         rows.append(row)
@@ -421,16 +431,14 @@ def _exposure(table: Table) -> str:
 
 
 def _attacks(table: Table) -> str:
-    rows = []
+    rows, shown = [], _shown(table)
     for (defense, attack), results in table.results.items():
         if defense != "none" or any(result.status == "error" or TIMED_OUT in result.flags for result in results):
             continue
         row: dict[str, object] = {"attack": code(attack) + (", by others" if table.by_others(defense, attack) else "")}
-        for metric in _ATTACK_METRICS:
-            measure = pooled(results, {metric: None})[metric]
-            row[f"{metric.upper() if len(metric) < 6 else metric} {METRICS[metric].arrow}"] = (
-                "" if measure.mean is None else f"{measure.mean:.4f}"
-            )
+        for metric in shown:
+            measure = pooled(results, {metric.name: None})[metric.name]
+            row[f"{figures.heading(metric)} {figures.arrow(metric)}"] = "" if measure.mean is None else f"{measure.mean:.4f}"
         row["fit s"] = f"{sum(result.cost.fit_seconds for result in results) / len(results):.1f}"
         row["attack s"] = f"{sum(result.cost.attack_seconds for result in results) / len(results):.1f}"
         unknown = Measure(mean=None, low=None, high=None, values=())
@@ -438,6 +446,14 @@ def _attacks(table: Table) -> str:
     if not rows:
         return ""
     return _markdown([row for _, row in sorted(rows, key=lambda item: item[0])])
+
+
+def _shown(table: Table) -> list[Metric]:
+    """The metrics that attacks are told apart by: the built-in ones, and those of plugins that were measured."""
+    known = known_metrics()
+    measured = {name for results in table.results.values() for result in results for name in result.metrics}
+    others = [name for name in known if name in measured and name not in (*_ATTACK_METRICS, *DEFAULT_GATE)]
+    return [known[name] for name in (*_ATTACK_METRICS, *others)]
 
 
 def _markdown(rows: Sequence[Mapping[str, object]]) -> str:
@@ -457,4 +473,4 @@ def _settings(table: Table) -> list[str]:
 
 def _blind(result: Result) -> str:
     blind = result.baselines.blind
-    return ", ".join(f"{metric.upper()} {blind[metric]:.4g}" for metric in ("mse", "psnr", "ssim", "lpips") if metric in blind)
+    return ", ".join(f"{figures.heading(metric)} {blind[name]:.4g}" for name, metric in known_metrics().items() if name in blind)

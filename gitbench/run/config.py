@@ -19,11 +19,11 @@ from pydantic import (
 )
 
 from gitbench.core.errors import ConfigError, nearest
-from gitbench.core.metric import METRICS
 from gitbench.core.spec import KINDS, Kind, Spec, parse_spec
 from gitbench.core.text import shown
 from gitbench.identity import registry
 from gitbench.identity.case import Case, make_case
+from gitbench.identity.known_metrics import known_metrics
 from gitbench.identity.threat import THREATS
 from gitbench.judge.sequential import FIRST, looks
 from gitbench.judge.verdict import DEFAULT_GATE
@@ -223,8 +223,8 @@ def parse_thresholds(value: object) -> dict[str, float]:
         raise ConfigError(f"Expected thresholds METRIC=VALUE, got {shown(value)}.")
     found = {}
     for metric, number in pairs:
-        if metric not in METRICS:
-            raise ConfigError(f"Unknown metric {shown(metric)} in a threshold.{nearest(metric, METRICS)}")
+        if metric not in known_metrics():
+            raise ConfigError(f"Unknown metric {shown(metric)} in a threshold.{nearest(metric, known_metrics())}")
         try:
             found[metric] = float(number)
         except ValueError:

@@ -7,9 +7,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
-from gitbench.core.metric import METRICS
+from gitbench.core.errors import nearest
 from gitbench.core.text import printable
 from gitbench.identity.case import Case
+from gitbench.identity.known_metrics import known_metrics
 
 SCHEMA = 1
 TIMED_OUT = "timed-out"  # the flag of a case that was stopped by its budget of time
@@ -141,9 +142,10 @@ class Result(StrictModel):
     def _identity(self) -> Self:
         if self.case_id != self.case.case_id:
             raise ValueError(f"case_id {self.case_id} does not belong to its case ({self.case.case_id})")
-        unknown = sorted(set(self.gate) - set(METRICS))
+        # Of the metrics one that is not installed here is kept: nothing asks for it. By the gate all is judged.
+        unknown = sorted(set(self.gate) - set(known_metrics()))
         if unknown:
-            raise ValueError(f"the gate names the unknown metric {unknown[0]!r}")
+            raise ValueError(f"the gate names the unknown metric {unknown[0]!r}.{nearest(unknown[0], known_metrics())}")
         if not _is_time(self.finished_at):
             raise ValueError(f"finished_at {self.finished_at!r} is no time with a zone")
         for name, measure in self.metrics.items():

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Self
 import pytest
 
 from gitbench.core.errors import ConfigError, GitbenchError, nearest
-from gitbench.core.metric import METRICS
+from gitbench.core.figures import figure, limit
 from gitbench.identity.case import Case
+from gitbench.identity.known_metrics import known_metrics
 from gitbench.judge.sequential import decide_cell
 from gitbench.judge.statistics import Interval
 from gitbench.judge.verdict import Judgement, pooled
@@ -78,7 +79,7 @@ class CellReport:
         if low is None or high is None:
             return None
         under, past = self.threshold - high, low - self.threshold
-        if not METRICS[self.metric].higher_leaks:
+        if not known_metrics()[self.metric].higher_leaks:
             under, past = past, under
         return under if under > 0 else min(0.0, -past)
 
@@ -244,7 +245,7 @@ def _options(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _worst(cells: Sequence[CellReport]) -> CellReport | None:
     def leakage(cell: CellReport) -> float:
-        return (cell.found.mean or 0.0) * (1 if METRICS[cell.metric].higher_leaks else -1)
+        return (cell.found.mean or 0.0) * known_metrics()[cell.metric].sign
 
     return max((cell for cell in cells if cell.found.mean is not None), key=leakage, default=None)
 
@@ -258,15 +259,15 @@ def _worst_lines(cells: Sequence[CellReport]) -> list[str]:
     worst = _worst(cells)
     if worst is None:
         return []
-    unit = METRICS[worst.metric].unit
-    limit = f"{worst.threshold:g} {unit}".rstrip()
+    metric = known_metrics()[worst.metric]
+    threshold = limit(metric, worst.threshold)
     if worst.margin is None:
-        margin = f"none, there is no interval to compare with the threshold of {limit}"
+        margin = f"none, there is no interval to compare with the threshold of {threshold}"
     elif worst.margin == 0:
-        margin = f"none, the threshold of {limit} lies within the interval"
+        margin = f"none, the threshold of {threshold} lies within the interval"
     else:
         side = "under" if worst.margin > 0 else "past"
-        margin = f"{f'{abs(worst.margin):.2f} {unit}'.rstrip()}, the whole interval is {side} the threshold of {limit}"
+        margin = f"{figure(metric, abs(worst.margin))}, the whole interval is {side} the threshold of {threshold}"
     return [
         f"worst attack: {worst.name}",
         f"  {worst.metric} {worst.figures} of {worst.victims} victims",

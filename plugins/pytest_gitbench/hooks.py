@@ -30,8 +30,8 @@ def pytest_gitbench_register(config: pytest.Config) -> Mapping[str, Mapping[str,
         config: pytest's.
 
     Returns:
-        Kind (``attack``, ``defense``, ``model``, ``dataset``) to names and where they lead: ``module:Name`` or
-        ``file.py:Name``. Nothing is imported before it is used. A name that is taken is a usage error.
+        Kind (``attack``, ``defense``, ``model``, ``dataset``, ``metric``) to names and where they lead:
+        ``module:Name`` or ``file.py:Name``. Nothing is imported before it is used. A name that is taken is a usage error.
     """
 
 

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from gitbench.core.figures import figure, plus
 from gitbench.core.spec import split_outside
+from gitbench.identity.known_metrics import known_metrics
 
 _NAMED = 3  # cells per flag
 Row = tuple[str, str, str]
@@ -30,10 +32,8 @@ def figures(found: Mapping[str, Any]) -> str:
     mean, low, high = found.get("mean"), found.get("low"), found.get("high")
     if mean is None:
         return ""
-    decibel = str(found.get("metric", "")).startswith("psnr")
-    digits = ".1f" if decibel else ".3f"
-    bounds = f" [{low:{digits}}, {high:{digits}}]" if low is not None and high is not None else ""
-    return f"{mean:+{digits}}{' dB' if decibel else ''}{bounds}"
+    metric = known_metrics()[str(found["metric"])]
+    return figure(metric, mean, low, high, sign=plus(metric), brief=True)
 
 
 def duration(seconds: float) -> str:
@@ -186,7 +186,9 @@ def split_name(name: str) -> tuple[str, str, str, str]:
     return dataset, model, defense, attack
 
 
-LEGEND = (
-    "ok: holds, or an undefended control that leaks   x: leaks, and is known to   F: failed   s: skipped",
-    "psnr_gain: dB of PSNR above the blind guess (the public mean image), mean [95 % interval]",
-)
+def legend(metric: str) -> list[str]:
+    """What the marks of the matrix mean, and its figures."""
+    return [
+        "ok: holds, or an undefended control that leaks   x: leaks, and is known to   F: failed   s: skipped",
+        f"{metric}: {known_metrics()[metric].summary}, mean [95 % interval]",
+    ]

@@ -209,7 +209,8 @@ class GitbenchSession:
             terminalreporter.section("gitbench")
             columns, added = self._extended(ordered)
             told = (*lines.flag_lines(lines.flags_of(ordered)), *self._compared(ordered))
-            for line in (*lines.matrix_lines(ordered, columns), *added, *lines.LEGEND, "", *told, *self._publish(columns)):
+            legend = lines.legend(next(iter(self.config.threshold)))
+            for line in (*lines.matrix_lines(ordered, columns), *added, *legend, "", *told, *self._publish(columns)):
                 terminalreporter.write_line(line)
         return (yield)
 

@@ -1,1 +1,1 @@
-"""The leakage metrics as pure functions of images, one file each."""
+"""The built-in leakage metrics, one file each."""

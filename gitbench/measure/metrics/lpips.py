@@ -5,29 +5,42 @@ from __future__ import annotations
 import functools
 import warnings
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors.torch import load
-from torch.nn import functional
+from gitbench.core.metric import Metric
+
+if TYPE_CHECKING:
+    import torch
 
 SMALLEST = 32  # pixels; AlexNet's pooling leaves nothing of smaller images
 
 
-def lpips(images: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Perceptual distance of pixels in [0, 1]: ``(N, 1 or 3, H, W)`` twice to ``(N,)``.
+class Lpips(Metric):
+    """Perceptual distance of images of one or three channels.
 
     Grey images count as three equal channels; images smaller than 32 pixels are enlarged to 32.
     """
-    network = _network(images.device)
-    with torch.no_grad():
-        distances = [
-            network(_prepared(a), _prepared(b), normalize=True).flatten() for a, b in zip(images.split(64), truth.split(64), strict=True)
-        ]
-    return torch.cat(distances).double().clamp_min(0)
+
+    name = "lpips"
+    higher_leaks = False
+    low = 0.0
+    tolerance = 0.02
+    summary = "perceptual distance (Zhang et al. 2018), AlexNet"
+
+    def score(self, found: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        network = _network(found.device)
+        with torch.no_grad():
+            distances = [
+                network(_prepared(a), _prepared(b), normalize=True).flatten() for a, b in zip(found.split(64), truth.split(64), strict=True)
+            ]
+        return torch.cat(distances).double().clamp_min(0)
 
 
 def _prepared(images: torch.Tensor) -> torch.Tensor:
+    from torch.nn import functional
+
     images = images.float()
     if images.shape[1] == 1:
         images = images.expand(-1, 3, -1, -1)
@@ -42,7 +55,9 @@ def _prepared(images: torch.Tensor) -> torch.Tensor:
 @functools.cache
 def _network(device: torch.device) -> Any:
     """The published linear weights from the lpips package, on ImageNet features shipped here as float16."""
+    import torch
     from lpips import LPIPS
+    from safetensors.torch import load
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchvision deprecations inside the package
