@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 
@@ -12,9 +14,10 @@ from gitbench.clients.data import Data
 from gitbench.clients.datasets.torchvision_sets import _TorchvisionSet
 from gitbench.core.errors import DataError
 from gitbench.core.random import make_generator
-from gitbench.core.spec import Part, parse_spec
+from gitbench.core.spec import Kind, Part, parse_spec
+from gitbench.identity.known_metrics import known_metrics
 from gitbench.identity.registry import entry_points, load
-from helpers import make_data
+from helpers import make_data, pair
 
 # Options for components that cannot be built without any; a component that can needs no line here.
 ARGUMENTS = {
@@ -65,7 +68,7 @@ def test_defense_is_the_same_for_the_same_seed(spec: str, data: Data) -> None:
     assert torch.equal(inputs, victims(data)[0])
 
 
-@pytest.mark.parametrize("kind", ["defense", "attack", "model", "dataset"])
+@pytest.mark.parametrize("kind", get_args(Kind))
 def test_names_are_those_of_the_registry(kind: str) -> None:
     for name in entry_points(kind):
         assert load(kind, Part(name)).name == name
@@ -210,3 +213,31 @@ def test_dataset_loads_or_says_what_is_missing(name: str, tmp_path, tiny_npz) ->
     if name != "folder":
         assert torch.equal(first.public.inputs, second.public.inputs)
     assert first.input_shape == tuple(first.private.inputs.shape[1:])
+
+
+# ------------------------------------------------------------------ metrics
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (3, 7, 9)])
+@pytest.mark.parametrize("name", known_metrics())
+def test_metric_is_finite_of_each_image_alone_and_leaks_most_on_a_copy(name: str, shape: tuple[int, int, int]) -> None:
+    metric = known_metrics()[name]
+    found, truth = pair(shape, count=5)
+    found[0] = torch.rand(shape, generator=make_generator(0))
+    found[1] = truth[1]
+    given = {need: {"blind": truth.mean(0), "private": truth.clone()}[need] for need in metric.needs}
+    before = [tensor.clone() for tensor in (found, truth, *given.values())]
+    values = metric.score(found, truth, **given)
+    assert values.shape == (5,)
+    assert values.device == found.device
+    assert not values.requires_grad
+    assert torch.isfinite(values).all()
+    assert torch.equal(values, metric.score(found, truth, **given))
+    alone = torch.cat([metric.score(found[i : i + 1], truth[i : i + 1], **given) for i in range(5)])
+    torch.testing.assert_close(values, alone, atol=1e-5, rtol=0)
+    assert all(torch.equal(*tensors) for tensors in zip((found, truth, *given.values()), before, strict=True))
+    copies = metric.score(truth, truth, **given)
+    assert (metric.sign * (copies - values) >= 0).all()
+    for some in (values, copies):
+        assert metric.low is None or float(some.min()) >= metric.low
+        assert metric.high is None or float(some.max()) <= metric.high

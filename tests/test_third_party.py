@@ -1,4 +1,4 @@
-"""A package of somebody else's, built and installed as such, adds components and a column without touching gitbench."""
+"""A package of somebody else's, built and installed as such, adds all kinds of components and a column without touching gitbench."""
 
 from __future__ import annotations
 
@@ -43,22 +43,18 @@ def run(environment: dict[str, str], folder: Path, *command: str) -> str:
     return done.stdout
 
 
-def test_an_attack_a_defense_a_model_and_a_column_are_added(environment: dict[str, str], tmp_path: Path, tiny_npz: Path) -> None:
-    axes = ("attack=first_rows", "attack=ridge", "defense=none", "defense=signs(scale=0.1)", "model=softmax", "victims=12")
-    told = run(
-        environment,
-        tmp_path,
-        "pytest",
-        "--gitbench",
-        f"--gitbench-dataset=npz(path={str(tiny_npz)!r})",
-        *(f"--gitbench-{axis}" for axis in axes),
-    )
+def test_every_kind_and_a_column_are_added(environment: dict[str, str], tmp_path: Path) -> None:
+    axes = ("attack=first_rows", "attack=ridge", "defense=none", "defense=signs(scale=0.1)", "model=softmax", "dataset=stripes")
+    options = (*axes, "threshold=close=50", "victims=12")
+    told = run(environment, tmp_path, "pytest", "--gitbench", *(f"--gitbench-{option}" for option in options))
     rows = {line.split("  ")[0]: line for line in told.splitlines() if not line.startswith("[")}
     assert rows["none"].endswith("24 of 24")  # both attacks are exact
-    assert "ok leaks" in rows["none"]
+    assert "ok leaks 100.0 % [100.0, 100.0]" in rows["none"]
     assert "ok holds" in rows["signs(scale=0.1)"]
     assert rows["signs(scale=0.1)"].endswith("0 of 24")
+    assert "close: share of the pixels within 0.1 of the truth, mean [95 % interval]" in told
     (board,) = (tmp_path / "leaderboards").iterdir()
+    assert "A cell leaks past close ↑ 50 %" in board.read_text()
     assert [
         line.split("|")[-2].strip()
         for line in board.read_text().partition("## Flags")[0].splitlines()
@@ -76,5 +72,7 @@ def test_it_is_listed(environment: dict[str, str]) -> None:
         ("attack", "first_rows", "first_rows:FirstRows"),
         ("defense", "signs", "signs:Signs"),
         ("model", "softmax", "softmax:Softmax"),
+        ("dataset", "stripes", "stripes:Stripes"),
+        ("metric", "close", "close:Close"),
     ):
         assert [kind, name, f"gitbench_example.{where}"] in [line.split() for line in listed.splitlines()]

@@ -95,7 +95,8 @@ def identity(case: Case, attack: Attack, observation: Observation) -> str:
     options = {name: re.sub(r" at 0x[0-9a-f]+", "", value) for name, value in settings(attack).items()}
     # A fit that is not granted the defense sees of it only what it made of the model.
     defense = case.defense if "defense" in granted else f"model {observation.model_digest}"
-    code = {kind: digest for kind, digest in case.code.items() if kind != "defense" or "defense" in granted}
+    unseen = {"metrics"} if "defense" in granted else {"metrics", "defense"}
+    code = {kind: digest for kind, digest in case.code.items() if kind not in unseen}
     return canonical_json(
         {
             "dataset": case.dataset,

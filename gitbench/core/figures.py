@@ -49,10 +49,5 @@ def arrow(metric: Metric) -> str:
     return "↑" if metric.higher_leaks else "↓"
 
 
-def heading(metric: Metric) -> str:
-    """``PSNR``, ``identification``: the name in tables, short ones as the abbreviations that they are."""
-    return metric.name.upper() if len(metric.name) < 6 else metric.name
-
-
 def _unit(metric: Metric) -> str:
     return f" {metric.unit}" if metric.unit else ""

@@ -29,6 +29,8 @@ class Metric(Component):
     """How much more of it a later run may leak before it counts as worse, where 0.5 dB of ``psnr_gain`` are accepted."""
     summary: ClassVar[str]
     """What it is, in a few words."""
+    heading: ClassVar[str] = ""
+    """What stands above its column, where that is not the name."""
 
     def score(self, found: torch.Tensor, truth: torch.Tensor, *args: Any, **given: Any) -> torch.Tensor:
         """The value of each image. Neither argument is written to.
@@ -36,9 +38,9 @@ class Metric(Component):
         Args:
             found: reconstructions ``(N, C, H, W)`` in [0, 1], finite.
             truth: their true images, the same shape.
-            args: none.
-            given: what a subclass names as further keywords. Without it the metric is left out.
-                ``blind``: the blind guess ``(C, H, W)``; ``private``: all private images ``(M, C, H, W)``.
+            args: nothing; a subclass names ``found``, ``truth`` and keywords.
+            given: what a subclass names of ``blind``, the blind guess ``(C, H, W)``, and ``private``, all private
+                images ``(M, C, H, W)``. Where that is not there the metric is left out.
 
         Returns:
             ``(N,)``, of each image alone.

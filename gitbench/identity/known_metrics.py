@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import os
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -23,7 +24,7 @@ def known_metrics() -> Mapping[str, Metric]:
     Raises:
         SpecError: one cannot be imported or is malformed, or two packages register one name.
     """
-    return _built(tuple(registry.entry_points("metric").items()))
+    return _built(_registered())
 
 
 def digest_of_metrics() -> str:
@@ -32,7 +33,13 @@ def digest_of_metrics() -> str:
     Raises:
         SpecError: one cannot be found.
     """
-    return _digest(tuple(registry.entry_points("metric").items()))
+    return _digest(_registered())
+
+
+def _registered() -> tuple[tuple[str, str], ...]:
+    """Names and where they lead. A file goes by its whole path: a relative one is another file in another folder."""
+    found = registry.entry_points("metric").items()
+    return tuple((name, os.path.abspath(target) if ".py:" in target else target) for name, target in found)
 
 
 @functools.cache
@@ -60,8 +67,9 @@ def _problem(metric: Metric, name: str) -> str:
     if metric.name != name or not name.isidentifier():
         return f"expected a class whose name is the identifier that it is registered by, got {metric.name!r}."
     missing = [attribute for attribute in ("higher_leaks", "tolerance", "summary") if not hasattr(metric, attribute)]
+    missing += ["score"] if type(metric).score is Metric.score else []
     if missing:
-        return f"its class does not set {', '.join(missing)}."
+        return f"its class does not define {', '.join(missing)}."
     unknown = next((need for need in metric.needs if need not in GIVEN), None)
     if unknown is not None:
         return f"its score asks for {unknown!r}, which there is not.{nearest(unknown, GIVEN)}"

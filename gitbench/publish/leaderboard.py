@@ -438,7 +438,7 @@ def _attacks(table: Table) -> str:
         row: dict[str, object] = {"attack": code(attack) + (", by others" if table.by_others(defense, attack) else "")}
         for metric in shown:
             measure = pooled(results, {metric.name: None})[metric.name]
-            row[f"{figures.heading(metric)} {figures.arrow(metric)}"] = "" if measure.mean is None else f"{measure.mean:.4f}"
+            row[f"{metric.heading or metric.name} {figures.arrow(metric)}"] = "" if measure.mean is None else f"{measure.mean:.4f}"
         row["fit s"] = f"{sum(result.cost.fit_seconds for result in results) / len(results):.1f}"
         row["attack s"] = f"{sum(result.cost.attack_seconds for result in results) / len(results):.1f}"
         unknown = Measure(mean=None, low=None, high=None, values=())
@@ -473,4 +473,4 @@ def _settings(table: Table) -> list[str]:
 
 def _blind(result: Result) -> str:
     blind = result.baselines.blind
-    return ", ".join(f"{figures.heading(metric)} {blind[name]:.4g}" for name, metric in known_metrics().items() if name in blind)
+    return ", ".join(f"{metric.heading or metric.name} {blind[name]:.4g}" for name, metric in known_metrics().items() if name in blind)

@@ -21,7 +21,7 @@ class Lpips(Metric):
     Grey images count as three equal channels; images smaller than 32 pixels are enlarged to 32.
     """
 
-    name = "lpips"
+    name, heading = "lpips", "LPIPS"
     higher_leaks = False
     low = 0.0
     tolerance = 0.02

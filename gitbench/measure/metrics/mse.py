@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class Mse(Metric):
     """Mean squared error over channels and pixels."""
 
-    name = "mse"
+    name, heading = "mse", "MSE"
     higher_leaks = False
     low, high = 0.0, 1.0
     tolerance = 0.001

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class Psnr(Metric):
     """The squared error in decibels."""
 
-    name = "psnr"
+    name, heading = "psnr", "PSNR"
     unit = "dB"
     higher_leaks = True
     low, high = 0.0, PSNR_CAP

@@ -18,7 +18,7 @@ class Ssim(Metric):
     Images smaller than the window are measured with the largest odd window that fits.
     """
 
-    name = "ssim"
+    name, heading = "ssim", "SSIM"
     higher_leaks = True
     low, high = -1.0, 1.0
     tolerance = 0.02
