@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from gitbench._version import __version__
 from gitbench.core.spec import Kind, Part, Spec, canonical_json, parse_spec
-from gitbench.identity import registry
+from gitbench.identity.sources import digest_of_module, part_digest
 from gitbench.identity.threat import knowledge_of
 
 UNDEFENDED = "none"
@@ -115,10 +115,10 @@ def make_case(
 
 def code_digest(spec: Spec) -> str:
     """Digest of what stands behind every part of a SPEC: sources, and the files that its options name."""
-    return "+".join(registry.part_digest(spec.kind, part) for part in spec.parts)
+    return "+".join(part_digest(spec.kind, part) for part in spec.parts)
 
 
 @cache
 def core_digest() -> str:
     """Digest of the sources of the measuring chain."""
-    return registry.digest_of_module("gitbench.measure.evaluator")
+    return digest_of_module("gitbench.measure.evaluator")

@@ -14,8 +14,8 @@ from gitbench.core.errors import GitbenchError, StoreError, nearest
 from gitbench.core.metric import METRICS, PSNR_CAP
 from gitbench.core.spec import KINDS, parse_spec
 from gitbench.core.text import shown
-from gitbench.identity import registry
 from gitbench.identity.case import Case, code_digest, core_digest
+from gitbench.identity.loading import check_spec
 from gitbench.identity.threat import knowledge_of
 from gitbench.judge.flags import FLAGS, own_flags
 from gitbench.publish.comparison import BLIND_DIGITS
@@ -117,7 +117,7 @@ def _check_case(case: Case) -> None:
         if str(spec) != text:
             raise StoreError(f"expected the {kind} as it is written out, {str(spec)!r}, got {text!r}")
         if kind in ("dataset", "model"):
-            registry.check(spec)
+            check_spec(spec)
     if list(case.knowledge) != sorted(knowledge_of(case.threat)):
         raise StoreError(f"the threat model {case.threat!r} grants {sorted(knowledge_of(case.threat))}, not {list(case.knowledge)}")
     if case.victims > _MOST_VICTIMS:
