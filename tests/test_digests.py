@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+import gitbench
 from gitbench.core.spec import Part
 from gitbench.identity.loading import load_part
 from gitbench.identity.names import locate
-from gitbench.identity.sources import part_digest, source_digest
+from gitbench.identity.sources import TELLING, closure, part_digest, source_digest
 from gitbench.run.bench import case_of
 from helpers import SCALE, write
 
@@ -191,7 +194,6 @@ def test_other_peoples_packages_beside_an_installed_one_are_not_followed(tmp_pat
 
 
 def test_the_digest_does_not_depend_on_where_the_packages_lie(tmp_path: Path) -> None:
-    import gitbench
     import gitbench_defenses
 
     digests = []
@@ -210,3 +212,59 @@ def test_the_digest_does_not_depend_on_where_the_packages_lie(tmp_path: Path) ->
         assert file.startswith(str(tmp_path))
         digests.append(digest)
     assert digests[0] == digests[1]
+
+
+EDITED = """
+import sys
+from pathlib import Path
+root = Path(sys.argv[1])
+sys.path[:0] = [str(root)]
+from gitbench.core.spec import Part
+from gitbench.identity import case, sources
+assert sources.__file__.startswith(str(root)), sources.__file__
+for name in sys.argv[2:]:
+    file = root / f"{name.replace('.', '/')}.py"
+    if name and not file.is_file():
+        sys.exit(f"no {file}")
+    text = file.read_bytes() if name else b""
+    if name:
+        file.write_bytes(text + b"# edited\\n")
+    print(name, case.core_digest.__wrapped__(), sources.part_digest("attack", Part("ig")), sources.part_digest("defense", Part("none")))
+    if name:
+        file.write_bytes(text)
+"""
+
+
+def test_what_only_tells_re_measures_nothing_and_what_measures_does(tmp_path: Path) -> None:
+    """Each module of a copy of gitbench is edited in turn."""
+    shutil.copytree(Path(gitbench.__file__).parent, tmp_path / "gitbench", ignore=shutil.ignore_patterns("__pycache__"))
+    telling = [f"gitbench.{name}" for name in ("judge.flags", "core.progress", "core.text", "core.errors", "core.memory", "store.pictures")]
+    measuring = [f"gitbench.{name}" for name in ("measure.scoring", "clients.client", "attacker.observation", "core.random")]
+    own = "gitbench.attacker.attacks.ig"
+    command = [sys.executable, "-c", EDITED, str(tmp_path), "", *telling, *measuring, own]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    plain, *edited = [line.split(" ") for line in done.stdout.splitlines()]
+    digests = {name: [one != before for one, before in zip(found, plain[1:], strict=True)] for name, *found in edited}
+    assert all(digests[name] == [False, False, False] for name in telling), digests
+    assert all(digests[name][0] for name in measuring), digests
+    assert digests["gitbench.attacker.observation"] == [True, True, False]
+    assert digests[own] == [False, True, False]
+
+
+def test_what_only_tells_is_there() -> None:
+    assert all(importlib.util.find_spec(name) for name in TELLING)
+
+
+def test_a_file_that_imports_by_a_former_name_is_digested_with_what_it_imports(tmp_path: Path) -> None:
+    former = write(
+        tmp_path / "former.py", "from gitbench.attack import Attack\nfrom gitbench.transcript import graph\nclass Mine(Attack): ...\n"
+    )
+    names = set(closure(locate("attack", Part(f"{former}:Mine"))).values())
+    assert {"gitbench.attacker.attack", "gitbench.attacker.layers.graph", "gitbench.attacker.observation"} <= names
+
+
+def test_torch_is_known_by_its_version() -> None:
+    start = time.monotonic()
+    assert source_digest(locate("model", Part("torch.nn:Linear"))) not in ("no-source", source_digest(locate("model", Part("lenet"))))
+    assert time.monotonic() - start < 5  # reading all of it would take half a minute

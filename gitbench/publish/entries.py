@@ -17,7 +17,7 @@ from gitbench.core.text import shown
 from gitbench.identity.case import Case, code_digest, core_digest
 from gitbench.identity.loading import check_spec
 from gitbench.identity.threat import knowledge_of
-from gitbench.judge.flags import FLAGS, own_flags
+from gitbench.judge.flags import FLAGS, raised_anew
 from gitbench.publish.comparison import BLIND_DIGITS
 from gitbench.run.config import PROFILES
 from gitbench.store.folder import read_result
@@ -166,7 +166,7 @@ def _psnr_problem(metrics: Mapping[str, Measure]) -> str:
 
 def _unjudged(result: Result) -> Result:
     """Without the verdict, the gate and what follows from them; the flags that follow from its figures are raised anew."""
-    flags = {*result.flags, *own_flags(result, still_improving="still-improving" in result.flags)} - {"control-failed"}
+    flags = raised_anew(result) - {"control-failed"}
     return result.model_copy(
         update={
             "verdict": "inconclusive",

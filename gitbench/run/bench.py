@@ -22,7 +22,7 @@ from gitbench.identity.loading import check_spec
 from gitbench.identity.names import Target, entry_points
 from gitbench.identity.objects import digest_of_object
 from gitbench.identity.sources import part_digest, source_digest, with_files
-from gitbench.judge.flags import compared_flags
+from gitbench.judge.flags import compared_flags, raised_anew
 from gitbench.judge.verdict import DEFAULT_GATE, exposures, judge_results
 from gitbench.run.config import make_config
 from gitbench.store.folder import Store
@@ -139,6 +139,7 @@ class Bench:
     def _judged(self, result: Result, control: Result | None) -> Result:
         changes: dict[str, object] = {"gate": self._gate}
         if result.status == "done":
+            result = result.model_copy(update={"flags": tuple(sorted(raised_anew(result)))})
             judgement = judge_results([result], [control] if control else None, gate=self._gate)
             flags = set(result.flags) - _JUDGED | ({"control-failed"} if judgement.control_failed else set())
             if control is not None and control.status == "done":
