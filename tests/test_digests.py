@@ -258,10 +258,10 @@ def test_what_only_tells_is_there() -> None:
 
 def test_a_file_that_imports_by_a_former_name_is_digested_with_what_it_imports(tmp_path: Path) -> None:
     former = write(
-        tmp_path / "former.py", "from gitbench.attack import Attack\nfrom gitbench.transcript import graph\nclass Mine(Attack): ...\n"
+        tmp_path / "former.py", "from gitbench.attack import Attack\nfrom gitbench import regression\nclass Mine(Attack): ...\n"
     )
     names = set(closure(locate("attack", Part(f"{former}:Mine"))).values())
-    assert {"gitbench.attacker.attack", "gitbench.attacker.layers.graph", "gitbench.attacker.observation"} <= names
+    assert {"gitbench.attacker.attack", "gitbench.attacker.tools.regression", "gitbench.attacker.observation"} <= names
 
 
 def test_torch_is_known_by_its_version() -> None:
