@@ -35,7 +35,7 @@ with atheris.instrument_imports(include=["gitbench", "pytest_gitbench"]) if athe
     from gitbench.clients.datasets.npz import Npz
     from gitbench.core.errors import GitbenchError
     from gitbench.core.spec import KINDS, parse_spec
-    from gitbench.identity import registry
+    from gitbench.identity.loading import check_spec
     from gitbench.publish import leaderboard
     from gitbench.publish.baseline import cells_of, dump, load_baseline
     from gitbench.publish.comment import markdown
@@ -132,7 +132,7 @@ class Fuzzer:
         found = parse_spec(kind, text)
         assert parse_spec(kind, str(found)) == found
         assert found.label.isprintable()
-        registry.check(found)
+        check_spec(found)
 
     def options(self, data: bytes) -> None:
         path = self._folder / "pyproject.toml"

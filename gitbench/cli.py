@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _list(kind: str | None) -> list[str]:
-    from gitbench.identity.registry import entry_points
+    from gitbench.identity.names import entry_points
 
     chosen = [one for one in get_args(Kind) if kind in (None, one)]
     return [f"{one:8} {name:16} {where}" for one in chosen for name, where in sorted(entry_points(one).items())]

@@ -55,6 +55,24 @@ def write_npz(path: Path, found: Data) -> Path:
     return path
 
 
+SCALE = """
+from gitbench import Defense
+
+class Scale(Defense):
+    def __init__(self, *, factor: float = 0.5, layers=None):
+        self.factor = factor
+
+    def protect(self, update, *, generator):
+        return update.map(lambda name, tensor: tensor * self.factor)
+"""
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
 def check_data(data: Data) -> None:
     """What every dataset promises."""
     for split in (data.public, data.private):

@@ -16,7 +16,8 @@ from gitbench.core.errors import DataError
 from gitbench.core.random import make_generator
 from gitbench.core.spec import Kind, Part, parse_spec
 from gitbench.identity.known_metrics import known_metrics
-from gitbench.identity.registry import entry_points, load
+from gitbench.identity.loading import load_part
+from gitbench.identity.names import entry_points
 from helpers import make_data, pair
 
 # Options for components that cannot be built without any; a component that can needs no line here.
@@ -69,9 +70,9 @@ def test_defense_is_the_same_for_the_same_seed(spec: str, data: Data) -> None:
 
 
 @pytest.mark.parametrize("kind", get_args(Kind))
-def test_names_are_those_of_the_registry(kind: str) -> None:
+def test_names_are_those_that_are_registered(kind: str) -> None:
     for name in entry_points(kind):
-        assert load(kind, Part(name)).name == name
+        assert load_part(kind, Part(name)).name == name
 
 
 @pytest.mark.parametrize("spec", [*DEFENSES, "clipping(max_norm=1.0) | pruning(rate=0.5)"])
@@ -204,7 +205,7 @@ def arguments_of(name: str, tmp_path, tiny_npz) -> str:
 
 @pytest.mark.parametrize("name", DATASETS)
 def test_dataset_loads_or_says_what_is_missing(name: str, tmp_path, tiny_npz) -> None:
-    if issubclass(load("dataset", Part(name)), _TorchvisionSet):
+    if issubclass(load_part("dataset", Part(name)), _TorchvisionSet):
         with pytest.raises(DataError, match="nowhere"):
             gitbench.load_dataset(f"{name}(root={str(tmp_path / 'nowhere')!r})")
         return

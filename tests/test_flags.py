@@ -152,3 +152,15 @@ def test_falling_looks_at_the_last_quarter(losses: list[float], still: bool) -> 
     for iteration, loss in enumerate(losses):
         falling.see(iteration, torch.tensor([loss, loss, 5.0]))
     assert falling.still is still
+
+
+@pytest.mark.parametrize("stored", [(), ("destroys-utility", "scale-changed"), ("no-slope",)])
+def test_flags_of_a_stored_result_are_raised_from_its_figures_anew(stored: tuple[str, ...], tmp_path: Path) -> None:
+    bench = Bench(store=Store(tmp_path))
+    found = result(*EIGHT, utility=utility(descent=0.0, cosine=0.001), flags=stored)
+    for one in (found, result(*[10.0, 11.0] * 4, defense="none")):
+        Store(tmp_path).save(one)
+    judged = bench.measure(found.case)
+    assert set(judged.flags) == {"destroys-utility"} | ({"no-slope"} & set(stored))
+    assert judged.verdict == "inconclusive"
+    assert "destroys-utility" in judged.verdict_reason

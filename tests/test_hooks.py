@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from gitbench.core.errors import SpecError
-from gitbench.identity import registry
+from gitbench.core.spec import parse_spec
+from gitbench.identity.loading import check_spec
 from helpers import run_project, write_project
 
 pytestmark = pytest.mark.usefixtures("warm")
@@ -48,7 +49,7 @@ def test_a_registered_defense_goes_by_its_name(project: pytest.Pytester) -> None
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(["noise(scale=1.0) *ok holds*"])
     with pytest.raises(SpecError, match="Unknown defense 'noise'"):  # forgotten with its run
-        registry.check(registry.parse_spec("defense", "noise"))
+        check_spec(parse_spec("defense", "noise"))
 
 
 def test_registered_names_are_known_without_gitbench_too(project: pytest.Pytester) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gitbench.core.errors import ConfigError, GitbenchError, SpecError, nearest
 from gitbench.core.spec import KINDS, Kind, parse_spec
 from gitbench.core.text import printable, shown
-from gitbench.identity import registry
+from gitbench.identity.loading import check_spec
 from gitbench.run.config import make_cells, make_config
 from hostile import CONTROLS, NASTY, harmless, names, quickly, values
 from pytest_gitbench.options import read_settings
@@ -98,7 +98,7 @@ def test_whatever_parses_has_a_harmless_name(kind: Kind, text: str) -> None:
     assert harmless(spec.label)
     assert "\n" not in spec.label
     with contextlib.suppress(SpecError):
-        registry.check(spec)
+        check_spec(spec)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_a_source_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
     with pytest.raises(SpecError, match=r"Cannot read .*mine\.py: .*Permission denied"):
-        registry.check(parse_spec("defense", f"{file}:Mine"))
+        check_spec(parse_spec("defense", f"{file}:Mine"))
 
 
 @pytest.mark.parametrize("source", ["(" * 100_000, "-" * 100_000 + "1", "x" * 3_000_000, "\x00", "class Mine:\n" + " pass\n" * 30_000])
@@ -145,7 +145,7 @@ def test_a_hostile_source_is_refused_or_read_quickly(tmp_path: Path, source: str
     file = tmp_path / "mine.py"
     file.write_text(source)
     with quickly(10), contextlib.suppress(SpecError):
-        registry.check(parse_spec("defense", f"{file}:Mine"))
+        check_spec(parse_spec("defense", f"{file}:Mine"))
 
 
 @pytest.mark.parametrize("text", [f"x(a='{chr(0xE0001) * 1000}')", f"x(a=0x{'f' * 4000})"])

@@ -17,8 +17,8 @@ from gitbench.clients.data import Data
 from gitbench.clients.update import Update
 from gitbench.core.errors import ConfigError, MetricError, SpecError
 from gitbench.core.figures import figure, limit, plus
-from gitbench.identity import registry
 from gitbench.identity.known_metrics import _digest, digest_of_metrics, known_metrics
+from gitbench.identity.names import register
 from gitbench.measure.scoring import score
 from gitbench.publish import leaderboard
 from gitbench.publish.baseline import cells_of
@@ -54,7 +54,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
 
     def written(source: str) -> None:
         (tmp_path / "mine.py").write_text(source)
-        forget.append(registry.register({"metric": {"close": "mine.py:Close"}}))
+        forget.append(register({"metric": {"close": "mine.py:Close"}}))
 
     yield written
     for one in forget:
@@ -90,7 +90,7 @@ def test_two_packages_cannot_register_one_name() -> None:
     with pytest.raises(
         SpecError, match=r"Cannot register the metric 'ssim' as mine:Ssim: it is gitbench\.measure\.metrics\.ssim:Ssim already"
     ):
-        registry.register({"metric": {"ssim": "mine:Ssim"}})
+        register({"metric": {"ssim": "mine:Ssim"}})
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from gitbench.core.errors import AttackError, GitbenchError, NotGrantedError, Sp
 from gitbench.core.memory import available_memory
 from gitbench.core.progress import Progress, silent
 from gitbench.core.spec import Part, parse_spec
-from gitbench.identity import registry
+from gitbench.identity.loading import build_part, check_spec, load_part
 from gitbench.identity.threat import KNOWLEDGE, Knowledge
 
 State = Mapping[str, torch.Tensor]
@@ -281,7 +281,7 @@ def load_attack(attack: str | Attack, *, profile: str = "standard") -> Attack:
     if isinstance(attack, Attack):
         return attack
     spec = parse_spec("attack", attack)
-    registry.check(spec)
+    check_spec(spec)
     built = [_build(part, profile) for part in spec.parts]
     joined = built[0]
     for refiner in built[1:]:
@@ -302,7 +302,7 @@ def settings(attack: Attack) -> dict[str, str]:
 
 
 def _build(part: Part, profile: str) -> Attack:
-    cls = registry.load("attack", part)
+    cls = load_part("attack", part)
     budget = cls.profiles.get(profile, {}) if isinstance(cls, type) and issubclass(cls, Attack) else {}
-    attack: Attack = registry.build("attack", part, Attack, **budget)
+    attack: Attack = build_part("attack", part, Attack, **budget)
     return attack

@@ -20,8 +20,8 @@ from gitbench.attacker.observation import Observation
 from gitbench.core.errors import StoreError
 from gitbench.core.random import make_generator
 from gitbench.core.spec import canonical_json
-from gitbench.identity import registry
 from gitbench.identity.case import Case
+from gitbench.identity.sources import part_digest
 from gitbench.store.folder import Store, write_atomic
 
 Tensors = dict[str, torch.Tensor]
@@ -110,7 +110,7 @@ def identity(case: Case, attack: Attack, observation: Observation) -> str:
             "knowledge": sorted(granted),
             "device": observation.device.type,
             # A hybrid's own digest names its refiner too, which has no part in this.
-            "code": {**code, "attack": registry.part_digest("attack", attack._part)},
+            "code": {**code, "attack": part_digest("attack", attack._part)},
         }
     )
 

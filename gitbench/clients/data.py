@@ -11,7 +11,7 @@ import torch
 from gitbench.core.component import Component
 from gitbench.core.errors import DataError
 from gitbench.core.spec import parse_spec
-from gitbench.identity import registry
+from gitbench.identity.loading import build_part, check_spec
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,18 @@ def load_dataset(dataset: str | Dataset) -> Data:
     """
     if isinstance(dataset, str):
         spec = parse_spec("dataset", dataset)
-        registry.check(spec)
-        built: Dataset = registry.build("dataset", spec.parts[0], Dataset)
+        check_spec(spec)
+        built: Dataset = build_part("dataset", spec.parts[0], Dataset)
     else:
         built = dataset
     data = built.load()
     if not isinstance(data, Data):
         raise DataError(f"Expected load() of {built!r} to return a gitbench.Data, got {type(data).__name__}.")
+    if data.classes < 2:
+        raise DataError(
+            f"Expected at least two classes in {built!r}, got {data.classes}: with one there is nothing to tell apart, so that the loss "
+            "and its gradient are zero whatever the image. Add images of another class."
+        )
     for which, split in (("public", data.public), ("private", data.private)):
         _check(f"{which} split of {built!r}", split, data.classes)
     if data.public.inputs.shape[1:] != data.private.inputs.shape[1:]:

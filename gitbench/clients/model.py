@@ -8,7 +8,6 @@ import inspect
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -19,10 +18,12 @@ from torch import nn
 from gitbench.clients.data import Data
 from gitbench.clients.training import train
 from gitbench.core.component import Component
-from gitbench.core.errors import ModelError, SpecError
+from gitbench.core.errors import GitbenchError, ModelError, SpecError
 from gitbench.core.random import make_generator, seeded
 from gitbench.core.spec import Part, canonical_json, parse_spec
-from gitbench.identity import registry
+from gitbench.identity.loading import build_part, check_spec, load_part
+from gitbench.identity.signatures import FILLED_IN
+from gitbench.identity.sources import digest_of_module, part_digest
 from gitbench.store.folder import write_atomic
 
 MODES = ("eval", "train")
@@ -77,7 +78,7 @@ def load_model(model: str, data: Data, *, seed: int = 0, cache: Path | None = No
         ModelError: the factory failed, or the network does not map images to logits.
     """
     part = parse_spec("model", model).parts[0]
-    registry.check(parse_spec("model", model))
+    check_spec(parse_spec("model", model))
     options = dict(part.arguments)
     epochs, mode = options.pop("trained_epochs", 0), options.pop("mode", "eval")
     if not isinstance(epochs, int) or epochs < 0:
@@ -110,29 +111,45 @@ def last_linear(model: nn.Module) -> tuple[str, nn.Linear]:
 
 
 def _build(part: Part, data: Data) -> nn.Module:
-    found = registry.load("model", part)
-    if isinstance(found, type) and issubclass(found, ModelFactory):
-        factory: ModelFactory = registry.build("model", part, ModelFactory)
-        return factory.build(data)
+    found = load_part("model", part)
     if isinstance(found, nn.Module):
         if part.arguments:
             raise SpecError(f"The model {part.target!r} is built already and takes no options, got {part.label}. Name what builds it.")
         return copy.deepcopy(found)  # a mode, or training, must not reach the next cell
     if not callable(found):
         raise SpecError(f"Expected {part.target!r} to be a factory of a torch.nn.Module, got {found!r}.")
-    return _call_factory(found, part, data)
+    filled = _filled_in(found, data)
+    if isinstance(found, type) and issubclass(found, ModelFactory):
+        factory: ModelFactory = build_part("model", part, ModelFactory, **filled)
+        return _made(f"build() of the model {part.label!r}", "build(self, data) -> torch.nn.Module", lambda: factory.build(data))
+    signature = f"a function or class that takes the options of the SPEC; {' and '.join(FILLED_IN['model'])} are given if it names them"
+    return _made(f"the model factory {part.label!r}", signature, lambda: found(**{**filled, **dict(part.arguments)}))
 
 
-def _call_factory(factory: Callable[..., Any], part: Part, data: Data) -> nn.Module:
-    offered = {"input_shape": data.input_shape, "classes": data.classes}
-    taken = inspect.signature(factory).parameters
-    wanted = {key: value for key, value in offered.items() if key in taken}
+def _filled_in(found: Callable[..., object], data: Data) -> dict[str, object]:
+    """What a function or class that makes a model is given without asking, of that which it names: a check leaves it out likewise."""
     try:
-        network = factory(**{**wanted, **dict(part.arguments)})
+        taken = inspect.signature(found).parameters
+    except (TypeError, ValueError):  # compiled code need not tell
+        return {}
+    return {name: getattr(data, name) for name in FILLED_IN["model"] if name in taken}
+
+
+def _made(what: str, signature: str, make: Callable[[], object]) -> nn.Module:
+    """The network that somebody's code makes.
+
+    Raises:
+        ModelError: it raised, or made something else.
+    """
+    try:
+        network = make()
+    except GitbenchError:
+        raise
     except Exception as error:
-        raise ModelError(f"The model factory {part.label!r} raised {type(error).__name__}: {error}") from error
+        hint = f". Expected {signature}." if isinstance(error, TypeError) else ""
+        raise ModelError(f"Making a network failed: {what} raised {type(error).__name__}: {str(error).rstrip('.')}{hint}") from error
     if not isinstance(network, nn.Module):
-        raise ModelError(f"Expected {part.label!r} to return a torch.nn.Module, got {type(network).__name__}.")
+        raise ModelError(f"Expected {what} to return a torch.nn.Module, got {type(network).__name__}.")
     return network
 
 
@@ -141,14 +158,33 @@ def _check(network: nn.Module, data: Data, model: str) -> None:
         with torch.no_grad():
             logits = network(data.public.inputs[:2])
     except Exception as error:
-        raise ModelError(f"The model {model!r} cannot take images of shape {data.input_shape}: {error}") from error
+        raise ModelError(
+            f"The model {model!r} cannot take images of shape {data.input_shape}: {error}{_other_channels(network, data)}"
+        ) from error
     if logits.shape != (2, data.classes):
         raise ModelError(f"Expected logits (2, {data.classes}) from the model {model!r}, got {tuple(logits.shape)}.")
 
 
+def _other_channels(network: nn.Module, data: Data) -> str:
+    """What to do where the first layer wants another number of channels than the images have; empty where it does not."""
+    channels, height, width = data.input_shape
+    layers = (module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear))
+    first = next(layers, None)
+    if first is None:
+        return ""
+    wanted = first.in_channels if isinstance(first, nn.Conv2d) else first.in_features / (height * width)
+    if wanted == channels or wanted not in (1, 3, 4):
+        return ""
+    repeat = ", or repeat the channel: channels=3 in the SPEC of the dataset" if (channels, wanted) == (1, 3) else ""
+    return (
+        f". Its first layer takes {wanted:g} channels and the images have {channels}: build it for {channels} (an option channels= of the "
+        f"model, or a factory that names input_shape and is given it){repeat}."
+    )
+
+
 def _train_cached(network: nn.Module, data: Data, *, model: str, epochs: int, seed: int, cache: Path | None) -> None:
     spec = parse_spec("model", model)
-    code = registry.part_digest("model", spec.parts[0]) + registry.digest_of_module("gitbench.clients.training")
+    code = part_digest("model", spec.parts[0]) + digest_of_module("gitbench.clients.training")
     # The same name may lead to other images some day.
     images = hashlib.sha256(data.public.inputs.cpu().contiguous().numpy().data).hexdigest()
     key = hashlib.sha256(canonical_json([data.name, images, model, seed, code]).encode()).hexdigest()[:20]

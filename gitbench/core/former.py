@@ -43,9 +43,13 @@ FORMER = {
 
 
 def present(module: str) -> str:
-    """The dotted name that a module of gitbench has now."""
-    package, _, name = module.partition(".")
-    return f"gitbench.{FORMER[name]}" if package == "gitbench" and name in FORMER else module
+    """The dotted name that a module of gitbench, or one within it, has now."""
+    package, *parts = module.split(".")
+    for end in range(len(parts), 0, -1):
+        moved = FORMER.get(".".join(parts[:end])) if package == "gitbench" else None
+        if moved is not None:
+            return ".".join((package, moved, *parts[end:]))
+    return module
 
 
 class _FormerModule(importlib.abc.Loader):

@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from gitbench._version import __version__
 from gitbench.core.spec import Kind, Part, Spec, canonical_json, parse_spec
-from gitbench.identity import registry
 from gitbench.identity.known_metrics import digest_of_metrics
+from gitbench.identity.sources import digest_of_module, part_digest
 from gitbench.identity.threat import knowledge_of
 
 UNDEFENDED = "none"
@@ -117,10 +117,10 @@ def make_case(
 
 def code_digest(spec: Spec) -> str:
     """Digest of what stands behind every part of a SPEC: sources, and the files that its options name."""
-    return "+".join(registry.part_digest(spec.kind, part) for part in spec.parts)
+    return "+".join(part_digest(spec.kind, part) for part in spec.parts)
 
 
 @cache
 def core_digest() -> str:
     """Digest of the sources of the measuring chain, but for the metrics, which are found by their names."""
-    return registry.digest_of_module("gitbench.measure.evaluator")
+    return digest_of_module("gitbench.measure.evaluator")

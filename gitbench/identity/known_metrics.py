@@ -12,7 +12,9 @@ from types import MappingProxyType
 from gitbench.core.errors import SpecError, nearest
 from gitbench.core.metric import Metric
 from gitbench.core.spec import Part
-from gitbench.identity import registry
+from gitbench.identity.loading import build_part
+from gitbench.identity.names import entry_points
+from gitbench.identity.sources import part_digest
 
 GIVEN = ("blind", "private")  # what a metric's score may ask for by keyword
 _FIRST = ("mse", "psnr", "ssim", "lpips", "psnr_gain", "identification")  # in results and tables; the others follow by name
@@ -38,7 +40,7 @@ def digest_of_metrics() -> str:
 
 def _registered() -> tuple[tuple[str, str], ...]:
     """Names and where they lead. A file goes by its whole path: a relative one is another file in another folder."""
-    found = registry.entry_points("metric").items()
+    found = entry_points("metric").items()
     return tuple((name, os.path.abspath(target) if ".py:" in target else target) for name, target in found)
 
 
@@ -50,15 +52,15 @@ def _built(registered: tuple[tuple[str, str], ...]) -> Mapping[str, Metric]:
 
 @functools.cache
 def _digest(registered: tuple[tuple[str, str], ...]) -> str:
-    parts = [f"{name} {registry.part_digest('metric', Part(name))}" for name, _ in sorted(registered)]
+    parts = [f"{name} {part_digest('metric', Part(name))}" for name, _ in sorted(registered)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def _metric(name: str) -> Metric:
-    metric: Metric = registry.build("metric", Part(name), Metric)
+    metric: Metric = build_part("metric", Part(name), Metric)
     problem = _problem(metric, name)
     if problem:
-        raise SpecError(f"The metric {name!r} ({registry.entry_points('metric')[name]}) cannot be used: {problem}")
+        raise SpecError(f"The metric {name!r} ({entry_points('metric')[name]}) cannot be used: {problem}")
     return metric
 
 

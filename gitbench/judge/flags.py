@@ -135,6 +135,21 @@ FLAGS: dict[str, Flag] = {
 }
 
 
+# What :func:`own_flags` finds in the figures that are stored; that an attack was still improving it is told.
+_FROM_FIGURES = frozenset(
+    {
+        *("few-victims", "similar-but-blind", "randomised-defense", "raw-update"),
+        *("vanishing-update", "scale-changed", "destroys-utility"),
+    }
+)
+
+
+def raised_anew(result: Result) -> set[str]:
+    """The flags of a stored result; those that follow from its own figures do so by the conditions of today."""
+    told = set(result.flags)
+    return told - _FROM_FIGURES | own_flags(result, still_improving="still-improving" in told) if result.metrics else told
+
+
 def own_flags(result: Result, *, still_improving: bool) -> set[str]:
     """The flags that a case's own figures raise."""
     found = set()

@@ -13,11 +13,11 @@ from pydantic import ValidationError
 from gitbench.core.errors import GitbenchError, StoreError, nearest
 from gitbench.core.spec import KINDS, parse_spec
 from gitbench.core.text import shown
-from gitbench.identity import registry
 from gitbench.identity.case import Case, code_digest, core_digest
 from gitbench.identity.known_metrics import digest_of_metrics, known_metrics
+from gitbench.identity.loading import check_spec
 from gitbench.identity.threat import knowledge_of
-from gitbench.judge.flags import FLAGS, own_flags
+from gitbench.judge.flags import FLAGS, raised_anew
 from gitbench.measure.pixel_error import PSNR_CAP
 from gitbench.publish.comparison import BLIND_DIGITS
 from gitbench.run.config import PROFILES
@@ -118,7 +118,7 @@ def _check_case(case: Case) -> None:
         if str(spec) != text:
             raise StoreError(f"expected the {kind} as it is written out, {str(spec)!r}, got {text!r}")
         if kind in ("dataset", "model"):
-            registry.check(spec)
+            check_spec(spec)
     if list(case.knowledge) != sorted(knowledge_of(case.threat)):
         raise StoreError(f"the threat model {case.threat!r} grants {sorted(knowledge_of(case.threat))}, not {list(case.knowledge)}")
     if case.victims > _MOST_VICTIMS:
@@ -167,7 +167,7 @@ def _psnr_problem(metrics: Mapping[str, Measure]) -> str:
 
 def _unjudged(result: Result) -> Result:
     """Without the verdict, the gate and what follows from them; the flags that follow from its figures are raised anew."""
-    flags = {*result.flags, *own_flags(result, still_improving="still-improving" in result.flags)} - {"control-failed"}
+    flags = raised_anew(result) - {"control-failed"}
     return result.model_copy(
         update={
             "verdict": "inconclusive",

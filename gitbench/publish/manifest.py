@@ -10,8 +10,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, 
 from gitbench.core.errors import StoreError, nearest
 from gitbench.core.spec import KINDS, Kind, Part, Spec, parse_spec
 from gitbench.core.text import LIMIT, printable, shown
-from gitbench.identity import registry
 from gitbench.identity.case import Case, make_case
+from gitbench.identity.loading import check_spec
 from gitbench.identity.threat import THREATS
 from gitbench.judge.worst_case import SUBMISSION
 from gitbench.store.folder import read_file
@@ -91,7 +91,7 @@ class Claim(BaseModel):
         spec = parse_spec(kind, getattr(self, kind))
         if kind == "dataset":
             _check_harmless(spec)
-        registry.check(spec)
+        check_spec(spec)
         return spec
 
 

@@ -17,10 +17,12 @@ from gitbench.core.deadline import checked
 from gitbench.core.errors import ConfigError, GitbenchError, SpecError
 from gitbench.core.progress import Progress, silent
 from gitbench.core.spec import Part, parse_spec
-from gitbench.identity import registry
 from gitbench.identity.case import UNDEFENDED, Case, code_digest, make_case
+from gitbench.identity.loading import check_spec
+from gitbench.identity.names import Target, entry_points
 from gitbench.identity.objects import digest_of_object
-from gitbench.judge.flags import compared_flags
+from gitbench.identity.sources import part_digest, source_digest, with_files
+from gitbench.judge.flags import compared_flags, raised_anew
 from gitbench.judge.verdict import DEFAULT_GATE, exposures, judge_results
 from gitbench.run.config import make_config
 from gitbench.store.folder import Store
@@ -137,6 +139,7 @@ class Bench:
     def _judged(self, result: Result, control: Result | None) -> Result:
         changes: dict[str, object] = {"gate": self._gate}
         if result.status == "done":
+            result = result.model_copy(update={"flags": tuple(sorted(raised_anew(result)))})
             judgement = judge_results([result], [control] if control else None, gate=self._gate)
             flags = set(result.flags) - _JUDGED | ({"control-failed"} if judgement.control_failed else set())
             if control is not None and control.status == "done":
@@ -220,10 +223,10 @@ def case_of(
             raise SpecError(f"A defense of one's own cannot go by the name {UNDEFENDED!r}, which means that there is none. Rename it.")
     else:
         defense_spec, defense_code = parse_spec("defense", defense), None
-        registry.check(defense_spec)
+        check_spec(defense_spec)
     specs = {"attack": parse_spec("attack", attack), "model": parse_spec("model", model), "dataset": parse_spec("dataset", dataset)}
     for spec in specs.values():
-        registry.check(spec)
+        check_spec(spec)
     return make_case(
         attack=specs["attack"], model=specs["model"], dataset=specs["dataset"], defense=defense_spec, defense_code=defense_code,
         threat=threat, profile=profile, victims=victims, batch_size=batch_size, seed=seed,
@@ -249,17 +252,17 @@ def _parts(defense: Defense) -> list[Defense]:
 
 def _code_of_part(defense: Defense, part: Part) -> str:
     state = digest_of_object(defense)
-    if state is not None and part.target in registry.entry_points("defense"):
+    if state is not None and part.target in entry_points("defense"):
         from gitbench.clients.defense import load_defense
 
         with contextlib.suppress(GitbenchError):
             if digest_of_object(load_defense(str(part))) == state:
-                return registry.part_digest("defense", part)
+                return part_digest("defense", part)
     file = getattr(sys.modules.get(type(defense).__module__), "__file__", None)
     if state is None or not file:
         what = f"What {defense!r} holds" if file else f"The source of {defense!r}"
         warnings.warn(f"{what} cannot be told from another's: it is measured anew each time.", stacklevel=2)
         return f"unknown-{uuid.uuid4().hex[:16]}"
-    source = registry.source_digest(registry.Target(type(defense).__module__, type(defense).__name__, Path(file)))
+    source = source_digest(Target(type(defense).__module__, type(defense).__name__, Path(file)))
     digest = hashlib.sha256(f"{source} {state}".encode()).hexdigest()[:16]
-    return registry.with_files(digest, "defense", Part(part.target, tuple(vars(defense).items())))
+    return with_files(digest, "defense", Part(part.target, tuple(vars(defense).items())))

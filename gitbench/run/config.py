@@ -21,9 +21,9 @@ from pydantic import (
 from gitbench.core.errors import ConfigError, nearest
 from gitbench.core.spec import KINDS, Kind, Spec, parse_spec
 from gitbench.core.text import shown
-from gitbench.identity import registry
 from gitbench.identity.case import Case, make_case
 from gitbench.identity.known_metrics import known_metrics
+from gitbench.identity.loading import check_spec
 from gitbench.identity.threat import THREATS
 from gitbench.judge.sequential import FIRST, looks
 from gitbench.judge.verdict import DEFAULT_GATE
@@ -249,7 +249,7 @@ def make_cells(config: Config) -> list[Cell]:
         if len(specs) < len({str(parse_spec(kind, text)) for text in getattr(config, kind)}):
             raise ConfigError(f"Two entries of the {kind} axis have one name: {', '.join(getattr(config, kind))}. Rename a class or file.")
         for spec in specs.values():
-            registry.check(spec)
+            check_spec(spec)
         axes[kind] = list(specs.values())
     axes["defense"].sort(key=lambda spec: str(spec) != "none")
     return [
@@ -270,7 +270,7 @@ def make_cell(config: Config, *, dataset: str, model: str, defense: str, attack:
     texts: dict[Kind, str] = {"dataset": dataset, "model": model, "defense": defense, "attack": attack}
     specs = {kind: parse_spec(kind, text) for kind, text in texts.items()}
     for spec in specs.values():
-        registry.check(spec)
+        check_spec(spec)
     return _cell(config, specs["dataset"], specs["model"], specs["defense"], specs["attack"])
 
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 import pytest
 
 from gitbench.core.errors import ConfigError, GitbenchError
-from gitbench.identity import registry
+from gitbench.identity.names import register
 from gitbench.run.config import Cell, Config
 from gitbench.store.result import Result
 from pytest_gitbench.report import Row, split_name
@@ -30,7 +30,7 @@ def registered(config: pytest.Config) -> None:
         for found in _answers(config.hook.pytest_gitbench_register(config=config)):
             for names in _mapping("register", found, expected).values():
                 _mapping("register", names, expected)
-            config.add_cleanup(registry.register(found))
+            config.add_cleanup(register(found))
     except GitbenchError as error:
         raise pytest.UsageError(f"gitbench: {error}") from None
 
