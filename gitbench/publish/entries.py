@@ -17,7 +17,7 @@ from gitbench.identity import registry
 from gitbench.identity.case import Case, code_digest, core_digest
 from gitbench.identity.known_metrics import digest_of_metrics, known_metrics
 from gitbench.identity.threat import knowledge_of
-from gitbench.judge.flags import FLAGS, own_flags
+from gitbench.judge.flags import FLAGS, STILL_IMPROVING, own_flags
 from gitbench.measure.pixel_error import PSNR_CAP
 from gitbench.publish.comparison import BLIND_DIGITS
 from gitbench.run.config import PROFILES
@@ -167,7 +167,7 @@ def _psnr_problem(metrics: Mapping[str, Measure]) -> str:
 
 def _unjudged(result: Result) -> Result:
     """Without the verdict, the gate and what follows from them; the flags that follow from its figures are raised anew."""
-    flags = {*result.flags, *own_flags(result, still_improving="still-improving" in result.flags)} - {"control-failed"}
+    flags = {*result.flags, *own_flags(result, still_improving=STILL_IMPROVING in result.flags)} - {"control-failed"}
     return result.model_copy(
         update={
             "verdict": "inconclusive",
