@@ -31,7 +31,7 @@ except ImportError:  # no wheel for this system: the test suite still runs the t
 
 with atheris.instrument_imports(include=["gitbench", "pytest_gitbench"]) if atheris else contextlib.nullcontext():
     from gitbench.clients.data import load_dataset
-    from gitbench.clients.datasets.folder import Folder
+    from gitbench.clients.datasets.folder import FORMATS, Folder
     from gitbench.clients.datasets.npz import Npz
     from gitbench.core.errors import GitbenchError
     from gitbench.core.spec import KINDS, parse_spec
@@ -99,10 +99,10 @@ class Fuzzer:
         """Inputs that reach far into each target."""
         stream = io.BytesIO()
         np.savez(stream, **{name: np.zeros((2, 8, 8, 3), np.uint8) if "images" in name else np.arange(2) for name in ARRAYS})
-        array, png, jpeg = io.BytesIO(), io.BytesIO(), io.BytesIO()
+        array, images = io.BytesIO(), {name: io.BytesIO() for name in FORMATS}
         np.save(array, np.zeros((2, 8, 8), np.uint8))
-        Image.new("RGB", (9, 7)).save(png, "PNG")
-        Image.new("RGB", (9, 7)).save(jpeg, "JPEG")
+        for name, image in images.items():
+            Image.new("RGB", (9, 7)).save(image, name)
         one = _result().to_json().encode()
         texts = {
             self.spec: [
@@ -118,7 +118,7 @@ class Fuzzer:
             self.baseline: [one, b"[" + one + b"]", dump(cells_of([_result()])).encode()],
             self.archive: [stream.getvalue()],
             self.member: [array.getvalue()],
-            self.image: [png.getvalue(), jpeg.getvalue()],
+            self.image: [image.getvalue() for image in images.values()],
             self.entry: [_result("psnr_gain").to_json().encode()],
             self.claim: [_CLAIM],
             self.reconstructions: [save({"inputs": np.zeros(_SHAPE, np.float32)})],
@@ -188,8 +188,8 @@ class Fuzzer:
         load_dataset(Npz(path=str(path)))
 
     def image(self, data: bytes) -> None:
-        for split in ("train", "test"):
-            path = self._folder / "images" / split / "class" / "x.png"
+        for name in ("train/a", "train/b", "test/a"):
+            path = self._folder / "images" / name / "x.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
         load_dataset(Folder(path=str(self._folder / "images"), size=8))

@@ -17,6 +17,9 @@ from gitbench.publish.scaffold import scaffold
 if TYPE_CHECKING:
     from gitbench.publish.baseline import Record
 
+_Command = Callable[[str, Callable[[argparse.Namespace], Iterable[str]], str], argparse.ArgumentParser]
+"""Adds a command: its name, what it does, and that in words."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit status: 0, 1 for a regression, or 2 for a usage error."""
@@ -42,6 +45,12 @@ def _parser() -> argparse.ArgumentParser:
         found.set_defaults(run=lambda given: (0, [printable(line) for line in run(given)]))
         return found
 
+    for add in (_add_first_steps, _add_tables, _add_submissions, _add_comparisons):
+        add(command)
+    return parser
+
+
+def _add_first_steps(command: _Command) -> None:
     start = command("init", lambda given: scaffold(given.folder), "write a first defense, its test and [tool.gitbench]; overwrites nothing")
     start.add_argument("folder", metavar="DIR", type=Path, nargs="?", default=Path(), help="where to (default: this folder)")
     listing = command(
@@ -50,6 +59,9 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("kind", nargs="?", choices=get_args(Kind))
     doubts = command("flags", lambda given: _flags(given.names), "explain the flags that stand beside a verdict")
     doubts.add_argument("names", metavar="NAME", nargs="*", help="which (default: all)")
+
+
+def _add_tables(command: _Command) -> None:
     board = command(
         "leaderboard", lambda given: _leaderboard(given.results, given.out, given.entries), "rebuild leaderboards from stored results"
     )
@@ -67,6 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     ranks.add_argument("--dataset", default="photos", help="SPEC of the dataset that it is built for (default: %(default)s)")
     ranks.add_argument("--seed", type=int, default=0, help="of the weights (default: %(default)s)")
     ranks.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _add_submissions(command: _Command) -> None:
     looking = command(
         "observe",
         lambda given: _observe(given.claim, given.out),
@@ -79,6 +94,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     scoring.add_argument("claim", type=Path, help="JSON file beside them that names their case (docs/entries.md)")
     scoring.add_argument("--results", type=Path, default=Path(".gitbench"), help="results folder (default: %(default)s)")
+
+
+def _add_comparisons(command: _Command) -> None:
     base = command(
         "baseline",
         lambda given: _baseline(given.results, given.out),
@@ -91,7 +109,6 @@ def _parser() -> argparse.ArgumentParser:
     comparing.add_argument("before", type=Path, help="results folder, or file of gitbench baseline")
     comparing.add_argument("after", type=Path, help="the same of the later run")
     comparing.add_argument("--tolerance", type=float, default=0.5, help="how much worse is accepted, in dB (default: %(default)s)")
-    return parser
 
 
 def _list(kind: str | None) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torchvision
 
-from gitbench.clients.data import Data, Dataset, Split, load_dataset
+from gitbench.clients.data import Data, Dataset, Split, from_uint8, load_dataset
 from gitbench.core.errors import DataError, SpecError
 from helpers import check_data, make_data
 
@@ -65,6 +65,39 @@ def test_torchvision_layouts(name: str, source: str, shape: tuple[int, ...], tmp
     if planes.shape[-1] == 3:
         planes = planes.transpose(0, 3, 1, 2)
     np.testing.assert_array_equal((data.private.inputs * 255).round().byte().numpy(), planes.reshape(data.private.inputs.shape))
+
+
+# One channel to three
+
+
+@pytest.mark.parametrize("form", [(), (1,)])
+def test_grey_images_become_three_equal_channels(tmp_path: Path, form: tuple[int, ...]) -> None:
+    random = np.random.default_rng(0)
+    arrays: dict[str, np.ndarray] = {}
+    for split in ("train", "test"):
+        arrays |= {f"{split}_images": random.integers(0, 256, (4, 8, 8, *form)).astype(np.uint8), f"{split}_labels": np.arange(4)}
+    np.savez(tmp_path / "grey.npz", **arrays)
+    path = str(tmp_path / "grey.npz")
+    plain, repeated = (load_dataset(text) for text in (f"npz(path={path!r})", f"npz(path={path!r}, channels=3)"))
+    assert (plain.input_shape, repeated.input_shape) == ((1, 8, 8), (3, 8, 8))
+    check_data(repeated)
+    assert torch.equal(repeated.private.inputs, plain.private.inputs.expand(-1, 3, -1, -1))
+    assert torch.equal(load_dataset(f"npz(path={path!r}, channels=1)").public.inputs, plain.public.inputs)
+    for wrong in ("2", "'3'", "10**9"):
+        with pytest.raises((DataError, SpecError)):
+            load_dataset(f"npz(path={path!r}, channels={wrong})")
+    with pytest.raises(DataError, match=r"Expected channels=3 for images of one channel, which is repeated, got 1 for 3"):
+        from_uint8(torch.zeros(2, 8, 8, 3, dtype=torch.uint8), channels=1)
+
+
+def test_torchvision_sets_repeat_one_channel_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fake:
+        data, targets = torch.arange(4, dtype=torch.uint8)[:, None, None].expand(4, 28, 28), torch.arange(4)
+
+        def __init__(self, root: str, **options: object) -> None: ...
+
+    monkeypatch.setattr(torchvision.datasets, "MNIST", Fake)
+    assert load_dataset(f"mnist(root={str(tmp_path)!r}, channels=3)").input_shape == (3, 28, 28)
 
 
 # load_dataset

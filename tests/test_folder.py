@@ -47,7 +47,6 @@ def load_folder(root: Path, **options: int) -> Data:
 
 def test_folder_reads_the_image_folder_layout(images: Path) -> None:
     picture(images / "train" / "cat" / "3.JPEG")
-    (images / "train" / "cat" / "notes.txt").write_text("not an image")
     data = load_dataset(f"folder(path={str(images)!r}, size=16)")
     check_data(data)
     assert data.input_shape == (3, 16, 16)
@@ -119,12 +118,14 @@ def test_folder_without_classes_or_images(images: Path) -> None:
     for name in ("cat", "dog"):
         for file in (images / "test" / name).iterdir():
             file.unlink()
-    with pytest.raises(DataError, match=r"images/test holds no image: expected files ending in \.png, \.jpg, \.jpeg in its class folders"):
+    with pytest.raises(DataError, match=r"images/test holds no image: expected files ending in .* in its class folders, found none"):
         load_folder(images)
     for name in ("cat", "dog"):
         remove(images / "test" / name)
     picture(images / "test" / "loose.png")
-    with pytest.raises(DataError, match=r"images/test holds no class folders: expected .*test/CLASS/\*\.png or \.jpg"):
+    with pytest.raises(
+        DataError, match=r"images/test holds no class folders: expected .*CLASS/IMAGE, found 1 \.png outside of class folders"
+    ):
         load_folder(images)
 
 
@@ -146,7 +147,9 @@ def test_folder_names_the_image_that_cannot_be_read(images: Path, damage: str) -
         file.mkdir()
     else:
         file.write_bytes({"text": b"no image", "empty": b"", "cut": content[: len(content) // 2]}[damage])
-    with pytest.raises(DataError, match=rf"{re.escape(str(file))}: expected a readable PNG or JPEG image, got: .*Replace or delete it"):
+    with pytest.raises(
+        DataError, match=rf"{re.escape(str(file))}: expected a readable PNG, JPEG, WEBP, TIFF or BMP image, got: .*Replace or delete it"
+    ):
         load_folder(images)
 
 

@@ -83,18 +83,23 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 # Image folders
 
 
+def two_classes(root: Path) -> Path:
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (root / split / name).mkdir(parents=True)
+            Image.new("RGB", (9, 9)).save(root / split / name / "1.png")
+    return root
+
+
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    for split in ("train", "test"):
-        (tmp_path / split / "cat").mkdir(parents=True)
-        Image.new("RGB", (9, 9)).save(tmp_path / split / "cat" / "1.png")
-    return tmp_path
+    return two_classes(tmp_path)
 
 
 def image_refused(root: Path, message: str) -> None:
     with quickly(10), pytest.raises(DataError, match=message) as caught:
         load_dataset(Folder(path=str(root)))
-    assert "1.png: expected a readable PNG or JPEG image, got: " in str(caught.value)
+    assert "1.png: expected a readable PNG, JPEG, WEBP, TIFF or BMP image, got: " in str(caught.value)
 
 
 def png(width: int, height: int, data: bytes = b"") -> bytes:
@@ -124,7 +129,7 @@ def test_no_other_format_is_opened_under_the_name_of_a_png(images: Path) -> None
     (images / "train" / "cat" / "1.png").write_bytes(content)
     image_refused(images, "cannot identify image file")
     stream = io.BytesIO()
-    Image.new("RGB", (9, 9)).save(stream, "BMP")
+    Image.new("RGB", (9, 9)).save(stream, "GIF")
     (images / "train" / "cat" / "1.png").write_bytes(stream.getvalue())
     image_refused(images, "cannot identify image file")
 
@@ -137,15 +142,11 @@ def test_a_pipe_in_a_folder_is_not_waited_for(images: Path) -> None:
 
 @pytest.fixture(scope="module")
 def changing(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("changing")
-    for split in ("train", "test"):
-        (root / split / "cat").mkdir(parents=True)
-        Image.new("RGB", (9, 9)).save(root / split / "cat" / "1.png")
-    return root
+    return two_classes(tmp_path_factory.mktemp("changing"))
 
 
 PICTURES = {}
-for suffix, save_as in ((".png", "PNG"), (".jpg", "JPEG")):
+for suffix, save_as in ((".png", "PNG"), (".jpg", "JPEG"), (".webp", "WEBP"), (".tif", "TIFF"), (".bmp", "BMP")):
     with io.BytesIO() as made:
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 9, 3)).astype(np.uint8)).save(made, save_as)
         PICTURES[suffix] = made.getvalue()
@@ -153,7 +154,7 @@ for suffix, save_as in ((".png", "PNG"), (".jpg", "JPEG")):
 
 @settings(max_examples=150)
 @given(
-    suffix=st.sampled_from([".png", ".jpg"]),
+    suffix=st.sampled_from(sorted(PICTURES)),
     where=st.floats(0, 1, exclude_max=True),
     put=st.binary(max_size=8),
     cut=st.integers(0, 8),
@@ -184,7 +185,7 @@ def test_a_folder_that_cannot_be_listed_is_named(images: Path, monkeypatch: pyte
 
 
 def test_a_class_without_public_images_is_named(images: Path) -> None:
-    (images / "train" / "dog").mkdir()
+    (images / "train" / "dog" / "1.png").unlink()
     with pytest.raises(DataError, match=r"train/dog holds no image\. Public data must cover all classes"):
         load_dataset(Folder(path=str(images)))
 

@@ -86,9 +86,22 @@ def load_dataset(dataset: str | Dataset) -> Data:
     return data
 
 
-def from_uint8(images: torch.Tensor) -> torch.Tensor:
-    """Turn uint8 ``(N, H, W, C)`` into float32 ``(N, C, H, W)`` in [0, 1]."""
-    return images.permute(0, 3, 1, 2).contiguous().float().div_(255)
+def from_uint8(images: torch.Tensor, *, channels: int | None = None) -> torch.Tensor:
+    """Turn uint8 ``(N, H, W, C)`` into float32 ``(N, C, H, W)`` in [0, 1].
+
+    Args:
+        images: all of one size.
+        channels: 3 repeats the one channel of grey images; None leaves them as they are.
+
+    Raises:
+        DataError: the images cannot have so many channels.
+    """
+    found = images.permute(0, 3, 1, 2).contiguous().float().div_(255)
+    if channels is None or channels == found.shape[1]:
+        return found
+    if channels != 3 or found.shape[1] != 1:
+        raise DataError(f"Expected channels=3 for images of one channel, which is repeated, got {channels!r} for {found.shape[1]}.")
+    return found.repeat(1, 3, 1, 1)
 
 
 def need_path(path: str, what: str) -> Path:

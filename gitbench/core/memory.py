@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import resource
 import sys
 from pathlib import Path
 
@@ -19,14 +18,22 @@ def reset_peak(device: torch.device) -> None:
             Path("/proc/self/clear_refs").write_text("5")
 
 
-def peak_memory_mb(device: torch.device) -> float:
-    """Peak in MiB since :func:`reset_peak`: of the GPU's memory on CUDA, else the resident set of the process."""
+def peak_memory_mb(device: torch.device) -> float | None:
+    """Peak in MiB since :func:`reset_peak`: of the GPU's memory on CUDA, else the resident set of the process.
+
+    Returns:
+        None where the system does not say.
+    """
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return round(int(line.split()[1]) / 1024, 1)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 1024), 1)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from gitbench.judge.statistics import FEW, interval
 from gitbench.store.result import TIMED_OUT, Result
 
+STILL_IMPROVING = "still-improving"
 _VANISHING = 1e-5  # of the raw gradient's norm
 _SCALE = 1e3
 _COSINE = 0.01
@@ -38,9 +39,10 @@ FLAGS: dict[str, Flag] = {
     for flag in (
         Flag(
             "control-failed",
-            "the attack does not leak on the undefended gradient",
+            "the interval of the undefended cell is not wholly past the threshold: the attack is not shown to leak without a defense",
             "an attack that fails without a defense says nothing about any defense",
-            "raise its budget, or leave it out; another attack must pass its control",
+            "raise --gitbench-victims where that interval straddles the threshold, and the attack's budget where its control is "
+            "still-improving; or leave it out: another attack must pass its control",
             blocks=True,
         ),
         Flag(
@@ -113,7 +115,7 @@ FLAGS: dict[str, Flag] = {
             "believe auto, which tries every label, and lti, which reads all layers",
         ),
         Flag(
-            "still-improving",
+            STILL_IMPROVING,
             "the attack's own objective still fell by over 5 % of its whole fall in the last quarter of its budget (median victim)",
             "a larger budget would leak more",
             "raise iterations=, or use --gitbench-profile standard or paper",
@@ -147,7 +149,7 @@ _FROM_FIGURES = frozenset(
 def raised_anew(result: Result) -> set[str]:
     """The flags of a stored result; those that follow from its own figures do so by the conditions of today."""
     told = set(result.flags)
-    return told - _FROM_FIGURES | own_flags(result, still_improving="still-improving" in told) if result.metrics else told
+    return told - _FROM_FIGURES | own_flags(result, still_improving=STILL_IMPROVING in told) if result.metrics else told
 
 
 def own_flags(result: Result, *, still_improving: bool) -> set[str]:
@@ -156,7 +158,7 @@ def own_flags(result: Result, *, still_improving: bool) -> set[str]:
     if result.case.victims < FEW:
         found.add("few-victims")
     if still_improving:
-        found.add("still-improving")
+        found.add(STILL_IMPROVING)
     gain, ssim = result.metrics.get("psnr_gain"), result.metrics.get("ssim")
     blind = result.baselines.blind.get("ssim")
     if gain and ssim and gain.high is not None and ssim.low is not None and blind is not None and gain.high <= 0:

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 from gitbench.core import figures
 from gitbench.identity.known_metrics import known_metrics
-from gitbench.judge.flags import blocking, explained
+from gitbench.judge.flags import STILL_IMPROVING, blocking, explained
 from gitbench.judge.statistics import Interval, interval, wilson
 from gitbench.store.result import TIMED_OUT, Exposure, Measure, Result, Verdict
 
 Estimate = Callable[[Sequence[Sequence[float | None]]], Interval]
 """From one sequence of per-victim values per seed to the interval of their mean."""
 
+_UNKNOWN = Interval(None, None, None)
 DEFAULT_GATE: dict[str, float] = {"psnr_gain": 3.0}
 
 
@@ -99,6 +100,9 @@ def judge_results(
         victims=sum(result.case.victims for result in results),
     )
     told = [exposure_text(metric, one) for metric, one in exposures(results, gate).items()]
+    open_ones = (controls if found.control_failed else None) or results
+    if found.word not in ("leaks", "holds") and any(STILL_IMPROVING in result.flags for result in open_ones):
+        told.append("the attack still improves: raise its budget")
     found = dataclasses.replace(found, reason="; ".join([found.reason, *told]))
     doubts = blocking(results)
     if doubts and found.verdict == "holds":
@@ -170,25 +174,40 @@ def _one(
     control: Mapping[str, Interval] | None,
     victims: int,
 ) -> Judgement:
-    unknown = Interval(None, None, None)
-    found = intervals.get(metric, unknown)
-    known = known_metrics()[metric]
+    found = intervals.get(metric, _UNKNOWN)
     if found.mean is None:
         return Judgement("inconclusive", f"{metric} could not be measured")
-    shown = f"{metric} {figures.figure(known, found.mean, found.low, found.high, unit=False)}"
-    shown += "" if found.low is not None and found.high is not None else " [unknown]"
-    limit = figures.limit(known, threshold)
+    shown, limit = _shown(metric, found), figures.limit(known_metrics()[metric], threshold)
     verdict = side(metric, found, threshold)
     if verdict == "leaks":
         return Judgement("leaks", f"{shown} is past the threshold of {limit}")
-    if control is not None and side(metric, control.get(metric, unknown), threshold) != "leaks":
-        reached = control.get(metric, unknown).mean
-        had = "unknown" if reached is None else figures.figure(known, reached, unit=False)
-        reason = f"the control does not leak ({metric} {had} undefended, {limit} needed)"
-        return Judgement("inconclusive", f"{reason}: this attack proves nothing here", control_failed=True)
+    doubt = "" if control is None else _doubt(metric, control.get(metric, _UNKNOWN), threshold, limit)
+    if doubt:
+        return Judgement("inconclusive", doubt, control_failed=True)
     if verdict == "holds":
         if control is None:
             return Judgement("holds", f"undefended, yet {shown} stays under {limit}: no control here", control_failed=True)
         return Judgement("holds", f"{shown} stays under {limit}")
     advice = f"undecided at {victims} victims: raise --gitbench-victims"
     return Judgement("inconclusive", f"{advice} ({shown} straddles {limit})", control_failed=control is None)
+
+
+def _doubt(metric: str, control: Interval, threshold: float, limit: str) -> str:
+    """Why a control acquits nobody, with the bound that decided; empty where it leaks."""
+    verdict, higher = side(metric, control, threshold), known_metrics()[metric].higher_leaks
+    if verdict == "leaks":
+        return ""
+    nothing = "this attack proves nothing here"
+    if control.mean is None:
+        return f"the control is not shown to leak (undefended, {metric} was not measured): {nothing}"
+    shown = f"undefended, {_shown(metric, control)}"
+    if verdict == "holds":
+        return f"the control does not leak ({shown} lies {'below' if higher else 'above'} {limit}): {nothing}"
+    bound = "has no interval" if control.low is None else f"{'starts below' if higher else 'ends above'} {limit}"
+    return f"the control is not shown to leak ({shown} {bound}): {nothing}; more victims narrow the interval, raise --gitbench-victims"
+
+
+def _shown(metric: str, found: Interval) -> str:
+    assert found.mean is not None
+    unknown = " [unknown]" if found.low is None or found.high is None else ""
+    return f"{metric} {figures.figure(known_metrics()[metric], found.mean, found.low, found.high, unit=False)}{unknown}"

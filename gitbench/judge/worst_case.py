@@ -93,13 +93,7 @@ def worst_case(
     sign = known_metrics()[metric].sign
     own = _most(compared.values(), shared, sign)
     bound = _most([*compared.values(), *(usable[attack] for attack in usable if attack not in base)], shared, sign)
-    complete, incomplete = [], {}
-    for attack in attacks:
-        reason = _incomplete(results.get(attack, ()), usable.get(attack), shared, failed=attack in errors)
-        if reason:
-            incomplete[attack] = reason
-        else:
-            complete.append(attack)
+    lacks = {attack: _incomplete(results.get(attack, ()), usable.get(attack), shared, failed=attack in errors) for attack in attacks}
     reached = estimate(_cut(compared[auto], shared)) if auto in compared else _UNKNOWN
     limits = estimate(bound)
     gap = None if limits.mean is None or reached.mean is None else sign * (limits.mean - reached.mean)
@@ -109,8 +103,8 @@ def worst_case(
         auto=reached,
         gap=gap,
         victims=sum(shared.values()),
-        complete=tuple(complete),
-        incomplete=incomplete,
+        complete=tuple(attack for attack, reason in lacks.items() if not reason),
+        incomplete={attack: reason for attack, reason in lacks.items() if reason},
     )
 
 

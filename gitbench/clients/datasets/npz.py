@@ -28,13 +28,15 @@ class Npz(Dataset):
     Args:
         path: the archive; its train split is public, its test split private.
         public: a further archive whose train split the attacker has too.
+        channels: 3 repeats the one channel of grey images, for a model that takes colour; None leaves them as they are.
     """
 
     name = "npz"
 
-    def __init__(self, *, path: str, public: str | None = None) -> None:
+    def __init__(self, *, path: str, public: str | None = None, channels: int | None = None) -> None:
         self.path = path
         self.public = public
+        self.channels = channels
 
     def load(self) -> Data:
         file = need_path(self.path, "an npz archive")
@@ -49,7 +51,10 @@ class Npz(Dataset):
         classes = int(train[1].max()) + 1
         if int(test[1].max()) >= classes:
             raise DataError(f"{file}: test_labels hold class {int(test[1].max())}, but the train labels only 0..{classes - 1}.")
-        return Data(_split(*train), _split(*test), classes=classes, name=repr(self))
+        return Data(self._split(*train), self._split(*test), classes=classes, name=repr(self))
+
+    def _split(self, images: np.ndarray, labels: np.ndarray) -> Split:
+        return Split(from_uint8(torch.from_numpy(images), channels=self.channels), torch.from_numpy(labels))
 
 
 def _read(file: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -145,7 +150,3 @@ def _described(start: bytes) -> str:
     if start[:1] == b"\x80":
         return "a pickled object, which gitbench never loads. Save plain arrays with numpy.savez"
     return "something else, or half of one. Is the file complete?"
-
-
-def _split(images: np.ndarray, labels: np.ndarray) -> Split:
-    return Split(from_uint8(torch.from_numpy(images)), torch.from_numpy(labels))

@@ -20,14 +20,16 @@ class _TorchvisionSet(Dataset):
     Args:
         root: the folder that torchvision keeps its datasets in.
         download: fetch what is missing there.
+        channels: 3 repeats the one channel of grey images, for a model that takes colour; None leaves them as they are.
     """
 
     source: ClassVar[str] = ""
     by_split: ClassVar[bool] = False  # SVHN and STL10 take split="train", the others train=True
 
-    def __init__(self, *, root: str, download: bool = False) -> None:
+    def __init__(self, *, root: str, download: bool = False, channels: int | None = None) -> None:
         self.root = root
         self.download = download
+        self.channels = channels
 
     def load(self) -> Data:
         root = self.root if self.download else str(need_path(self.root, f"the folder of torchvision's {self.source}"))
@@ -49,7 +51,7 @@ class _TorchvisionSet(Dataset):
         elif self.by_split:
             images = images.permute(0, 2, 3, 1)
         labels = torch.as_tensor(np.asarray(found.labels if self.by_split else found.targets)).long()
-        return Split(from_uint8(images), labels)
+        return Split(from_uint8(images, channels=self.channels), labels)
 
 
 class Cifar10(_TorchvisionSet):
