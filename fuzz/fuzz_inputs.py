@@ -43,6 +43,7 @@ with atheris.instrument_imports(include=["gitbench", "pytest_gitbench"]) if athe
     from gitbench.publish.entries import read_entries
     from gitbench.publish.manifest import read_claim
     from gitbench.publish.submission import read_reconstructions
+    from gitbench.publish.table import tables
     from gitbench.run.bench import case_of
     from gitbench.run.config import make_cells, make_config
     from gitbench.store.folder import Store
@@ -146,7 +147,7 @@ class Fuzzer:
         path = store.case_path(self._case_id)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-        for table in leaderboard.tables(list(store.results())):
+        for table in tables(list(store.results())):
             leaderboard.render(table)
             leaderboard.file_name(table.dataset, table.model, table.setting)
         store.load(self._case_id)
@@ -154,7 +155,7 @@ class Fuzzer:
     def entry(self, data: bytes) -> None:
         path = self._folder / "entry.json"
         path.write_bytes(data)
-        for table in leaderboard.tables([], read_entries([path])):
+        for table in tables([], read_entries([path])):
             leaderboard.render(table)
 
     def claim(self, data: bytes) -> None:

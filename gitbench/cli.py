@@ -122,11 +122,12 @@ def _leaderboard(results: Path, out: Path, entries: Sequence[Path]) -> list[str]
     from gitbench.core.errors import StoreError
     from gitbench.publish import leaderboard
     from gitbench.publish.entries import check_victims, read_entries
+    from gitbench.publish.table import tables
     from gitbench.store.folder import Store
 
     own, others = list(Store(results).results()), read_entries(entries)
     check_victims(others, own)
-    found = leaderboard.tables(own, others)
+    found = tables(own, others)
     if not found:
         raise StoreError(f"No finished result in {results / 'cases'}. Measure some first: pytest --gitbench --gitbench-results {results}")
     lines = []

@@ -12,6 +12,7 @@ from gitbench.cli import main
 from gitbench.core.errors import StoreError
 from gitbench.publish import leaderboard
 from gitbench.publish.entries import check_victims, read_entries
+from gitbench.publish.table import tables
 from gitbench.store.folder import Store
 from gitbench.store.result import Result
 from hostile import CONTROLS, harmless
@@ -157,7 +158,7 @@ def test_other_images_than_ours_are_not_taken(entry: Callable[..., Path]) -> Non
 
 
 def rendered(own: list[Result], paths: list[Path]) -> str:
-    (found,) = leaderboard.tables(own, read_entries(paths))
+    (found,) = tables(own, read_entries(paths))
     return leaderboard.render(found)
 
 

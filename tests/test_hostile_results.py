@@ -17,6 +17,7 @@ from gitbench.core.errors import ConfigError, StoreError
 from gitbench.publish import leaderboard
 from gitbench.publish.baseline import load_baseline
 from gitbench.publish.leaderboard import Table
+from gitbench.publish.table import tables
 from gitbench.store.folder import Store, read_result
 from gitbench.store.result import Result
 from hostile import NASTY, harmless, quickly, values
@@ -69,7 +70,7 @@ def test_any_result_is_read_shown_or_refused(
     with contextlib.suppress(StoreError):
         for found in store.results():
             assert harmless(found.verdict_reason)
-        for table in leaderboard.tables(list(store.results())):
+        for table in tables(list(store.results())):
             assert harmless(leaderboard.render(table))
     with contextlib.suppress(ConfigError):
         load_baseline(store.root)

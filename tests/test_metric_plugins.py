@@ -24,6 +24,7 @@ from gitbench.publish import leaderboard
 from gitbench.publish.baseline import cells_of
 from gitbench.publish.comment import markdown
 from gitbench.publish.comparison import compare
+from gitbench.publish.table import tables
 from gitbench.run.bench import case_of
 from gitbench.run.config import parse_thresholds
 from gitbench.store.result import Result
@@ -205,7 +206,7 @@ def test_a_comparison_and_a_leaderboard_write_its_unit(close: None) -> None:
     assert change.reason.startswith("close leaks 30.12 % [29.")
     assert change.reason.endswith("(tolerance 2 %)")
     assert "pruning(rate=0.9)/ig` close | +30.12 [29." in markdown(found)
-    text = leaderboard.render(leaderboard.tables([before.model_copy(update={"case": CASE, "case_id": CASE.case_id})])[0])
+    text = leaderboard.render(tables([before.model_copy(update={"case": CASE, "case_id": CASE.case_id})])[0])
     assert "- A cell leaks past close ↑ 50 %" in text
     assert "gap, %" in text
     assert "| close ↑" in text

@@ -10,6 +10,7 @@ import pytest
 from gitbench.core.errors import StoreError
 from gitbench.judge.statistics import interval
 from gitbench.publish import leaderboard
+from gitbench.publish.table import tables
 from gitbench.store.folder import Store
 from gitbench.store.result import Measure, Result, Utility
 from results import LEAKING, SAFE, SETTING, result, rows, table
@@ -186,15 +187,15 @@ def test_stored_results_become_tables(store: Store) -> None:
     others = [result(seed=1), result(defense="clipping"), result(model="mlp"), result(threat="upper-bound"), result(error="boom", seed=9)]
     for found in (old, new, *others):
         store.save(found)
-    tables = leaderboard.tables(list(store.results()))
-    assert [(found.model, found.setting["threat"], found.setting["seeds"]) for found in tables] == [
+    found_tables = tables(list(store.results()))
+    assert [(found.model, found.setting["threat"], found.setting["seeds"]) for found in found_tables] == [
         ("lenet", "server", 2),
         ("lenet", "upper-bound", 1),
         ("mlp", "server", 1),
     ]
-    assert set(tables[0].results) == {("none", "ig"), ("clipping", "ig")}
+    assert set(found_tables[0].results) == {("none", "ig"), ("clipping", "ig")}
     # Of two measurements of one cell the later counts; errors do not.
-    assert [list(found.metrics["psnr_gain"].values) for found in tables[0].results["none", "ig"]] == [list(SAFE), list(LEAKING)]
-    for found in tables:
+    assert [list(found.metrics["psnr_gain"].values) for found in found_tables[0].results["none", "ig"]] == [list(SAFE), list(LEAKING)]
+    for found in found_tables:
         assert leaderboard.render(found)
-    assert leaderboard.tables([]) == []
+    assert tables([]) == []

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from gitbench.judge.statistics import interval
 from gitbench.judge.worst_case import Worst, is_auto, is_submission, worst_case
 from gitbench.publish import leaderboard
+from gitbench.publish.table import tables
 from gitbench.store.result import TIMED_OUT, Result
 from results import LEAKING, SAFE, result, rows, table
 
@@ -211,7 +212,7 @@ def test_auto_with_options_is_auto() -> None:
 
 def test_an_error_stays_visible_in_a_table_from_stored_results() -> None:
     stored = [result(), result(SAFE, defense="x"), result(attack="dlg"), result(error="boom", defense="x", attack="dlg")]
-    (found,) = leaderboard.tables(stored)
+    (found,) = tables(stored)
     text = leaderboard.render(found)
     shown = first_rows(text)["x"]
     assert shown["`dlg`"] == "error"
@@ -219,7 +220,7 @@ def test_an_error_stays_visible_in_a_table_from_stored_results() -> None:
     assert "- `x`, 4 victims compared: `dlg`: error" in text
     # Measured again, it is forgotten.
     again = result(SAFE, defense="x", attack="dlg", at="2025-03-01T00:00:00+00:00")
-    (found,) = leaderboard.tables([*stored, again])
+    (found,) = tables([*stored, again])
     assert "of 2 attacks" not in leaderboard.render(found)
 
 

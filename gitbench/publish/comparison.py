@@ -135,21 +135,9 @@ def compare_cell(
         # What could be measured and cannot be any more is no pass.
         lost = found.after == "error" and found.before != "error"
         return dataclasses.replace(found, kind="regressed" if lost else "unpaired", reason=problem)
-    groups: list[list[float]] = []
-    for seed in seeds:
-        then, now = (run[seed].values.get(metric, ()) for run in (before, after))
-        pairs = list(zip(then, now, strict=False))  # victims of a smaller run are the first ones of a larger run
-        if then and not now:
-            return dataclasses.replace(found, kind="regressed", reason=f"{metric} was measured and is not any more: {after[seed].reason}")
-        if any(a is not None and b is None for a, b in pairs):
-            return dataclasses.replace(
-                found, kind="regressed", reason=f"{metric} could be measured and cannot be any more: a value is missing"
-            )
-        if not pairs or any(a is None or b is None for a, b in pairs):
-            return dataclasses.replace(
-                found, kind="unpaired", reason=f"{metric} cannot be compared: a value is missing, write the baseline again"
-            )
-        groups.append([known.sign * (b - a) for a, b in pairs if a is not None and b is not None])
+    groups = _paired(found, before, after)
+    if isinstance(groups, Change):
+        return groups
     granted = ""
     if any(_drawn_anew(before[seed].local_model, after[seed].local_model) for seed in seeds):
         more = DRAWN_ANEW * known.tolerance / math.sqrt(len(seeds))
@@ -168,6 +156,27 @@ def compare_cell(
         return dataclasses.replace(found, kind="regressed", reason=_reason(found, accepted) + (f"; {granted}" if granted else ""))
     improved = _past(_mirrored(mean), accepted) or _past(_mirrored(typical), accepted)
     return dataclasses.replace(found, kind="improved") if improved else found
+
+
+def _paired(found: Change, before: Mapping[int, Record], after: Mapping[int, Record]) -> list[list[float]] | Change:
+    """How much more each victim leaks than before, seed by seed; or what to say where that cannot be told."""
+    metric = found.metric
+    groups: list[list[float]] = []
+    for seed in found.seeds:
+        then, now = (run[seed].values.get(metric, ()) for run in (before, after))
+        pairs = list(zip(then, now, strict=False))  # victims of a smaller run are the first ones of a larger run
+        if then and not now:
+            return dataclasses.replace(found, kind="regressed", reason=f"{metric} was measured and is not any more: {after[seed].reason}")
+        if any(a is not None and b is None for a, b in pairs):
+            return dataclasses.replace(
+                found, kind="regressed", reason=f"{metric} could be measured and cannot be any more: a value is missing"
+            )
+        if not pairs or any(a is None or b is None for a, b in pairs):
+            return dataclasses.replace(
+                found, kind="unpaired", reason=f"{metric} cannot be compared: a value is missing, write the baseline again"
+            )
+        groups.append([known_metrics()[metric].sign * (b - a) for a, b in pairs if a is not None and b is not None])
+    return groups
 
 
 def tolerances(decibels: float) -> dict[str, float]:

@@ -1,13 +1,11 @@
-"""Leaderboards in Markdown: one file per dataset and model, built from stored results alone."""
+"""Leaderboards in Markdown: one file per dataset and model, written from a :class:`~gitbench.publish.table.Table` alone."""
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 
@@ -16,12 +14,11 @@ from gitbench.core.metric import Metric
 from gitbench.core.text import code, escaped, printable
 from gitbench.identity.known_metrics import known_metrics
 from gitbench.judge.flags import FLAGS
-from gitbench.judge.sequential import FIRST, at_look, looks
-from gitbench.judge.statistics import Interval, interval
-from gitbench.judge.verdict import DEFAULT_GATE, Estimate, Judgement, exposures, judge_results, pooled
-from gitbench.judge.worst_case import AUTO, Worst, is_auto, is_submission, worst_case
-from gitbench.publish.entries import Entry
-from gitbench.run.config import PROFILES, Config
+from gitbench.judge.statistics import Interval
+from gitbench.judge.verdict import DEFAULT_GATE, exposures, pooled
+from gitbench.judge.worst_case import AUTO, Worst
+from gitbench.publish.table import Table
+from gitbench.run.config import PROFILES
 from gitbench.store.folder import write_atomic
 from gitbench.store.result import TIMED_OUT, Measure, Result, Utility
 
@@ -31,47 +28,6 @@ _USEFUL = (
     "What is left to learn from: `cosine` is that of the defended and the raw update, averaged over the victims; `descent` is how far "
     "the best step along the one lowers their loss, as a share of the same along the other (docs/flags.md)."
 )
-
-
-@dataclass(frozen=True)
-class Table:
-    """The results behind one leaderboard.
-
-    Args:
-        dataset: label of the dataset.
-        model: label of the model.
-        results: (defense, attack) to the results of all seeds.
-        setting: threat model, profile, victims, batch size, seeds.
-        gate: metric name to threshold.
-        not_applicable: (defense, attack) to the reason why it was not run.
-        columns: defense to heading and text of the columns that plugins add.
-        errors: (defense, attack) to what was raised, where no result of ``results`` says so.
-        others: id of each case that others measured, and the parts of its code that are not as here.
-    """
-
-    dataset: str
-    model: str
-    results: Mapping[tuple[str, str], Sequence[Result]]
-    setting: Mapping[str, object]
-    gate: Mapping[str, float]
-    not_applicable: Mapping[tuple[str, str], str] = field(default_factory=dict)
-    columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    errors: Mapping[tuple[str, str], str] = field(default_factory=dict)
-    others: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-
-    @property
-    def metric(self) -> Metric:
-        """The first that is gated: the one whose values the cells show."""
-        return known_metrics()[next(iter(self.gate))]
-
-    @property
-    def cells(self) -> tuple[tuple[str, str], ...]:
-        """Every (defense, attack) that the table knows of."""
-        return tuple(dict.fromkeys((*self.results, *self.not_applicable, *self.errors)))
-
-    def by_others(self, defense: str, attack: str) -> bool:
-        """Whether a figure comes from others: measured elsewhere, or reconstructions that were sent in."""
-        return is_submission(attack) or any(result.case_id in self.others for result in self.results.get((defense, attack), ()))
 
 
 def file_name(dataset: str, model: str, setting: Mapping[str, object]) -> str:
@@ -84,67 +40,6 @@ def file_name(dataset: str, model: str, setting: Mapping[str, object]) -> str:
         # Punctuation is what tells npz(path='a/b') from npz(path='a_b').
         short.append(hashlib.sha256("\n".join(parts[:2]).encode()).hexdigest()[:6])
     return "-".join(short)[-200:] + ".md"
-
-
-def render(table: Table) -> str:
-    """The Markdown of one leaderboard."""
-    # Its machine is shown: ours, where anything was measured here.
-    first = min(table.results.items(), key=lambda item: table.by_others(*item[0]))[1][0]
-    environment = first.environment
-    shown = ", ".join(f"{key} {value}" for key, value in table.setting.items())
-    known = known_metrics()
-    gate = ", ".join(f"{name} {figures.arrow(known[name])} {figures.limit(known[name], value)}" for name, value in table.gate.items())
-    cells = json.dumps(sorted("/".join(key) for key in (*table.results, *table.not_applicable)))
-    cells = cells.replace("--", r"\u002d\u002d")  # two dashes could end the comment; JSON reads these back
-    worsts = {defense: _worst(table, defense) for defense in dict.fromkeys(defense for defense, _ in table.cells)}
-    mode = escaped(first.settings.get("model.mode", "eval"))
-    lines = [
-        f"# {escaped(table.dataset)} · {escaped(table.model)}",
-        "",
-        f"<!-- gitbench-cells: {cells} -->",
-        f"- Setting: {escaped(shown)}; BatchNorm and dropout in {mode} mode",
-        f"- A cell leaks past {gate}; 95 % intervals over victims and seeds",
-        (
-            f"- gitbench {escaped(environment.gitbench)}, torch {escaped(environment.torch)}, "
-            f"torchvision {escaped(environment.torchvision)}, Python {escaped(environment.python)}, "
-            f"{escaped(environment.platform)}, {escaped(environment.device)}, {environment.threads} threads"
-        ),
-        f"- Blind guess: {_blind(first)}",
-        "",
-        "## Defenses",
-        "",
-        _defenses(table, worsts),
-        "",
-        (
-            f"Each cell: mean {table.metric.name} [95 % interval] and verdict. Ranked by the worst case: on each victim the most "
-            "that any attack got, which an evaluator can know and an attacker cannot; `auto` is what an attacker can do "
-            "(docs/worst-case.md). The worst attack leaks most on average. An undecided or control-less cell acquits nobody."
-        ),
-        "",
-        *([_USEFUL, ""] if _usefulness(table) else []),
-        *_notes(table, worsts),
-    ]
-    others = _others(table)
-    if others:
-        lines += ["## Measured by others", "", "Digests of code that is not as here have a *.", "", others, ""]
-    flags = _flags(table)
-    if flags:
-        lines += [
-            "## Flags",
-            "",
-            flags,
-            "",
-            "`gitbench flags` explains them. A cell flagged `control-failed` or as no success acquits nobody.",
-            "",
-        ]
-    attacks = _attacks(table)
-    if attacks:
-        lines += ["## Attacks on undefended gradients", "", attacks, ""]
-        lines += ["Settings of the attacks:", "", *_settings(table), ""]
-    exposed = _exposure(table)
-    if exposed:
-        lines += ["## Victims past the threshold", "", "Their share [95 % Wilson interval], and the worst victim.", "", exposed, ""]
-    return "\n".join(lines)
 
 
 def write(table: Table, folder: Path, expected: Sequence[tuple[str, str]]) -> tuple[Path, str | None]:
@@ -181,85 +76,71 @@ def written_cells(path: Path) -> set[str]:
     return {str(cell) for cell in cells} if isinstance(cells, list) else set()
 
 
-def tables(results: Sequence[Result], others: Sequence[Entry] = ()) -> list[Table]:
-    """Sort stored results into tables; of several measurements of one cell the latest counts.
-
-    Args:
-        results: measured here.
-        others: measured elsewhere: they fill cells of which nothing was measured here.
-    """
-    groups: dict[str, dict[tuple[str, str], dict[int, Result]]] = {}
-    broken: dict[str, dict[tuple[str, str], dict[int, str]]] = {}
-    for result in sorted(results, key=lambda result: result.finished_at):
-        cell, seed = (result.case.defense, result.case.attack), result.case.seed
-        failed = broken.setdefault(_shared(result), {}).setdefault(cell, {})
-        if result.status != "done":
-            failed[seed] = result.error or "error"
-            continue
-        groups.setdefault(_shared(result), {}).setdefault(cell, {})[seed] = result
-        failed.pop(seed, None)
-    ours = {key: tuple(cells) for key, cells in groups.items()}
-    differs: dict[str, tuple[str, ...]] = {}
-    for entry in sorted(others, key=lambda entry: entry.result.finished_at):
-        case = entry.result.case
-        key, cell = _shared(entry.result), (case.defense, case.attack)
-        if cell not in ours.get(key, ()):
-            groups.setdefault(key, {}).setdefault(cell, {})[case.seed] = entry.result
-            differs[case.case_id] = entry.differs
-    found = []
-    for key, cells in sorted(groups.items()):
-        dataset, model, threat, profile, victims, batch_size = json.loads(key)
-        errors = {cell: next(iter(by_seed.values())) for cell, by_seed in broken.get(key, {}).items() if by_seed}
-        mine = [cells[cell] for cell in ours.get(key, cells)]
-        gates = [result.gate for by_seed in mine for result in by_seed.values() if result.gate]
-        found.append(
-            Table(
-                dataset=dataset,
-                model=model,
-                results={cell: [by_seed[seed] for seed in sorted(by_seed)] for cell, by_seed in cells.items()},
-                setting={
-                    "threat": threat,
-                    "profile": profile,
-                    "victims": victims,
-                    "batch_size": batch_size,
-                    "seeds": max(len(by_seed) for by_seed in mine),
-                },
-                gate=gates[0] if gates else DEFAULT_GATE,
-                errors=errors,
-                others=differs,
-            )
-        )
-    return found
+def render(table: Table) -> str:
+    """The Markdown of one leaderboard."""
+    worsts = {defense: table.worst(defense) for defense in table.defenses}
+    lines = [
+        *_head(table),
+        "## Defenses",
+        "",
+        _defenses(table, worsts),
+        "",
+        (
+            f"Each cell: mean {table.metric.name} [95 % interval] and verdict. Ranked by the worst case: on each victim the most "
+            "that any attack got, which an evaluator can know and an attacker cannot; `auto` is what an attacker can do "
+            "(docs/worst-case.md). The worst attack leaks most on average. An undecided or control-less cell acquits nobody."
+        ),
+        "",
+        *([_USEFUL, ""] if _usefulness(table) else []),
+        *_notes(table, worsts),
+        *_section("Measured by others", "Digests of code that is not as here have a *.", _others(table)),
+        *_section(
+            "Flags", _flags(table), "`gitbench flags` explains them. A cell flagged `control-failed` or as no success acquits nobody."
+        ),
+        *_section("Attacks on undefended gradients", _attacks(table), "Settings of the attacks:", _settings(table)),
+        *_section("Victims past the threshold", "Their share [95 % Wilson interval], and the worst victim.", _exposure(table)),
+    ]
+    return "\n".join(lines)
 
 
-def _shared(result: Result) -> str:
-    case = result.case
-    return json.dumps((case.dataset, case.model, case.threat, case.profile, case.victims, case.batch_size))
+def _section(title: str, *paragraphs: str) -> list[str]:
+    """Nothing where a part of it is empty."""
+    return [line for paragraph in (f"## {title}", *paragraphs) for line in (paragraph, "")] if all(paragraphs) else []
 
 
-def table_of(
-    config: Config,
-    group: tuple[str, str],
-    results: Mapping[tuple[str, str], Sequence[Result]],
-    not_applicable: Mapping[tuple[str, str], str],
-    *,
-    columns: Mapping[str, Mapping[str, str]],
-) -> Table:
-    """The table of one dataset and model of a run."""
-    return Table(*group, results=results, setting=config.setting, gate=config.threshold, not_applicable=not_applicable, columns=columns)
+def _head(table: Table) -> list[str]:
+    """What was measured, how, and on which machine: ours, where anything was measured here."""
+    first = min(table.results.items(), key=lambda item: table.by_others(*item[0]))[1][0]
+    environment, known = first.environment, known_metrics()
+    shown = ", ".join(f"{key} {value}" for key, value in table.setting.items())
+    gate = ", ".join(f"{name} {figures.arrow(known[name])} {figures.limit(known[name], value)}" for name, value in table.gate.items())
+    cells = json.dumps(sorted("/".join(key) for key in (*table.results, *table.not_applicable)))
+    cells = cells.replace("--", r"\u002d\u002d")  # two dashes could end the comment; JSON reads these back
+    return [
+        f"# {escaped(table.dataset)} · {escaped(table.model)}",
+        "",
+        f"<!-- gitbench-cells: {cells} -->",
+        f"- Setting: {escaped(shown)}; BatchNorm and dropout in {escaped(first.settings.get('model.mode', 'eval'))} mode",
+        f"- A cell leaks past {gate}; 95 % intervals over victims and seeds",
+        (
+            f"- gitbench {escaped(environment.gitbench)}, torch {escaped(environment.torch)}, "
+            f"torchvision {escaped(environment.torchvision)}, Python {escaped(environment.python)}, "
+            f"{escaped(environment.platform)}, {escaped(environment.device)}, {environment.threads} threads"
+        ),
+        f"- Blind guess: {_blind(first)}",
+        "",
+    ]
 
 
 def _defenses(table: Table, worsts: Mapping[str, Worst]) -> str:
-    auto = _auto(table)
-    attacks = [attack for attack in dict.fromkeys(attack for _, attack in table.cells) if attack != auto]
-    metric = table.metric
+    auto, metric = table.auto, table.metric
     rows, useful = [], _usefulness(table)
     for defense, worst in worsts.items():
         reached = "not measured" if auto is None else _cell(table, defense, auto)
         row = {"defense": code(defense), "worst case": _bound(table, worst), code(auto or AUTO): reached}
         row[f"gap, {metric.unit}".rstrip(", ")] = "" if worst.gap is None else figures.figure(metric, worst.gap, unit=False)
-        row |= {code(attack): _cell(table, defense, attack) for attack in attacks}
-        found = {attack: _pooled(table, results).mean for (row_of, attack), results in table.results.items() if row_of == defense}
+        row |= {code(attack): _cell(table, defense, attack) for attack in table.attacks if attack != auto}
+        found = {attack: table.mean(defense, attack).mean for row_of, attack in table.results if row_of == defense}
         means = {attack: metric.sign * mean for attack, mean in found.items() if mean is not None}
         row["worst attack"] = code(max(means, key=lambda name: means[name])) if means else "none"
         row["worst"] = _figure(table, metric.sign * max(means.values())) if means else "unknown"
@@ -297,42 +178,10 @@ def _cell(table: Table, defense: str, attack: str) -> str:
     if not results:
         reason = "error" if (defense, attack) in table.errors else "not measured"
         return "n/a" if (defense, attack) in table.not_applicable else reason
-    verdict, found = _verdict(table, defense, attack), _pooled(table, results)
+    verdict, found = table.verdict(defense, attack), table.mean(defense, attack)
     if found.mean is None or found.low is None or found.high is None:
         return "error" if any(result.status == "error" for result in results) else "timed out" if verdict.late else "unknown"
     return f"{_bounded(table, found)} {verdict.word}" + (", by others" if table.by_others(defense, attack) else "")
-
-
-def _verdict(table: Table, defense: str, attack: str) -> Judgement:
-    control = None if defense == "none" else table.results.get(("none", attack), [])
-    return judge_results(table.results[defense, attack], control, gate=table.gate, estimate=_estimate(table))
-
-
-def _pooled(table: Table, results: Sequence[Result]) -> Interval:
-    return pooled(results, table.gate, estimate=_estimate(table))[table.metric.name]
-
-
-def _auto(table: Table) -> str | None:
-    """The attack that stands for ``auto``: the plain one, where there are several kinds."""
-    found = dict.fromkeys(attack for _, attack in table.cells if is_auto(attack))
-    return min(found, key=lambda attack: attack != AUTO, default=None)
-
-
-def _worst(table: Table, defense: str) -> Worst:
-    """The worst case of a row, over all attacks that the threat model lets run."""
-    attacks = list(dict.fromkeys(attack for _, attack in table.cells))
-    # What others sent in for another defense is nothing that this row lacks.
-    ours = {attack for row, attack in table.cells if not table.by_others(row, attack)}
-    wanted = [attack for attack in attacks if (defense, attack) in table.cells or attack in ours]
-    return worst_case(
-        {attack: table.results[defense, attack] for attack in wanted if (defense, attack) in table.results},
-        metric=table.metric.name,
-        attacks=[attack for attack in wanted if (defense, attack) not in table.not_applicable],
-        auto=_auto(table),
-        others=[attack for attack in wanted if table.by_others(defense, attack)],
-        errors=[attack for row, attack in table.errors if row == defense],
-        estimate=_estimate(table),
-    )
 
 
 def _bound(table: Table, worst: Worst) -> str:
@@ -356,7 +205,7 @@ def _notes(table: Table, worsts: Mapping[str, Worst]) -> list[str]:
     lines = []
     for defense, worst in worsts.items():
         missing = [f"{code(attack)}: {reason}" for attack, reason in worst.incomplete.items()]
-        failed = [code(attack) for row, attack in table.results if row == defense and _verdict(table, row, attack).control_failed]
+        failed = [code(attack) for row, attack in table.results if row == defense and table.verdict(row, attack).control_failed]
         missing += [f"without a control that leaks: {', '.join(failed)}"] if failed else []
         if missing:
             lines.append(f"- {code(defense)}, {worst.victims} victims compared: {'; '.join(missing)}")
@@ -402,14 +251,6 @@ def _flags(table: Table) -> str:
         for name, named in sorted(cells.items())
     ]
     return _markdown(rows) if rows else ""
-
-
-def _estimate(table: Table) -> Estimate:
-    """How the intervals of the run were made."""
-    profile = str(table.setting.get("profile"))
-    if table.setting.get("victims") != "auto" or profile not in PROFILES:
-        return interval
-    return functools.partial(at_look, planned=looks(FIRST, PROFILES[profile].most_victims))
 
 
 def _exposure(table: Table) -> str:
@@ -463,12 +304,12 @@ def _markdown(rows: Sequence[Mapping[str, object]]) -> str:
     return text
 
 
-def _settings(table: Table) -> list[str]:
+def _settings(table: Table) -> str:
     lines: dict[str, str] = {}
     for (_, attack), results in table.results.items():
         options = ", ".join(f"{key}={value}" for key, value in results[0].settings.items() if key != "model.mode")
         lines.setdefault(attack, f"- {code(attack)}: {escaped(options)}")
-    return list(lines.values())
+    return "\n".join(lines.values())
 
 
 def _blind(result: Result) -> str:

@@ -14,6 +14,7 @@ from gitbench.core.errors import ConfigError, GitbenchError
 from gitbench.identity.case import UNDEFENDED
 from gitbench.publish import leaderboard
 from gitbench.publish.baseline import key_of, load_baseline
+from gitbench.publish.table import table_of
 from gitbench.run.config import Cell, make_cells
 from gitbench.store.folder import Store
 from gitbench.store.result import Result
@@ -254,7 +255,7 @@ class GitbenchSession:
             if not results:
                 return f"leaderboard {'/'.join(group)}: not written, nothing was measured"
             added = {defense: texts for (*where, defense), texts in columns.items() if tuple(where) == group}
-            table = leaderboard.table_of(self.config, group, results, skipped, columns=added)
+            table = table_of(self.config, group, results, skipped, columns=added)
             path, refused = leaderboard.write(table, folder, expected)
         except GitbenchError as error:
             return f"leaderboard {'/'.join(group)}: not written, {error}"

@@ -1,0 +1,174 @@
+"""The table of a leaderboard: results sorted into rows and columns, and what follows from them. :mod:`leaderboard` writes it down."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from gitbench.core.metric import Metric
+from gitbench.identity.known_metrics import known_metrics
+from gitbench.judge.sequential import FIRST, at_look, looks
+from gitbench.judge.statistics import Interval, interval
+from gitbench.judge.verdict import DEFAULT_GATE, Estimate, Judgement, judge_results, pooled
+from gitbench.judge.worst_case import AUTO, Worst, is_auto, is_submission, worst_case
+from gitbench.publish.entries import Entry
+from gitbench.run.config import PROFILES, Config
+from gitbench.store.result import Result
+
+
+@dataclass(frozen=True)
+class Table:
+    """The results behind one leaderboard.
+
+    Args:
+        dataset: label of the dataset.
+        model: label of the model.
+        results: (defense, attack) to the results of all seeds.
+        setting: threat model, profile, victims, batch size, seeds.
+        gate: metric name to threshold.
+        not_applicable: (defense, attack) to the reason why it was not run.
+        columns: defense to heading and text of the columns that plugins add.
+        errors: (defense, attack) to what was raised, where no result of ``results`` says so.
+        others: id of each case that others measured, and the parts of its code that are not as here.
+    """
+
+    dataset: str
+    model: str
+    results: Mapping[tuple[str, str], Sequence[Result]]
+    setting: Mapping[str, object]
+    gate: Mapping[str, float]
+    not_applicable: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    errors: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    others: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def metric(self) -> Metric:
+        """The first that is gated: the one whose values the cells show."""
+        return known_metrics()[next(iter(self.gate))]
+
+    @property
+    def cells(self) -> tuple[tuple[str, str], ...]:
+        """Every (defense, attack) that the table knows of."""
+        return tuple(dict.fromkeys((*self.results, *self.not_applicable, *self.errors)))
+
+    @property
+    def defenses(self) -> tuple[str, ...]:
+        """Its rows."""
+        return tuple(dict.fromkeys(defense for defense, _ in self.cells))
+
+    @property
+    def attacks(self) -> tuple[str, ...]:
+        """Its columns."""
+        return tuple(dict.fromkeys(attack for _, attack in self.cells))
+
+    @property
+    def auto(self) -> str | None:
+        """The attack that stands for ``auto``: the plain one, where there are several kinds."""
+        return min(filter(is_auto, self.attacks), key=lambda attack: attack != AUTO, default=None)
+
+    @property
+    def estimate(self) -> Estimate:
+        """How the intervals of the run were made."""
+        profile = str(self.setting.get("profile"))
+        if self.setting.get("victims") != "auto" or profile not in PROFILES:
+            return interval
+        return functools.partial(at_look, planned=looks(FIRST, PROFILES[profile].most_victims))
+
+    def by_others(self, defense: str, attack: str) -> bool:
+        """Whether a figure comes from others: measured elsewhere, or reconstructions that were sent in."""
+        return is_submission(attack) or any(result.case_id in self.others for result in self.results.get((defense, attack), ()))
+
+    def mean(self, defense: str, attack: str) -> Interval:
+        """The mean of a cell that was measured, over victims and seeds, of the metric that is shown."""
+        return pooled(self.results[defense, attack], self.gate, estimate=self.estimate)[self.metric.name]
+
+    def verdict(self, defense: str, attack: str) -> Judgement:
+        """The verdict of a cell that was measured."""
+        control = None if defense == "none" else self.results.get(("none", attack), [])
+        return judge_results(self.results[defense, attack], control, gate=self.gate, estimate=self.estimate)
+
+    def worst(self, defense: str) -> Worst:
+        """The worst case of a row, over all attacks that the threat model lets run."""
+        # What others sent in for another defense is nothing that this row lacks.
+        ours = {attack for row, attack in self.cells if not self.by_others(row, attack)}
+        wanted = [attack for attack in self.attacks if (defense, attack) in self.cells or attack in ours]
+        return worst_case(
+            {attack: self.results[defense, attack] for attack in wanted if (defense, attack) in self.results},
+            metric=self.metric.name,
+            attacks=[attack for attack in wanted if (defense, attack) not in self.not_applicable],
+            auto=self.auto,
+            others=[attack for attack in wanted if self.by_others(defense, attack)],
+            errors=[attack for row, attack in self.errors if row == defense],
+            estimate=self.estimate,
+        )
+
+
+def tables(results: Sequence[Result], others: Sequence[Entry] = ()) -> list[Table]:
+    """Sort stored results into tables; of several measurements of one cell the latest counts.
+
+    Args:
+        results: measured here.
+        others: measured elsewhere: they fill cells of which nothing was measured here.
+    """
+    groups: dict[str, dict[tuple[str, str], dict[int, Result]]] = {}
+    broken: dict[str, dict[tuple[str, str], dict[int, str]]] = {}
+    for result in sorted(results, key=lambda result: result.finished_at):
+        cell, seed = (result.case.defense, result.case.attack), result.case.seed
+        failed = broken.setdefault(_shared(result), {}).setdefault(cell, {})
+        if result.status != "done":
+            failed[seed] = result.error or "error"
+            continue
+        groups.setdefault(_shared(result), {}).setdefault(cell, {})[seed] = result
+        failed.pop(seed, None)
+    ours = {key: tuple(cells) for key, cells in groups.items()}
+    differs: dict[str, tuple[str, ...]] = {}
+    for entry in sorted(others, key=lambda entry: entry.result.finished_at):
+        case = entry.result.case
+        key, cell = _shared(entry.result), (case.defense, case.attack)
+        if cell not in ours.get(key, ()):
+            groups.setdefault(key, {}).setdefault(cell, {})[case.seed] = entry.result
+            differs[case.case_id] = entry.differs
+    found = []
+    for key, cells in sorted(groups.items()):
+        dataset, model, threat, profile, victims, batch_size = json.loads(key)
+        errors = {cell: next(iter(by_seed.values())) for cell, by_seed in broken.get(key, {}).items() if by_seed}
+        mine = [cells[cell] for cell in ours.get(key, cells)]
+        gates = [result.gate for by_seed in mine for result in by_seed.values() if result.gate]
+        found.append(
+            Table(
+                dataset=dataset,
+                model=model,
+                results={cell: [by_seed[seed] for seed in sorted(by_seed)] for cell, by_seed in cells.items()},
+                setting={
+                    "threat": threat,
+                    "profile": profile,
+                    "victims": victims,
+                    "batch_size": batch_size,
+                    "seeds": max(len(by_seed) for by_seed in mine),
+                },
+                gate=gates[0] if gates else DEFAULT_GATE,
+                errors=errors,
+                others=differs,
+            )
+        )
+    return found
+
+
+def _shared(result: Result) -> str:
+    case = result.case
+    return json.dumps((case.dataset, case.model, case.threat, case.profile, case.victims, case.batch_size))
+
+
+def table_of(
+    config: Config,
+    group: tuple[str, str],
+    results: Mapping[tuple[str, str], Sequence[Result]],
+    not_applicable: Mapping[tuple[str, str], str],
+    *,
+    columns: Mapping[str, Mapping[str, str]],
+) -> Table:
+    """The table of one dataset and model of a run."""
+    return Table(*group, results=results, setting=config.setting, gate=config.threshold, not_applicable=not_applicable, columns=columns)
