@@ -22,7 +22,7 @@ from gitbench.attacker.tools.labels import infer_labels
 from gitbench.attacker.tools.priors import Gaussian
 from gitbench.attacker.tools.rehearsal import rehearse
 from gitbench.clients.client import batchnorm_statistics
-from gitbench.clients.model import last_linear
+from gitbench.clients.model import classes_of
 from gitbench.clients.update import Update
 from gitbench.core.errors import AttackError, NotGrantedError
 from gitbench.core.progress import Progress, TimeUp
@@ -145,7 +145,7 @@ class _Search:
         self._bounded = seconds is not None
         self.rehearsal = rehearse(observation, generator=generator)
         self.criterion = Criterion(observation, self.rehearsal, prior)
-        self._classes = last_linear(observation.architecture)[1].out_features
+        self._classes = classes_of(observation.architecture)
         self.labels = infer_labels(observation)
         self._sure = "labels" in observation.granted or self.rehearsal.labels >= _SURE
         shape = (observation.update.victims, observation.batch_size, *observation.input_shape)
