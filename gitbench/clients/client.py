@@ -12,6 +12,7 @@ from torch.func import functional_call, vmap
 from gitbench.clients.data import Split
 from gitbench.clients.defense import Defense, fresh, load_defense
 from gitbench.clients.differentiation import CHUNK, stacked_gradients
+from gitbench.clients.output import output_of
 from gitbench.clients.update import Update
 from gitbench.core.errors import DefenseError, GitbenchError, ModelError
 from gitbench.core.random import make_generator
@@ -158,7 +159,15 @@ def expected_update(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor
 
     Raises:
         DefenseError: the defense raised; the message names it.
+        ModelError: the gradient does not change with the images.
     """
+    output = output_of(model)
+    if output is not None and not output.sloped:
+        rounding = [f"{name!r} ({type(module).__name__})" for name, module in model.named_modules() if isinstance(module, nn.Embedding)]
+        raise ModelError(
+            f"The gradient of {type(model).__name__} has no slope in the images{': they are rounded for ' if rounding else ''}"
+            f"{', '.join(rounding)}. No attack that matches gradients can follow it: use ridge, git(variant='module') or lti."
+        )
     raw = gradients(model, inputs, labels, per_example=defense is not None and defense.needs_per_example)
     if defense is None:
         return raw

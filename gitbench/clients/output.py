@@ -32,12 +32,14 @@ class Output:
         classes: how many.
         classifier: name of the linear layer whose outputs they are; None where there is none.
         probabilities: they are probabilities already, so that the loss applies softmax a second time.
+        sloped: they change with the images: attacks that match gradients can follow them.
     """
 
     taken: str
     classes: int
     classifier: str | None
     probabilities: bool
+    sloped: bool
 
     def __str__(self) -> str:
         return f"{self.taken}, which are probabilities" if self.probabilities else self.taken
@@ -74,7 +76,9 @@ def read_output(network: nn.Module, inputs: torch.Tensor, classes: int) -> Outpu
     handles = [watch(name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     try:
         with torch.enable_grad():
-            logits = network(inputs.clone().requires_grad_())
+            images = inputs.clone().requires_grad_()
+            logits = network(images)
+            sloped = logits.requires_grad and torch.autograd.grad(logits.sum(), images, allow_unused=True)[0] is not None
     finally:
         for handle in handles:
             handle.remove()
@@ -84,7 +88,7 @@ def read_output(network: nn.Module, inputs: torch.Tensor, classes: int) -> Outpu
             "Return what goes into the sigmoid."
         )
     probabilities = _are_probabilities(logits) or _is_sigmoid(logits.grad_fn)
-    found = Output(hook.taken, classes, _classifier(network, seen, logits.detach()), probabilities)
+    found = Output(hook.taken, classes, _classifier(network, seen, logits.detach()), probabilities, sloped)
     setattr(network, _ATTRIBUTE, found)
     return found
 
