@@ -10,7 +10,8 @@ from torch import nn
 
 from gitbench.attacker.attacks.git.coarse import CoarseOptions, fit_coarse, run_coarse
 from gitbench.attacker.attacks.ridge import Ridge
-from gitbench.attacker.layers.graph import Step, modules, steps
+from gitbench.attacker.layers.blocks import modules
+from gitbench.attacker.layers.graph import Step, steps
 from gitbench.attacker.learning import NoCheckpoint
 from gitbench.attacker.observation import Observation
 from gitbench.clients.client import client_update

@@ -23,6 +23,7 @@ State = Mapping[str, torch.Tensor]
 Fit = Callable[[torch.Generator, Checkpoint], State]
 _GIB = 2**30
 _KNOWLEDGE_FIELDS = ("requires", "uses", "fit_uses")
+_ONCE = ("is not implemented", "double backward", "does not require grad")  # what torch says of a second derivative that it does not have
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,11 @@ class Attack(Component):
         except GitbenchError:
             raise
         except Exception as error:
+            if any(said in str(error) for said in _ONCE):
+                raise AttackError(
+                    f"The attack {self!r} differentiates the update, and a layer of {type(observation.architecture).__name__} has no "
+                    f"second derivative ({str(error).splitlines()[0]}). Use ridge, git(variant='module') or lti, which do without."
+                ) from error
             raise AttackError(f"The attack {self!r} raised {type(error).__name__}: {error}") from error
         candidates = found if isinstance(found, Candidates) else Candidates(found)
         self._check(candidates.inputs, observation)

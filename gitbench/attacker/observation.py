@@ -137,8 +137,12 @@ class Observation:
 
     @property
     def architecture(self) -> nn.Module:
-        """The model without any values (``meta`` device): its layers, names and shapes."""
-        return copy.deepcopy(self._contents.model).to("meta")
+        """The model without any values (``meta`` device): its layers, names and shapes, and which layers share a parameter."""
+        model = self._contents.model
+        empty: dict[int, object] = {id(buffer): buffer.to("meta") for buffer in model.buffers()}
+        for parameter in model.parameters():
+            empty[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
+        return copy.deepcopy(model, empty)
 
     @property
     def model_digest(self) -> str:

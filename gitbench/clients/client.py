@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
-from torch.func import functional_call, grad, vmap
-from torch.nn import functional
+from torch.func import functional_call, vmap
 
 from gitbench.clients.data import Split
 from gitbench.clients.defense import Defense, Expectation, fresh, load_defense
+from gitbench.clients.differentiation import CHUNK, stacked_gradients
+from gitbench.clients.output import output_of
 from gitbench.clients.update import Update
 from gitbench.core.errors import DefenseError, GitbenchError, ModelError
-from gitbench.core.random import make_generator, seeded
-
-_CHUNK = 256  # victims differentiated at once: bounds the memory of a large stack
+from gitbench.core.random import make_generator
 
 
 def client_update(
@@ -141,28 +140,7 @@ def gradients(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, *, p
     if per_example and model.training and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
         raise ModelError("Per-example gradients do not exist with BatchNorm in train mode. Use mode='eval' in the model's SPEC.")
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    buffers = dict(model.named_buffers())
-
-    def loss(parameters: Mapping[str, torch.Tensor], batch: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        logits = functional_call(model, ({**parameters, **buffers},), (batch,))
-        if targets.is_floating_point():
-            return -(targets * functional.log_softmax(logits, dim=-1)).sum(-1).mean()
-        return functional.cross_entropy(logits, targets)
-
-    def of_examples(parameters: Mapping[str, torch.Tensor], batch: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
-        one = vmap(grad(loss), in_dims=(None, 0, 0), randomness="different")
-        stacked: dict[str, torch.Tensor] = one(parameters, batch[:, None], targets[:, None])
-        return stacked
-
-    function: Callable[..., dict[str, torch.Tensor]] = of_examples if per_example else grad(loss)
-    over_victims = vmap(function, in_dims=(None, 0, 0), randomness="different")
-    pieces = zip(inputs.split(_CHUNK), labels.split(_CHUNK), strict=True)
-    if model.training:
-        with seeded(make_generator(0, "dropout")):
-            chunks = [over_victims(parameters, batch, targets) for batch, targets in pieces]
-    else:
-        chunks = [over_victims(parameters, batch, targets) for batch, targets in pieces]
-    stacked = chunks[0] if len(chunks) == 1 else {name: torch.cat([chunk[name] for chunk in chunks]) for name in parameters}
+    stacked = stacked_gradients(model, parameters, inputs, labels, per_example=per_example)
     if not per_example:
         return Update(stacked)
     one = inputs.shape[1] == 1
@@ -183,7 +161,15 @@ def expected_update(
 
     Raises:
         DefenseError: the defense raised; the message names it.
+        ModelError: the gradient does not change with the images.
     """
+    output = output_of(model)
+    if output is not None and not output.sloped:
+        rounding = [f"{name!r} ({type(module).__name__})" for name, module in model.named_modules() if isinstance(module, nn.Embedding)]
+        raise ModelError(
+            f"The gradient of {type(model).__name__} has no slope in the images{': they are rounded for ' if rounding else ''}"
+            f"{', '.join(rounding)}. No attack that matches gradients can follow it: use ridge, git(variant='module') or lti."
+        )
     if expectation is None:
         return gradients(model, inputs, labels)
     with blaming(expectation.defense):
@@ -247,5 +233,5 @@ def batchnorm_statistics(model: nn.Module, inputs: torch.Tensor) -> dict[str, tu
                 handle.remove()
         return found
 
-    pieces = [vmap(of_batch, randomness="different")(piece) for piece in inputs.split(_CHUNK)]
+    pieces = [vmap(of_batch, randomness="different")(piece) for piece in inputs.split(CHUNK)]
     return {name: (torch.cat([piece[name][0] for piece in pieces]), torch.cat([piece[name][1] for piece in pieces])) for name in layers}

@@ -16,6 +16,8 @@ from safetensors.torch import save as save_tensors
 from torch import nn
 
 from gitbench.clients.data import Data
+from gitbench.clients.differentiation import stacked_gradients
+from gitbench.clients.output import output_of, read_output, take_logits
 from gitbench.clients.training import train
 from gitbench.core.component import Component
 from gitbench.core.errors import GitbenchError, ModelError, SpecError
@@ -27,6 +29,8 @@ from gitbench.identity.sources import digest_of_module, part_digest
 from gitbench.store.folder import write_atomic
 
 MODES = ("eval", "train")
+
+_SIZES = (64, 96, 128, 224, 299)  # of images that published models are made for
 
 
 class Normalize(nn.Module):
@@ -87,6 +91,7 @@ def load_model(model: str, data: Data, *, seed: int = 0, cache: Path | None = No
         raise SpecError(f"Expected mode of {model!r} to be one of {', '.join(MODES)}, got {mode!r}.")
     with seeded(make_generator(seed, "model")):
         network = _build(Part(part.target, tuple(options.items())), data)
+    take_logits(network, data.classes, name=model)
     if epochs:
         _train_cached(network, data, model=model, epochs=epochs, seed=seed, cache=cache)
     network.train(mode == "train")
@@ -98,16 +103,31 @@ def load_model(model: str, data: Data, *, seed: int = 0, cache: Path | None = No
     return network
 
 
+def classes_of(model: nn.Module) -> int:
+    """How many classes a model tells apart.
+
+    Raises:
+        ModelError: gitbench did not load it, and it has no linear layer.
+    """
+    output = output_of(model)
+    return last_linear(model)[1].out_features if output is None else output.classes
+
+
 def last_linear(model: nn.Module) -> tuple[str, nn.Linear]:
-    """Name and module of the classifier: the last linear layer.
+    """Name and module of the classifier: the linear layer whose outputs are the logits, or else the last one.
 
     Raises:
         ModelError: the model has none.
     """
-    found = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    if not found:
-        raise ModelError(f"Expected a model that ends in a torch.nn.Linear, found none in {type(model).__name__}.")
-    return found[-1]
+    output = output_of(model)
+    found = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    name = next(reversed(found), None) if output is None else output.classifier
+    if name is None:
+        raise ModelError(
+            f"The logits of {type(model).__name__} do not come from a torch.nn.Linear, so that neither labels nor the input of the last "
+            "layer can be read off its update. Use lti, dlg(labels='joint') or, where labels are granted, ig(labels='known')."
+        )
+    return name, found[name]
 
 
 def _build(part: Part, data: Data) -> nn.Module:
@@ -154,15 +174,48 @@ def _made(what: str, signature: str, make: Callable[[], object]) -> nn.Module:
 
 
 def _check(network: nn.Module, data: Data, model: str) -> None:
+    """That it can be run, differentiated and copied, and what its logits are."""
+    inputs, labels = data.public.inputs[:2], data.public.labels[:2]
+    try:
+        read_output(network, inputs, data.classes)
+    except ModelError:
+        raise
+    except Exception as error:
+        advice = _other_channels(network, data) or _advice(network, data.input_shape)
+        raise ModelError(f"The model {model!r} cannot take images of shape {data.input_shape}: {error}{advice}") from error
+    try:
+        copy.deepcopy(network)
+        parameters = {name: parameter.detach() for name, parameter in network.named_parameters()}
+        stacked_gradients(network, parameters, inputs[None], labels[None], per_example=False)
+    except Exception as error:
+        raise ModelError(f"The model {model!r} cannot be copied and differentiated: {error}{_of_former_norm(network)}") from error
+
+
+def _advice(network: nn.Module, shape: tuple[int, int, int]) -> str:
+    """What to do about images that a network cannot take: the other shapes that it can."""
+    size = next((side for side in _SIZES if _takes(network, (shape[0], side, side))), None)
+    if size is None:
+        return ""
+    return (
+        f" It takes {size}x{size} images. Enlarge them inside of the model, for example by a factory:\n"
+        "def enlarged(input_shape, classes):\n"
+        f"    upsample = torch.nn.Upsample(size={size}, mode='bilinear')\n"
+        "    return torch.nn.Sequential(upsample, YourModel(classes))"
+    )
+
+
+def _of_former_norm(network: nn.Module) -> str:
+    found = [name for name, module in network.named_modules() if hasattr(module, "weight_g")]
+    return f" Use torch.nn.utils.parametrizations.weight_norm for {', '.join(found)}." if found else ""
+
+
+def _takes(network: nn.Module, shape: tuple[int, int, int]) -> bool:
     try:
         with torch.no_grad():
-            logits = network(data.public.inputs[:2])
-    except Exception as error:
-        raise ModelError(
-            f"The model {model!r} cannot take images of shape {data.input_shape}: {error}{_other_channels(network, data)}"
-        ) from error
-    if logits.shape != (2, data.classes):
-        raise ModelError(f"Expected logits (2, {data.classes}) from the model {model!r}, got {tuple(logits.shape)}.")
+            network(next(network.parameters()).new_zeros(2, *shape))
+    except Exception:  # noqa: BLE001 - whatever a user's forward raises: it does not take them
+        return False
+    return True
 
 
 def _other_channels(network: nn.Module, data: Data) -> str:

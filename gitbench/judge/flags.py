@@ -115,6 +115,12 @@ FLAGS: dict[str, Flag] = {
             "believe auto, which tries every label, and lti, which reads all layers",
         ),
         Flag(
+            "softmax-twice",
+            "the model returns probabilities, and cross-entropy takes them for logits",
+            "softmax is applied twice: gradients are small and the model hardly trains, which is no merit of a defense",
+            "let the model return what goes into its softmax",
+        ),
+        Flag(
             STILL_IMPROVING,
             "the attack's own objective still fell by over 5 % of its whole fall in the last quarter of its budget (median victim)",
             "a larger budget would leak more",

@@ -25,6 +25,7 @@ from gitbench.clients.client import batchnorm_statistics, client_update, gradien
 from gitbench.clients.data import Data, Split, load_dataset
 from gitbench.clients.defense import Defense, fresh, load_defense
 from gitbench.clients.model import load_model
+from gitbench.clients.output import output_of
 from gitbench.clients.update import Update
 from gitbench.core.deadline import Deadline, checked
 from gitbench.core.errors import ConfigError, DataError, GitbenchError
@@ -222,8 +223,11 @@ class Evaluator:
         self.progress("score", 0, 1)
         utility = None if character is None else measure_utility(model, inputs, labels, observation.update, random=character.random)
         measures, baselines, flags = _measures(found.inputs, inputs, data)
+        output = output_of(scene.original)
         if character is not None:
             flags += character.flags
+        if output is not None and output.probabilities:
+            flags.append("softmax-twice")
         if self.store:
             self.store.save_picture(case.case_id, picture(inputs, found.inputs))
         if deadline.over:
@@ -239,7 +243,7 @@ class Evaluator:
                 attack_seconds=round(found.attack_seconds, 4),
                 peak_memory_mb=peak_memory_mb(self.device),
             ),
-            settings={**settings(attack), "model.mode": "train" if model.training else "eval"},
+            settings={**settings(attack), "model.mode": "train" if model.training else "eval", "model.output": str(output)},
             timeout=deadline.seconds if deadline.over else None,
             **self._unjudged(case),
         )

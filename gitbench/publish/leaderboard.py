@@ -120,7 +120,7 @@ def _head(table: Table) -> list[str]:
         f"# {escaped(table.dataset)} · {escaped(table.model)}",
         "",
         f"<!-- gitbench-cells: {cells} -->",
-        f"- Setting: {escaped(shown)}; BatchNorm and dropout in {escaped(first.settings.get('model.mode', 'eval'))} mode",
+        f"- Setting: {escaped(shown)}; {_of_the_model(first)}",
         f"- A cell leaks past {gate}; 95 % intervals over victims and seeds",
         (
             f"- gitbench {escaped(environment.gitbench)}, torch {escaped(environment.torch)}, "
@@ -130,6 +130,12 @@ def _head(table: Table) -> list[str]:
         f"- Blind guess: {_blind(first)}",
         "",
     ]
+
+
+def _of_the_model(result: Result) -> str:
+    """The model's mode, and where its logits are taken from if it does not return them."""
+    mode, output = (result.settings.get(f"model.{name}", usual) for name, usual in (("mode", "eval"), ("output", "logits")))
+    return f"BatchNorm and dropout in {escaped(mode)} mode" + ("" if output == "logits" else f"; the model's logits: {escaped(output)}")
 
 
 def _defenses(table: Table, worsts: Mapping[str, Worst]) -> str:
@@ -307,7 +313,7 @@ def _markdown(rows: Sequence[Mapping[str, object]]) -> str:
 def _settings(table: Table) -> str:
     lines: dict[str, str] = {}
     for (_, attack), results in table.results.items():
-        options = ", ".join(f"{key}={value}" for key, value in results[0].settings.items() if key != "model.mode")
+        options = ", ".join(f"{key}={value}" for key, value in results[0].settings.items() if not key.startswith("model."))
         lines.setdefault(attack, f"- {code(attack)}: {escaped(options)}")
     return "\n".join(lines.values())
 

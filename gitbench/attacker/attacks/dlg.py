@@ -13,7 +13,7 @@ from gitbench.attacker.observation import Observation
 from gitbench.attacker.tools.labels import infer_labels
 from gitbench.attacker.tools.lbfgs import BatchedLbfgs
 from gitbench.attacker.tools.matching import INITS, Falling, Init, Objective, check_choice, initial_images
-from gitbench.clients.model import last_linear
+from gitbench.clients.model import classes_of
 from gitbench.core.progress import Progress, TimeUp
 
 _PRECISION = 1e-10
@@ -120,7 +120,7 @@ class _Problem:
         self._labels = labels
         self._shape = (observation.update.victims, observation.batch_size, *observation.input_shape)
         self._device = observation.device
-        self._classes = last_linear(observation.architecture)[1].out_features
+        self._classes = classes_of(observation.architecture)
         self.pixels = math.prod(self._shape[1:])
 
     def start(self, generator: torch.Generator) -> torch.Tensor:

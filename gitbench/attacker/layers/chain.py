@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from gitbench.clients.model import Normalize
+from gitbench.clients.output import LOGITS, output_of
 
 _INVERTIBLE = (nn.Sigmoid, nn.Tanh, nn.LeakyReLU, nn.ReLU)
 _PASSED_OVER = (nn.Flatten, nn.Identity, nn.Dropout)
@@ -63,8 +65,8 @@ def read_chain(model: nn.Module, input_shape: tuple[int, int, int]) -> Chain | N
         model: on any device, ``meta`` too.
         input_shape: ``(C, H, W)``.
     """
-    found = _leaves(model, "")
-    if found is None:
+    output, found = output_of(model), _leaves(model, "")
+    if found is None or (output is not None and output.taken != LOGITS):
         return None
     normalized = bool(found) and isinstance(found[0][1], Normalize)
     layers: list[Layer] = []
@@ -87,7 +89,16 @@ def read_chain(model: nn.Module, input_shape: tuple[int, int, int]) -> Chain | N
         shape = pending.output_shape
     if pending is None or pending.is_conv or not layers:
         return None
+    if not {f"{layer.name}.weight" for layer in (*layers, pending)} <= own_parameters(model):
+        return None
     return Chain((*layers, pending), normalized)
+
+
+def own_parameters(model: nn.Module) -> set[str]:
+    """Names of the parameters that one layer alone holds: the gradient of a shared one is a sum over its layers."""
+    named = [(name, id(parameter)) for name, parameter in model.named_parameters(remove_duplicate=False)]
+    count = Counter(which for _, which in named)
+    return {name for name, which in named if count[which] == 1}
 
 
 def _leaves(module: nn.Module, prefix: str) -> list[tuple[str, nn.Module]] | None:

@@ -7,15 +7,15 @@ architecture on the ``meta`` device is enough.
 
 from __future__ import annotations
 
-import contextlib
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import fx, nn
 
+from gitbench.attacker.layers.chain import own_parameters
 from gitbench.clients.model import Normalize
 from gitbench.core.errors import AttackError
 
@@ -87,14 +87,6 @@ class Step:
         return (self.weight, *(() if self.bias is None else (self.bias,)), *self.others)
 
 
-@dataclass(frozen=True)
-class Module:
-    """One block of Module-GIT, and the names of its parameters."""
-
-    name: str
-    parameters: tuple[str, ...]
-
-
 def steps(architecture: nn.Module, input_shape: tuple[int, int, int]) -> tuple[Step, ...]:
     """The layers with a weight in back-propagation order: the last layer first.
 
@@ -106,62 +98,6 @@ def steps(architecture: nn.Module, input_shape: tuple[int, int, int]) -> tuple[S
         AttackError: it cannot be traced, or it has a layer whose gradient is no ``delta a^T``.
     """
     return _Graph(architecture, input_shape).steps()
-
-
-def modules(architecture: nn.Module, input_shape: tuple[int, int, int]) -> tuple[Module, ...]:
-    """The blocks of any model in the order in which they run, traceable or not.
-
-    Sequences and lists are opened, and so is a wrapper around a single block; what remains is a block. The
-    parameters that an opened module holds itself (a class token) are a block that stands before its children.
-
-    Args:
-        architecture: on the ``meta`` device.
-        input_shape: ``(C, H, W)``, for the run that tells the order; where a model cannot be run on the ``meta``
-            device, the order is that of registration.
-    """
-    blocks = list(_blocks(architecture, ""))
-    order = _order(architecture, [name for name, _ in blocks], input_shape)
-    return tuple(
-        Module(name or "parameters", names) for _, (name, names) in sorted(zip(order, blocks, strict=True), key=lambda pair: pair[0])
-    )
-
-
-def _blocks(module: nn.Module, name: str, *, opened: bool = True) -> Iterator[tuple[str, tuple[str, ...]]]:
-    prefix = f"{name}." if name else ""
-    if not opened and not isinstance(module, nn.Sequential | nn.ModuleList):
-        yield name, tuple(f"{prefix}{parameter}" for parameter, _ in module.named_parameters())
-        return
-    own = tuple(f"{prefix}{parameter}" for parameter, _ in module.named_parameters(recurse=False))
-    if own:
-        yield name, own
-    children = [(child, found) for child, found in module.named_children() if any(True for _ in found.parameters())]
-    alone = opened and len(children) == 1 and not own
-    for child, found in children:
-        yield from _blocks(found, f"{prefix}{child}", opened=alone)
-
-
-def _order(architecture: nn.Module, names: list[str], input_shape: tuple[int, int, int]) -> list[tuple[int, int]]:
-    """A key to sort by for each block: when it first ran, or else after the block that is registered before it."""
-    seen: dict[str, int] = {}
-
-    def watch(name: str) -> Callable[[nn.Module, Any], None]:
-        def hook(_module: nn.Module, _inputs: Any) -> None:
-            seen.setdefault(name, len(seen))
-
-        return hook
-
-    handles = [architecture.get_submodule(name).register_forward_pre_hook(watch(name)) for name in names]
-    # A model of any make: what it raises here says nothing about its gradients, and what ran has its order.
-    with contextlib.suppress(Exception), torch.no_grad():
-        architecture(torch.zeros(1, *input_shape, device="meta"))
-    for handle in handles:
-        handle.remove()
-    keys: list[tuple[int, int]] = []
-    latest = -1
-    for index, name in enumerate(names):
-        latest = seen.get(name, latest if seen else index)
-        keys.append((latest, index))
-    return keys
 
 
 class _Tracer(fx.Tracer):
@@ -187,6 +123,7 @@ class _Graph:
     def __init__(self, model: nn.Module, input_shape: tuple[int, int, int]) -> None:
         self._modules = dict(model.named_modules())
         self._parameters = dict(model.named_parameters())
+        self._own = own_parameters(model)
         try:
             graph = _Tracer().trace(model)
             run = _Values(fx.GraphModule(model, graph))
@@ -243,6 +180,8 @@ class _Graph:
         if type(module) in _STEPS:
             if sum(other.op == "call_module" and other.target == node.target for other in self._nodes) > 1:
                 raise _unsupported(name, module, "runs more than once, so that its gradient is a sum")
+            if f"{name}.weight" not in self._own:
+                raise _unsupported(name, module, "shares its weight with another layer or computes it, so that its gradient is another")
             return _STEPS[type(module)]
         if any(True for _ in module.parameters()) and not isinstance(module, (*_NORMS, nn.PReLU)):
             raise _unsupported(name, module, "has a gradient that is no delta a^T of the kind that GIT inverts")
@@ -258,6 +197,7 @@ class _Graph:
             if node.op == "call_module" and node not in self._layers:
                 prefix = str(node.target)
                 names = [f"{prefix}.{name}" for name, _ in self._modules[prefix].named_parameters()]
+                names = [name for name in names if name in self._parameters]
             elif node.op == "get_attr" and str(node.target) in self._parameters:
                 self._check_bare(node)
                 names = [str(node.target)]

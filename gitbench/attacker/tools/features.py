@@ -7,12 +7,23 @@ import torch
 from gitbench.attacker.observation import Observation
 from gitbench.clients.model import last_linear
 from gitbench.clients.update import Update
+from gitbench.core.errors import ModelError
 
 
 def last_features(observation: Observation, update: Update, labels: torch.Tensor) -> torch.Tensor:
-    """Estimates of the last linear layer's inputs: ``(V, B, features)``, one for each label ``(V, B)``."""
-    name, _ = last_linear(observation.architecture)
-    weight = update.tensors[f"{name}.weight"]
+    """Estimates of the last linear layer's inputs: ``(V, B, features)``, one for each label ``(V, B)``.
+
+    Raises:
+        ModelError: the update does not hold the gradient of that layer's weight.
+    """
+    name, linear = last_linear(observation.architecture)
+    weight = update.tensors.get(f"{name}.weight")
+    if weight is None:
+        raise ModelError(
+            f"The update does not hold the gradient of the weight of {name!r} ({type(linear).__name__}), the last layer: it is shared with "
+            "another layer, computed from other parameters, or frozen. Its input cannot be read off: use lti, ig or dlg."
+        )
+    labels = labels.clamp_max(weight.shape[1] - 1)  # one logit has one row for both classes
     if f"{name}.bias" not in update.tensors:
         return _without_bias(weight, labels)
     bias = update.tensors[f"{name}.bias"]

@@ -31,11 +31,17 @@ def class_signal(observation: Observation) -> torch.Tensor:
     alone. It is the bias's gradient; without a bias, the sum of the weight's row, which has its sign
     when the features are not negative (iDLG, arXiv 2001.02610).
     """
-    name, _ = last_linear(observation.architecture)
+    name, linear = last_linear(observation.architecture)
     tensors = observation.update.tensors
-    if f"{name}.bias" in tensors:
-        return tensors[f"{name}.bias"]
-    return tensors[f"{name}.weight"].sum(dim=2)
+    bias, weight = (tensors.get(f"{name}.{part}") for part in ("bias", "weight"))
+    if bias is None and weight is None:
+        raise ModelError(
+            f"The update holds no gradient of {name!r} ({type(linear).__name__}), the last layer, so that labels cannot be read off it. "
+            "Use lti, dlg(labels='joint') or, where labels are granted, ig(labels='known')."
+        )
+    found = weight.sum(dim=2) if bias is None and weight is not None else bias
+    assert found is not None
+    return torch.cat([-found, found], dim=1) if linear.out_features == 1 else found
 
 
 def infer_labels(observation: Observation) -> torch.Tensor:
@@ -85,7 +91,9 @@ def greedy_counts(observation: Observation) -> torch.Tensor:
 
 def _counts(observation: Observation) -> torch.Tensor:
     granted, batch = observation.granted, observation.batch_size
-    _, linear = last_linear(observation.architecture)
+    name, linear = last_linear(observation.architecture)
+    if linear.out_features == 1 or f"{name}.weight" not in observation.update.tensors:
+        return greedy_counts(observation)
     defended = "defense" in granted and not _passes(observation.defense)
     known = "parameters" in granted and not defended
     if known and "public" in granted and not observation.model.training:

@@ -14,6 +14,7 @@ from gitbench.attacker.tools.labels import infer_labels
 from gitbench.clients.client import blaming, gradients
 from gitbench.clients.defense import Expectation
 from gitbench.clients.update import Update
+from gitbench.core.errors import ModelError
 from gitbench.core.random import make_generator, randn_like
 
 Scale = Literal["known", "update", "tensor"]
@@ -70,8 +71,16 @@ def rehearse(observation: Observation, *, generator: torch.Generator) -> Rehears
     sloped = _has_slope(expectation, own, sent)
     scale, departure = _scale(sent, expected if sloped else own)
     truth = labels.sort(dim=1).values
-    read, raw = (float((infer_labels(observation.with_update(one)) == truth).all(1).float().mean()) for one in (sent, own))
+    read, raw = (_read(observation.with_update(one), truth) for one in (sent, own))
     return Rehearsal(departure, sloped, scale, read, raw)
+
+
+def _read(observation: Observation, truth: torch.Tensor) -> float:
+    """The share of batches whose labels are read right; none of a model whose last layer does not show them."""
+    try:
+        return float((infer_labels(observation) == truth).all(1).float().mean())
+    except ModelError:
+        return 0.0
 
 
 def rescaled(update: Update, aim: Update, scale: Scale) -> Update:

@@ -22,9 +22,9 @@ from gitbench.attacker.tools.labels import infer_labels
 from gitbench.attacker.tools.priors import Gaussian
 from gitbench.attacker.tools.rehearsal import rehearse
 from gitbench.clients.client import batchnorm_statistics
-from gitbench.clients.model import last_linear
+from gitbench.clients.model import classes_of
 from gitbench.clients.update import Update
-from gitbench.core.errors import AttackError, NotGrantedError
+from gitbench.core.errors import AttackError, ModelError, NotGrantedError
 from gitbench.core.progress import Progress, TimeUp
 
 _BLIND = ("git", "lti", "ridge")  # best first, where nothing can be matched for want of parameters
@@ -98,7 +98,7 @@ class Auto(Attack):
         state: dict[str, torch.Tensor] = {}
         seconds = 0.0
         for name, prior in self._able(observation).items():
-            with contextlib.suppress(AttackError):  # one that cannot be had here (its memory, a layer) is none
+            with contextlib.suppress(AttackError, ModelError):  # one that cannot be had here (its memory, a layer) is none
                 share = prior.seen_of(observation)
                 prior._check_memory(share)
                 found = prior._fitted(share, generator=generator, progress=progress, fits=fits)
@@ -145,8 +145,8 @@ class _Search:
         self._bounded = seconds is not None
         self.rehearsal = rehearse(observation, generator=generator)
         self.criterion = Criterion(observation, self.rehearsal, prior)
-        self._classes = last_linear(observation.architecture)[1].out_features
-        self.labels = infer_labels(observation)
+        self._classes = classes_of(observation.architecture)
+        self.labels = self._inferred()
         self._sure = "labels" in observation.granted or self.rehearsal.labels >= _SURE
         shape = (observation.update.victims, observation.batch_size, *observation.input_shape)
         self.best = torch.full(shape, 0.5, device=observation.device)
@@ -156,6 +156,15 @@ class _Search:
         self.energy = torch.full(shape[:1], math.inf, device=observation.device)
         self.misfit = self.energy.clone()
         self._keep(self.best.clone(), self._everyone)
+
+    def _inferred(self) -> torch.Tensor:
+        """Labels ``(V, B)``; any, where they cannot be read and all are tried."""
+        try:
+            return infer_labels(self._observation)
+        except ModelError:
+            if self._observation.batch_size > 1 or self._classes > _CLASSES:
+                raise
+            return torch.zeros(self._observation.update.victims, 1, dtype=torch.long, device=self._observation.device)
 
     @property
     def _everyone(self) -> torch.Tensor:

@@ -17,7 +17,7 @@ from gitbench.attacker.tools.features import last_features
 from gitbench.attacker.tools.public_pairs import PublicPairs
 from gitbench.attacker.tools.regression import fit_linear
 from gitbench.clients.activation import inverse_before
-from gitbench.clients.model import last_linear
+from gitbench.clients.model import classes_of, last_linear
 from gitbench.clients.update import Update
 from gitbench.core.progress import Progress
 
@@ -80,14 +80,14 @@ class Reader:
         self._sketch = sketch
         self._hashed = Hash(seed)
         self._last, linear = last_linear(model)
-        self.classes, self._size = linear.out_features, linear.in_features
+        self.classes, self._size = classes_of(model), linear.in_features
         layers = layers_of(model, observation.input_shape, module=module)
         self.nodes = module_nodes(model, observation.input_shape) if module else layer_nodes(layers)
         self._modules = dict(model.named_modules())
         plain = [layer for layer in layers if layer.name != self._last and is_plain(self._modules[layer.name])]
         self._shown = [layer for layer in plain if shows_input(layer)]
         self._direct = next((layer for layer in self._shown if layer.reads_image), None)
-        told = observation.batch_size == 1 and linear.bias is not None
+        told = observation.batch_size == 1 and linear.bias is not None and linear.out_features == self.classes
         self._heads = [layer for layer in plain if told and self._is_below_last(layer)]
         self._head = None if state is None else state.get("head")
         self._bounds = None if state is None else state["bounds"]

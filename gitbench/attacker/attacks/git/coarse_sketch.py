@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from gitbench.attacker.layers.graph import Step, modules, steps
+from gitbench.attacker.layers.blocks import modules
+from gitbench.attacker.layers.graph import Step, steps
 from gitbench.clients.update import Update
 from gitbench.core.errors import AttackError
 from gitbench.core.random import make_generator

@@ -87,7 +87,7 @@ def scales(observation: Observation, update: Update, labels: torch.Tensor) -> to
     """By what factor each victim's gradient was scaled before it was sent, ``(V,)``.
 
     The last layer's input does not depend on it, and tells what the bias's gradient was: softmax minus one-hot.
-    1 where the last layer has no bias.
+    1 where the last layer has no bias, or one logit.
 
     Args:
         observation: needs ``parameters``.
@@ -95,7 +95,7 @@ def scales(observation: Observation, update: Update, labels: torch.Tensor) -> to
         labels: ``(V,)``.
     """
     name, linear = last_linear(observation.model)
-    if f"{name}.bias" not in update.tensors:
+    if not {f"{name}.bias", f"{name}.weight"} <= set(update.tensors) or linear.out_features == 1:
         return torch.ones(len(labels), device=labels.device)
     weight, delta = update.tensors[f"{name}.weight"].double(), update.tensors[f"{name}.bias"].double()
     feature = torch.einsum("vk,vkf->vf", delta, weight) / delta.square().sum(1, keepdim=True).clamp_min(1e-30)

@@ -1,0 +1,99 @@
+"""Gradients by a model's parameters for a stack of victims, such that they can be differentiated once more."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import nn
+from torch.func import functional_call, grad, vmap
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from gitbench.core.random import make_generator, seeded
+
+CHUNK = 256
+"""Victims differentiated at once: bounds the memory of a large stack."""
+
+Loss = Callable[[Mapping[str, torch.Tensor], torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def stacked_gradients(
+    model: nn.Module, parameters: Mapping[str, torch.Tensor], inputs: torch.Tensor, labels: torch.Tensor, *, per_example: bool
+) -> dict[str, torch.Tensor]:
+    """Of the mean cross-entropy of each victim's batch: ``(V, *shape)``, or ``(V, B, *shape)`` for each example.
+
+    All victims at once where the model allows it. One that branches on values, or has layers without a batched form
+    (torch.nn.LSTM, torch.nn.GRU), is differentiated for one victim after the other: the same gradients, more slowly.
+
+    Args:
+        model: its own mode is used. What it writes into its buffers is forgotten.
+        parameters: those to differentiate by; the model's own stand in for the others.
+        inputs: ``(V, B, C, H, W)``.
+        labels: class indices ``(V, B)``, or probabilities ``(V, B, classes)``.
+        per_example: do not average over the batch.
+    """
+
+    def loss(parameters: Mapping[str, torch.Tensor], batch: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        buffers = {name: buffer.clone() if model.training else buffer for name, buffer in model.named_buffers()}
+        logits = functional_call(model, ({**parameters, **buffers},), (batch,))
+        if targets.is_floating_point():
+            return -(targets * functional.log_softmax(logits, dim=-1)).sum(-1).mean()
+        return functional.cross_entropy(logits, targets)
+
+    with _double_backward(model):
+        if not any(isinstance(module, nn.RNNBase) for module in model.modules()):
+            with contextlib.suppress(RuntimeError), _dropout(model):  # what is wrong with the model comes up below as well
+                return _at_once(loss, parameters, inputs, labels, per_example=per_example)
+        with _dropout(model):
+            return _one_by_one(loss, parameters, inputs, labels, per_example=per_example)
+
+
+def _at_once(
+    loss: Loss, parameters: Mapping[str, torch.Tensor], inputs: torch.Tensor, labels: torch.Tensor, *, per_example: bool
+) -> dict[str, torch.Tensor]:
+    def of_examples(parameters: Mapping[str, torch.Tensor], batch: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
+        one = vmap(grad(loss), in_dims=(None, 0, 0), randomness="different")
+        stacked: dict[str, torch.Tensor] = one(parameters, batch[:, None], targets[:, None])
+        return stacked
+
+    function: Callable[..., dict[str, torch.Tensor]] = of_examples if per_example else grad(loss)
+    over_victims = vmap(function, in_dims=(None, 0, 0), randomness="different")
+    chunks = [over_victims(parameters, *piece) for piece in zip(inputs.split(CHUNK), labels.split(CHUNK), strict=True)]
+    return chunks[0] if len(chunks) == 1 else {name: torch.cat([chunk[name] for chunk in chunks]) for name in parameters}
+
+
+def _one_by_one(
+    loss: Loss, parameters: Mapping[str, torch.Tensor], inputs: torch.Tensor, labels: torch.Tensor, *, per_example: bool
+) -> dict[str, torch.Tensor]:
+    if per_example:
+        flat = _one_by_one(loss, parameters, inputs.flatten(0, 1)[:, None], labels.flatten(0, 1)[:, None], per_example=False)
+        return {name: tensor.unflatten(0, inputs.shape[:2]) for name, tensor in flat.items()}
+    again = torch.is_grad_enabled() and (inputs.requires_grad or labels.requires_grad)
+    rows = []
+    for batch, targets in zip(inputs, labels, strict=True):
+        with torch.enable_grad():
+            own = {name: parameter.detach().requires_grad_() for name, parameter in parameters.items()}
+            rows.append(torch.autograd.grad(loss(own, batch, targets), [*own.values()], create_graph=again, materialize_grads=True))
+    return {name: torch.stack(column) for name, column in zip(parameters, zip(*rows, strict=True), strict=True)}
+
+
+@contextlib.contextmanager
+def _dropout(model: nn.Module) -> Iterator[None]:
+    """What is dropped in train mode is the same at each call."""
+    with seeded(make_generator(0, "dropout")) if model.training else contextlib.nullcontext():
+        yield
+
+
+@contextlib.contextmanager
+def _double_backward(model: nn.Module) -> Iterator[None]:
+    """Take the forms of attention and of recurrent layers that have a second derivative: torch's fused ones have none."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False) if recurrent else contextlib.nullcontext():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
