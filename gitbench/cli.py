@@ -197,7 +197,7 @@ def _baseline(results: Path, out: Path) -> list[str]:
 
 
 def _has_error(seeds: Mapping[int, Record]) -> bool:
-    return any(entry.verdict == "error" for entry in seeds.values())
+    return any(record.verdict == "error" for record in seeds.values())
 
 
 def _compare(before: Path, after: Path, tolerance: float) -> tuple[int, list[str]]:

@@ -16,7 +16,7 @@ ENVIRONMENT = Environment(
 )
 
 
-def entry(values: Mapping[str, list[float | None]] | list[float | None], *, seed: int = 0, **changes: object) -> Record:
+def record(values: Mapping[str, list[float | None]] | list[float | None], *, seed: int = 0, **changes: object) -> Record:
     found = {"psnr_gain": values} if isinstance(values, list) else dict(values)
     count = len(next(iter(found.values())))
     fields: dict[str, object] = {

@@ -23,7 +23,7 @@ INNER = ["layers", "", "tools", "attacks"]
 LIGHT = ["core", "identity", "judge", "run", "cli"]  # whole rooms that import no torch
 LIGHT_MODULES = [
     *("store.result", "store.folder", "publish.leaderboard", "publish.baseline", "publish.comparison"),
-    *("publish.comment", "publish.entries", "publish.manifest"),
+    *("publish.comment", "publish.entries", "publish.manifest", "publish.table"),
 ]
 HEAVY = ["core.random", "core.memory"]
 

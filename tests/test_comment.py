@@ -9,7 +9,7 @@ import pytest
 from gitbench import cli
 from gitbench.publish.comment import markdown
 from gitbench.publish.comparison import compare
-from records import ENVIRONMENT, VALUES, cells, entry, result, stored
+from records import ENVIRONMENT, VALUES, cells, record, result, stored
 
 
 def test_the_comment_of_a_regression(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,8 +49,8 @@ def test_a_tolerance_that_accepts_nothing_or_all_is_a_usage_error(
 
 
 def test_the_comment_names_what_else_differs() -> None:
-    then = entry([1.0, 2.0, 3.0], verdict="holds")
-    now = entry(
+    then = record([1.0, 2.0, 3.0], verdict="holds")
+    now = record(
         [1.0, 2.0, 3.1],
         environment=ENVIRONMENT.model_copy(update={"torch": "2.8"}),
         code={"defense": "cc", "attack": "bb"},
@@ -64,19 +64,19 @@ def test_the_comment_names_what_else_differs() -> None:
 
 
 def test_the_comment_says_that_a_control_got_weaker() -> None:
-    then, now = entry([9.0, 8.0, 9.5, 8.5], defense="none"), entry([5.0, 4.0, 5.5, 4.5], defense="none")
+    then, now = record([9.0, 8.0, 9.5, 8.5], defense="none"), record([5.0, 4.0, 5.5, 4.5], defense="none")
     assert "**Undefended, these attacks reach less than before:** `lenet/ridge`" in markdown(compare(cells(then), cells(now)))
 
 
 def test_nothing_in_common_is_no_pass_in_silence() -> None:
-    found = compare(cells(entry([1.0, 2.0])), cells(entry([1.0, 2.0], attack="ig")))
+    found = compare(cells(record([1.0, 2.0])), cells(record([1.0, 2.0], attack="ig")))
     assert found.failed
     assert markdown(found).startswith("### gitbench: ❌ **Nothing could be compared**; 1 missing, 1 new")
 
 
 def test_undefended_cells_in_common_alone_are_no_pass() -> None:
-    control = entry([1.0, 2.0, 3.0], defense="none")
-    found = compare(cells(control, entry([1.0, 2.0, 3.0])), cells(control))
+    control = record([1.0, 2.0, 3.0], defense="none")
+    found = compare(cells(control, record([1.0, 2.0, 3.0])), cells(control))
     assert found.failed
     assert markdown(found).startswith("### gitbench: ❌ **No defended cell could be compared**; 1 missing")
     assert not compare(cells(control), cells(control)).failed  # there is none
@@ -84,8 +84,8 @@ def test_undefended_cells_in_common_alone_are_no_pass() -> None:
 
 def test_names_cannot_break_the_comment() -> None:
     name = "evil.py:X(a='|`</details>@all\\n')"
-    then = entry([1.0, 2.0, 3.0], defense=name)
-    text = markdown(compare(cells(then), cells(entry([9.0, 10.0, 12.0], defense=name), entry([1.0], defense=name, attack="ig"))))
+    then = record([1.0, 2.0, 3.0], defense=name)
+    text = markdown(compare(cells(then), cells(record([9.0, 10.0, 12.0], defense=name), record([1.0], defense=name, attack="ig"))))
     assert "``" not in text
     assert all(line.count("`") % 2 == 0 for line in text.splitlines())
     rows = [line for line in text.splitlines() if line.startswith("| ❌")]
@@ -93,7 +93,7 @@ def test_names_cannot_break_the_comment() -> None:
 
 
 def test_a_long_comment_is_cut_below_githubs_limit() -> None:
-    many = [entry([1.0, 2.0, 3.0], attack=f"ig(iterations={number})") for number in range(900)]
+    many = [record([1.0, 2.0, 3.0], attack=f"ig(iterations={number})") for number in range(900)]
     text = markdown(compare(cells(*many), cells(*many)))
     assert len(text) < 65_536
     assert text.endswith("(cut: the rest is what gitbench compare prints)\n")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gitbench.judge.statistics import student
 from gitbench.publish.baseline import Record
 from gitbench.publish.comparison import Change, compare_cell
-from records import entry
+from records import record
 
 STORED: dict[str, np.ndarray] = {
     name: np.array(values) for name, values in json.loads((Path(__file__).parent / "reseeded.json").read_text())["cells"].items()
@@ -63,7 +63,7 @@ def alarms(name: str, effect: str, *, seeds: int = 1, runs: int = RUNS) -> np.nd
         before, after = drawn(name, random, seeds=seeds)
         after = [values + EFFECTS[effect](random, values.shape) for values in after]
         sides = [
-            [entry(values.tolist(), seed=seed, local_model=model) for seed, values in enumerate(side)]
+            [record(values.tolist(), seed=seed, local_model=model) for seed, values in enumerate(side)]
             for side, model in zip((before, after), local, strict=True)
         ]
         found[run] = change(*sides).kind == "regressed"
@@ -100,8 +100,8 @@ def test_another_local_model_is_judged_more_leniently_and_less_so_with_seeds() -
 
     def kind(shift: float, *, now: list[float], seeds: int = 1) -> Change:
         return change(
-            [entry(values, seed=seed, local_model=here) for seed in range(seeds)],
-            [entry([value + shift for value in values], seed=seed, local_model=now) for seed in range(seeds)],
+            [record(values, seed=seed, local_model=here) for seed in range(seeds)],
+            [record([value + shift for value in values], seed=seed, local_model=now) for seed in range(seeds)],
         )
 
     assert kind(1.0, now=rounded).kind == "regressed"
@@ -140,12 +140,12 @@ def test_the_trimmed_interval_is_yuens() -> None:
 
 
 def test_the_same_run_is_unchanged() -> None:
-    found = change([entry([1.0, 5.0, 3.0])], [entry([1.0, 5.0, 3.0])])
+    found = change([record([1.0, 5.0, 3.0])], [record([1.0, 5.0, 3.0])])
     assert (found.kind, found.pairs, found.mean.mean) == ("unchanged", 3, 0.0)
 
 
 def test_a_tolerance_is_accepted_and_can_be_set() -> None:
-    before, after = [entry([1.0, 2.0, 3.0, 4.0])], [entry([1.41, 2.4, 3.4, 4.4])]
+    before, after = [record([1.0, 2.0, 3.0, 4.0])], [record([1.41, 2.4, 3.4, 4.4])]
     assert change(before, after).kind == "unchanged"
     found = change(before, after, tolerance={"psnr_gain": 0.2})
     assert found.kind == "regressed"
@@ -154,40 +154,40 @@ def test_a_tolerance_is_accepted_and_can_be_set() -> None:
 
 def test_direction_follows_the_metric() -> None:
     lpips = ([0.5, 0.6, 0.7, 0.8], [0.4, 0.5, 0.61, 0.7])
-    before, after = (entry({"lpips": values}, gate={"lpips": 0.3}) for values in lpips)
+    before, after = (record({"lpips": values}, gate={"lpips": 0.3}) for values in lpips)
     assert compare_cell(before.key, {0: before}, {0: after}, metric="lpips").kind == "regressed"
     assert compare_cell(before.key, {0: after}, {0: before}, metric="lpips").kind == "improved"
 
 
 def test_victims_of_a_smaller_run_are_paired_with_the_first_of_a_larger() -> None:
     long = [float(index) for index in range(16)]
-    found = change([entry(long)], [entry([value + 2 for value in long[:8]])])
+    found = change([record(long)], [record([value + 2 for value in long[:8]])])
     assert (found.kind, found.pairs) == ("regressed", 8)
     assert found.mean.mean == pytest.approx(2)
 
 
 def test_only_seeds_of_both_runs_are_paired() -> None:
     values = [1.0, 2.0, 3.0, 4.0]
-    found = change([entry(values, seed=seed) for seed in (0, 1)], [entry(values, seed=seed) for seed in (1, 2)])
+    found = change([record(values, seed=seed) for seed in (0, 1)], [record(values, seed=seed) for seed in (1, 2)])
     assert (found.kind, found.seeds, found.pairs) == ("unchanged", (1,), 4)
-    assert "no seed in common: 0 before, 2 now" in change([entry(values)], [entry(values, seed=2)]).reason
+    assert "no seed in common: 0 before, 2 now" in change([record(values)], [record(values, seed=2)]).reason
 
 
 def test_other_images_are_not_paired() -> None:
     values = [1.0, 2.0, 3.0]
-    found = change([entry(values)], [entry(values, blind=[10.0, 11.0, 19.0])])
+    found = change([record(values)], [record(values, blind=[10.0, 11.0, 19.0])])
     assert found.kind == "unpaired"
     assert found.reason == "victim 2 of seed 0 is another image: the data changed, write the baseline again"
 
 
 def test_what_cannot_be_measured_any_more_is_a_regression() -> None:
-    good, broken = entry([1.0, 2.0]), entry([1.0, None])
+    good, broken = record([1.0, 2.0]), record([1.0, None])
     assert change([good], [broken]).kind == "regressed"
     assert change([broken], [good]).kind == "unpaired"
     error = good.model_copy(update={"verdict": "error", "reason": "RuntimeError: my bad", "values": {}, "blind": ()})
     assert change([good], [error]).kind == "regressed"
     assert "error in this run: RuntimeError: my bad" in change([good], [error]).reason
-    assert change([entry([1.0])], [entry([9.0])]).kind == "unpaired"
+    assert change([record([1.0])], [record([9.0])]).kind == "unpaired"
 
 
 numbers = st.lists(st.floats(-50, 90), min_size=2, max_size=12)
@@ -195,13 +195,13 @@ numbers = st.lists(st.floats(-50, 90), min_size=2, max_size=12)
 
 @given(values=numbers, more=st.floats(0, 5), tolerance=st.floats(0, 2))
 def test_leaking_less_is_never_a_regression(values: list[float], more: float, tolerance: float) -> None:
-    found = change([entry(values)], [entry([value - more for value in values])], tolerance={"psnr_gain": tolerance})
+    found = change([record(values)], [record([value - more for value in values])], tolerance={"psnr_gain": tolerance})
     assert found.kind in ("unchanged", "improved")
 
 
 @given(before=numbers, after=numbers)
 def test_swapping_the_runs_swaps_the_verdict(before: list[float], after: list[float]) -> None:
-    there, back = change([entry(before)], [entry(after)]), change([entry(after)], [entry(before)])
+    there, back = change([record(before)], [record(after)]), change([record(after)], [record(before)])
     if "regressed" in (there.kind, back.kind):
         typical = np.sign([there.mean.mean or 0, there.typical.mean or 0])
         assert {there.kind, back.kind} == {"regressed", "improved"} or typical.prod() <= 0

@@ -1,4 +1,4 @@
-"""Earlier results to compare with: a results folder, or the one JSON file that is committed."""
+"""Records: what a comparison needs of earlier results of our own, from a results folder or the one JSON file that is committed."""
 
 from __future__ import annotations
 
@@ -96,11 +96,11 @@ def key_of(case: Case | Record) -> CellKey:
 
 
 Cells = Mapping[CellKey, Mapping[int, Record]]
-"""Cell to seed to entry."""
+"""Cell to seed to record."""
 
 
 class _File(StrictModel):
-    """The committed file. Environments stand once; entries name them by number."""
+    """The committed file. Environments stand once; records name them by number."""
 
     kind: Literal["gitbench baseline"]
     schema_version: int = Field(alias="schema")
@@ -141,15 +141,15 @@ def dump(cells: Cells) -> str:
 
     Of the metrics only those are kept that the cell was judged by, and ``psnr_gain``.
     """
-    entries = [entry for key in sorted(cells) for _, entry in sorted(cells[key].items())]
-    environments = sorted({entry.environment for entry in entries}, key=lambda one: one.model_dump_json())
+    records = [record for key in sorted(cells) for _, record in sorted(cells[key].items())]
+    environments = sorted({record.environment for record in records}, key=lambda one: one.model_dump_json())
     cases = []
-    for entry in entries:
-        wanted = {*entry.gate, *DEFAULT_GATE}
-        content = entry.model_copy(update={"values": {name: one for name, one in entry.values.items() if name in wanted}}).model_dump(
+    for record in records:
+        wanted = {*record.gate, *DEFAULT_GATE}
+        content = record.model_copy(update={"values": {name: one for name, one in record.values.items() if name in wanted}}).model_dump(
             mode="json"
         )
-        content["environment"] = environments.index(entry.environment)
+        content["environment"] = environments.index(record.environment)
         lines = ",\n".join(f"   {json.dumps(name)}: {_compact(value)}" for name, value in content.items())
         cases.append(f"  {{\n{lines}\n  }}")
     head = ",\n".join(f"  {_compact(environment.model_dump(mode='json'))}" for environment in environments)
@@ -194,19 +194,19 @@ def _of_file(path: Path) -> Cells:
     if isinstance(schema, int) and schema > SCHEMA:
         raise ValueError(f"it has schema {schema}, and this gitbench reads up to {SCHEMA}: upgrade gitbench")
     found = _File.model_validate(content)
-    entries = []
+    records = []
     for case in found.cases:
         number = case.get("environment")
         if not isinstance(number, int) or not 0 <= number < len(found.environments):
             raise ValueError(f"expected the number of an environment, got {number!r}")
-        entries.append(Record.model_validate({**case, "environment": found.environments[number]}))
-    return _sorted(entries)
+        records.append(Record.model_validate({**case, "environment": found.environments[number]}))
+    return _sorted(records)
 
 
-def _sorted(entries: Iterable[Record]) -> Cells:
+def _sorted(records: Iterable[Record]) -> Cells:
     cells: dict[CellKey, dict[int, Record]] = {}
-    for entry in entries:
-        cells.setdefault(entry.key, {})[entry.seed] = entry
+    for record in records:
+        cells.setdefault(record.key, {})[record.seed] = record
     return cells
 
 

@@ -100,7 +100,7 @@ def compare(before: Cells, after: Cells, *, gate: Sequence[str] | None = None, t
     both = sorted(key for key in after if key in before)
     changes = []
     for key in both:
-        metrics = gate or list(dict.fromkeys(name for entry in after[key].values() for name in entry.gate or DEFAULT_GATE))
+        metrics = gate or list(dict.fromkeys(name for record in after[key].values() for name in record.gate or DEFAULT_GATE))
         changes += [compare_cell(key, before[key], after[key], metric=metric, tolerance=tolerance) for metric in metrics]
     return Comparison(
         changes=tuple(changes),
@@ -213,7 +213,7 @@ def _reason(change: Change, accepted: float) -> str:
 
 def _problem(before: Mapping[int, Record], after: Mapping[int, Record], seeds: Sequence[int]) -> str:
     for name, run in (("baseline", before), ("this run", after)):
-        broken = next((entry for entry in run.values() if entry.verdict == "error"), None)
+        broken = next((record for record in run.values() if record.verdict == "error"), None)
         if broken is not None:
             return f"error in {'the ' if name == 'baseline' else ''}{name}: {broken.reason}"
     if not seeds:
@@ -227,7 +227,7 @@ def _problem(before: Mapping[int, Record], after: Mapping[int, Record], seeds: S
 
 def _word(run: Mapping[int, Record]) -> str:
     """The worst verdict of a cell's seeds."""
-    found = {entry.verdict for entry in run.values()}
+    found = {record.verdict for record in run.values()}
     return next(word for word in ("error", "leaks", "inconclusive", "holds") if word in found)
 
 
@@ -253,8 +253,8 @@ def _note(told: dict[str, int], name: str, then: object, now: object) -> None:
         told[f"{name}: {then} -> {now}"] = told.get(f"{name}: {then} -> {now}", 0) + 1
 
 
-def _code_of(name: str, entry: Record) -> str:
-    return "code of gitbench's measuring chain" if name == "core" else f"code or files of the {name} {getattr(entry, name, '')}".rstrip()
+def _code_of(name: str, record: Record) -> str:
+    return "code of gitbench's measuring chain" if name == "core" else f"code or files of the {name} {getattr(record, name, '')}".rstrip()
 
 
 def _listed(seeds: Sequence[int]) -> str:

@@ -1,4 +1,4 @@
-"""Results that others measured: read with suspicion, and shown as theirs."""
+"""Entries: result files that others measured elsewhere, read with suspicion and shown as theirs (``gitbench leaderboard --entries``)."""
 
 from __future__ import annotations
 

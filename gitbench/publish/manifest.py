@@ -1,4 +1,4 @@
-"""Whose victims reconstructions are said to be of: the JSON file that stands beside them."""
+"""The claim: the JSON file beside a submission that says who made the reconstructions, and of which case."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _Name = Annotated[str, Field(max_length=80), AfterValidator(_visible)]
 
 
 class Claim(BaseModel):
-    """A submission: who made what with which attack, and of whose update.
+    """What a claim says: who made the reconstructions with which attack, and of which case.
 
     Args:
         name: of the attack, in free words.

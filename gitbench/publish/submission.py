@@ -1,4 +1,4 @@
-"""Reconstructions that others made, scored here; and what one needs to make them."""
+"""Submissions: images that others reconstructed, scored here (``gitbench score``); and what they start from (``gitbench observe``)."""
 
 from __future__ import annotations
 
