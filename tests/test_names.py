@@ -49,7 +49,7 @@ def test_two_packages_with_one_name_are_refused(monkeypatch: pytest.MonkeyPatch)
     ("former", "now"),
     [
         ("gitbench.attacks.ig", "gitbench.attacker.attacks.ig"),
-        ("gitbench.attacks.git", "gitbench.attacker.attacks.git.attack"),
+        ("gitbench.attacks.git", "gitbench.attacker.attacks.git"),
         ("gitbench.models.lenet", "gitbench.clients.models.lenet"),
         ("gitbench.metrics.ssim", "gitbench.measure.metrics.ssim"),
         ("gitbench.clients.models.lenet", "gitbench.clients.models.lenet"),

@@ -22,11 +22,8 @@ _MOVED = {
     ("", "publish"): "baseline comment comparison entries inspection leaderboard scaffold submission",
     ("", "run"): "bench config",
     ("", "store"): "pictures result",
-    ("attacks", "attacker.attacks"): "dlg gias ig lti ridge",
 }
 _RENAMED = {
-    "attacks.git": "attacker.attacks.git.attack",
-    "attacks.recursion": "attacker.attacks.recursion.attack",
     "auto": "attacker.attacks.auto.attack",
     "claim": "publish.manifest",
     "counts": "attacker.tools.label_counts",
