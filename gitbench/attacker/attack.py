@@ -11,6 +11,7 @@ import torch
 
 from gitbench.attacker.learning import Checkpoint, NoCheckpoint
 from gitbench.attacker.observation import Observation
+from gitbench.attacker.options import AdaptiveOptions, AttackOptions
 from gitbench.core.component import Component
 from gitbench.core.errors import AttackError, GitbenchError, NotGrantedError, SpecError, nearest
 from gitbench.core.memory import available_memory
@@ -94,7 +95,8 @@ def _check_knowledge(cls: type, name: str, value: object) -> None:
 class Attack(Component):
     """Base of all attacks: subclasses define :meth:`run` and say what they read.
 
-    Constructor defaults are the ``standard`` budget; :attr:`profiles` changes them for the others.
+    What it can be told are the fields of its class :attr:`Options`; their defaults are the ``standard`` budget, which
+    :attr:`profiles` changes for the others. A subclass may define a constructor of its own instead.
     """
 
     requires: frozenset[Knowledge] = frozenset()
@@ -106,7 +108,18 @@ class Attack(Component):
     fit_uses: frozenset[Knowledge] | None = None
     """What of it :meth:`fit` reads, where that is less: states are shared between cells that differ in the rest only."""
     profiles: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    """Profile name to constructor arguments that replace the defaults."""
+    """Profile name to options that replace the defaults."""
+    Options: ClassVar[type[AttackOptions]] = AttackOptions
+    """A frozen, keyword-only dataclass: names, types, defaults and checks of the options."""
+    options: Any
+    """The options that this attack was built with; a subclass with a class ``Options`` of its own declares the type."""
+
+    def __init__(self, **options: Any) -> None:
+        chosen = self.options = self.Options(**options)
+        if isinstance(chosen, AdaptiveOptions):
+            self.adapt = chosen.adapt
+        if chosen.needs:
+            self.requires = self.requires | chosen.needs
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -304,7 +317,10 @@ def settings(attack: Attack) -> dict[str, str]:
     if isinstance(attack, Hybrid):
         pairs = ((attack.prior, attack.prior._part.target), (attack.refiner, attack.refiner._part.target))
         return {f"{name}.{key}": value for part, name in pairs for key, value in settings(part).items()}
-    return {key: repr(value) for key, value in sorted(vars(attack).items()) if not key.startswith("_") and key not in ("requires", "uses")}
+    found = {key: value for key, value in vars(attack).items() if not key.startswith("_") and key not in ("requires", "uses")}
+    if isinstance(found.get("options"), AttackOptions):
+        found |= found.pop("options").values()
+    return {key: repr(value) for key, value in sorted(found.items())}
 
 
 def _build(part: Part, profile: str) -> Attack:

@@ -65,6 +65,10 @@ class Bindings:
         plain = found is not None and not found.decorator_list and self.times_bound(name) == 1 and name not in self._escaped
         return found if self.clear and plain else None
 
+    def defined(self, name: str) -> Definition | None:
+        """The class or function that the text binds to a name once, whatever decorates it."""
+        return self._defined.get(name) if self.times_bound(name) == 1 else None
+
     def imported(self, name: str) -> str | None:
         """The dotted name of what a name was imported as, where the file binds it to nothing else."""
         return self._imported.get(name) if self.times_bound(name) == 1 else None

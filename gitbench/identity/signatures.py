@@ -83,6 +83,10 @@ def _of_class(names: Bindings, node: ast.AST | None, seen: tuple[ast.AST, ...]) 
     if own["__new__"] or own["__init_subclass__"] or len(known) < len(bases):
         return None
     budget = bool(own["profiles"]) or any(base.budget for base in known)
+    options = [item for item in scope(node) if "Options" in binds(item) and not isinstance(item, ast.AnnAssign)]
+    if options and not own["__init__"]:
+        fields = _of_options(names, options)
+        return None if fields is None else replace(fields, budget=budget)
     if not own["__init__"]:
         taking = [base for base in known if replace(base, budget=False) != _NONE]
         return replace(taking[0] if taking else _NONE, budget=budget) if len(taking) < 2 else None
@@ -90,6 +94,40 @@ def _of_class(names: Bindings, node: ast.AST | None, seen: tuple[ast.AST, ...]) 
     if others or init not in node.body or not isinstance(init, ast.FunctionDef) or init.decorator_list:
         return None
     return replace(_arguments(init, skip=1), budget=budget)
+
+
+def _of_options(names: Bindings, bound: list[ast.AST]) -> Signature | None:
+    """The fields of an attack's ``Options``, a dataclass of its own or one that is named; None where the text does not tell."""
+    (found, *others) = bound
+    if others or not names.clear:
+        return None
+    if isinstance(found, ast.ClassDef):
+        return _fields(names, found)
+    return _fields_of(names, found.value) if isinstance(found, ast.Assign) else None
+
+
+def _fields_of(names: Bindings, written: ast.expr) -> Signature | None:
+    name = dotted(written) or ""
+    found, where = names.defined(name), names
+    full = names.imported(name)
+    if found is None and full is not None and full.partition(".")[0] == "gitbench":
+        path = module_file(full.rpartition(".")[0])
+        where = bindings_of(path) if path else names
+        found = where.defined(full.rpartition(".")[2])
+    return _fields(where, found) if isinstance(found, ast.ClassDef) else None
+
+
+def _fields(names: Bindings, node: ast.ClassDef) -> Signature | None:
+    parts = [_fields_of(names, base) for base in node.bases]
+    own = [item for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)]
+    parts.append(Signature(tuple(item.target.id for item in own), tuple(item.target.id for item in own if item.value is None)))
+    keywords, required = [], []
+    for part in parts:
+        if part is None or node.keywords:
+            return None
+        keywords += part.keywords
+        required += part.required
+    return Signature(tuple(keywords), tuple(required))
 
 
 def _of_base(names: Bindings, base: ast.expr, seen: tuple[ast.AST, ...]) -> Signature | None:

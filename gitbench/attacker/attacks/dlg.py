@@ -26,15 +26,6 @@ class DLG(Refiner):
     300 outer steps of 20 iterations, started from N(0, 1), are the ``paper`` settings. Victims are
     independent: each has its own curvature. One that diverges or stalls starts again at random, within
     the same budget, and the iterate with the lowest *matching loss* is returned, also when time is up.
-
-    Args:
-        iterations: L-BFGS iterations, one gradient each.
-        lr: step length.
-        history: past steps that shape the curvature.
-        labels: ``joint`` as published, ``idlg`` from the update, or ``known`` where they are granted.
-        init: random start of the pixels, ``grey`` or ``normal``.
-        patience: iterations without a better loss after which a victim starts again.
-        adapt: pass the attacker's own gradient through the defense's deterministic part.
     """
 
     name = "dlg"
@@ -45,48 +36,55 @@ class DLG(Refiner):
         "paper": {"iterations": 6000, "init": "normal"},
     }
 
-    def __init__(
-        self,
-        *,
-        iterations: int = 1200,
-        lr: float = 1.0,
-        history: int = 100,
-        labels: str = "joint",
-        init: Init = "grey",
-        patience: int = 100,
-        adapt: bool = True,
-    ) -> None:
-        check_choice("labels", labels, ("joint", "idlg", "known"))
-        check_choice("init", init, INITS)
-        if min(iterations, history, patience) < 1 or not lr > 0:
-            raise ValueError("expected iterations, history, patience >= 1 and lr > 0")
-        self.iterations = iterations
-        self.lr = lr
-        self.history = history
-        self.labels = labels
-        self.init = init
-        self.patience = patience
-        self.adapt = adapt
-        if labels == "known":
-            self.requires = self.requires | {"labels"}
+    @dataclass(frozen=True, kw_only=True)
+    class Options(AdaptiveOptions):
+        """Of :class:`DLG`.
+
+        Args:
+            iterations: L-BFGS iterations, one gradient each.
+            lr: step length.
+            history: past steps that shape the curvature.
+            labels: ``joint`` as published, ``idlg`` from the update, or ``known`` where they are granted.
+            init: random start of the pixels, ``grey`` or ``normal``.
+            patience: iterations without a better loss after which a victim starts again.
+        """
+
+        iterations: int = 1200
+        lr: float = 1.0
+        history: int = 100
+        labels: str = "joint"
+        init: Init = "grey"
+        patience: int = 100
+
+        def __post_init__(self) -> None:
+            self.check_choice("labels", ("joint", "idlg", "known"))
+            self.check_choice("init", INITS)
+            self.check_least(1, "iterations", "history", "patience")
+            self.check_positive("lr")
+
+        @property
+        def needs(self) -> frozenset[Knowledge]:
+            return frozenset({"labels"}) if self.labels == "known" else frozenset()
+
+    options: Options
 
     def refine(
         self, observation: Observation, start: torch.Tensor | None, *, generator: torch.Generator, progress: Progress
     ) -> torch.Tensor | Candidates:
         objective = Objective(observation, distance="l2")
-        problem = _Problem(observation, objective, self._fixed_labels(observation), self.init)
+        problem = _Problem(observation, objective, self._fixed_labels(observation), self.options.init)
         points = problem.start(generator)
         if start is not None:
             points[:, : problem.pixels] = start.flatten(1)
-        optimizer = BatchedLbfgs(points, lr=self.lr, history=self.history)
+        optimizer = BatchedLbfgs(points, lr=self.options.lr, history=self.options.history)
         best = points.clone()
         best_loss = torch.full((len(points),), math.inf, device=points.device)
         run_loss, since = best_loss.clone(), torch.zeros_like(best_loss)
         # Matched to float32's precision: the squared distance of the gradients against their square.
         matched = _PRECISION * observation.update.flatten().square().sum(1)
-        falling = Falling(self.iterations)
+        falling = Falling(self.options.iterations)
         with contextlib.suppress(TimeUp):
-            for iteration in range(self.iterations):
+            for iteration in range(self.options.iterations):
                 active = best_loss > matched
                 if not active.any():
                     break
@@ -98,17 +96,17 @@ class DLG(Refiner):
                 falling.see(iteration, best_loss)
                 since = torch.where(losses < run_loss, 0, since + 1)
                 run_loss = torch.minimum(run_loss, losses)
-                lost = active & ((since > self.patience) | ~losses.isfinite() | ~optimizer.points.isfinite().all(1))
+                lost = active & ((since > self.options.patience) | ~losses.isfinite() | ~optimizer.points.isfinite().all(1))
                 if lost.any():
                     optimizer.restart(lost, problem.start(generator))
                     run_loss[lost], since[lost] = math.inf, 0
-                progress("dlg", iteration + 1, self.iterations)
+                progress("dlg", iteration + 1, self.options.iterations)
         return Candidates(problem.images(best).clamp(0, 1), still_improving=falling.still)
 
     def _fixed_labels(self, observation: Observation) -> torch.Tensor | None:
-        if self.labels == "joint":
+        if self.options.labels == "joint":
             return None
-        return observation.labels if self.labels == "known" else infer_labels(observation)
+        return observation.labels if self.options.labels == "known" else infer_labels(observation)
 
 
 class _Problem:

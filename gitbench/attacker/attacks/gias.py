@@ -40,26 +40,6 @@ class GIAS(Attack):
     decoder of a variational autoencoder, whose prior is N(0, 1) too, and ``adversarial`` adds the DCGAN's loss
     on top. It has no BatchNorm, which would tie the images of a batch to each other. The code keeps its best
     iterate as well. The ``paper`` settings are the lengths and rates of the reference code for its DCGAN.
-
-    Args:
-        latent_iterations: steps of the search for the code, per restart.
-        latent_lr: its first step size.
-        restarts: random codes.
-        iterations: steps of the search for the generator's parameters.
-        lr: its first step size.
-        schedule: ``cosine``, or ``step``: tenfold down after 3/8, 5/8 and 7/8 of the iterations.
-        distance: ``layerwise``, ``cosine`` or ``l2``.
-        tv: weight of total variation.
-        latent: dimensions of the code.
-        channels: of the generator's last hidden layer; twice and four times as many before.
-        epochs: of the generator's training.
-        batch_size: of the generator's training.
-        generator_lr: of the generator's training.
-        kl: weight, beside the mean squared error of a pixel, of the divergence of a code dimension from N(0, 1).
-        adversarial: weight of the adversarial loss; 0 trains none.
-        holdout: share of the public images that chooses the epoch.
-        limit: at most so many public examples.
-        adapt: pass the attacker's own gradient through the defense's deterministic part.
     """
 
     name = "gias"
@@ -85,54 +65,53 @@ class GIAS(Attack):
         },
     }
 
-    def __init__(
-        self,
-        *,
-        latent_iterations: int = 300,
-        latent_lr: float = 0.1,
-        restarts: int = 2,
-        iterations: int = 1000,
-        lr: float = 3e-3,
-        schedule: str = "cosine",
-        distance: Distance = "layerwise",
-        tv: float = 0.01,
-        latent: int = 128,
-        channels: int = 32,
-        epochs: int = 30,
-        batch_size: int = 64,
-        generator_lr: float = 3e-3,
-        kl: float = 1e-5,
-        adversarial: float = 0.0,
-        holdout: float = 0.1,
-        limit: int = 20_000,
-        adapt: bool = True,
-    ) -> None:
-        check_choice("schedule", schedule, ("cosine", "step"))
-        check_choice("distance", distance, DISTANCES)
-        if min(latent_iterations, restarts, iterations, latent, channels, epochs, batch_size) < 1:
-            raise ValueError("expected latent_iterations, restarts, iterations, latent, channels, epochs and batch_size >= 1")
-        if not (min(latent_lr, lr, generator_lr) > 0 and min(tv, kl, adversarial) >= 0):
-            raise ValueError("expected latent_lr, lr, generator_lr > 0 and tv, kl, adversarial >= 0")
-        if not 0 < holdout < 1 or limit < 20:
-            raise ValueError(f"expected holdout in (0, 1) and limit >= 20, got {holdout} and {limit}")
-        self.latent_iterations = latent_iterations
-        self.latent_lr = latent_lr
-        self.restarts = restarts
-        self.iterations = iterations
-        self.lr = lr
-        self.schedule = schedule
-        self.distance = distance
-        self.tv = tv
-        self.latent = latent
-        self.channels = channels
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.generator_lr = generator_lr
-        self.kl = kl
-        self.adversarial = adversarial
-        self.holdout = holdout
-        self.limit = limit
-        self.adapt = adapt
+    @dataclass(frozen=True, kw_only=True)
+    class Options(PublicOptions):
+        """Of :class:`GIAS`.
+
+        Args:
+            latent_iterations: steps of the search for the code, per restart.
+            latent_lr: its first step size.
+            restarts: random codes.
+            iterations: steps of the search for the generator's parameters.
+            lr: its first step size.
+            schedule: ``cosine``, or ``step``: tenfold down after 3/8, 5/8 and 7/8 of the iterations.
+            distance: ``layerwise``, ``cosine`` or ``l2``.
+            tv: weight of total variation.
+            latent: dimensions of the code.
+            channels: of the generator's last hidden layer; twice and four times as many before.
+            epochs: of the generator's training.
+            batch_size: of the generator's training.
+            generator_lr: of the generator's training.
+            kl: weight, beside the mean squared error of a pixel, of the divergence of a code dimension from N(0, 1).
+            adversarial: weight of the adversarial loss; 0 trains none.
+        """
+
+        latent_iterations: int = 300
+        latent_lr: float = 0.1
+        restarts: int = 2
+        iterations: int = 1000
+        lr: float = 3e-3
+        schedule: str = "cosine"
+        distance: Distance = "layerwise"
+        tv: float = 0.01
+        latent: int = 128
+        channels: int = 32
+        epochs: int = 30
+        batch_size: int = 64
+        generator_lr: float = 3e-3
+        kl: float = 1e-5
+        adversarial: float = 0.0
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            self.check_choice("schedule", SCHEDULES)
+            self.check_choice("distance", DISTANCES)
+            self.check_least(1, "latent_iterations", "restarts", "iterations", "latent", "channels", "epochs", "batch_size")
+            self.check_positive("latent_lr", "lr", "generator_lr")
+            self.check_least(0, "tv", "kl", "adversarial")
+
+    options: Options
 
     def memory(self, observation: Observation) -> int:
         """A private generator for each image with its gradient and Adam's moments, and a few gradients of each victim."""
@@ -146,21 +125,21 @@ class GIAS(Attack):
 
     def fit(self, observation: Observation, *, generator: torch.Generator, progress: Progress, checkpoint: Checkpoint) -> State:
         public = observation.public
-        count = min(self.limit, len(public))
-        held = max(1, round(self.holdout * count))
+        count = min(self.options.limit, len(public))
+        held = max(1, round(self.options.holdout * count))
         if count <= held:
             raise AttackError(f"{self!r} needs at least 2 public images to train its generator on, found {count}: use more public data.")
         order = torch.randperm(len(public), generator=generator)[:count].to(public.inputs.device)
         images, kept = public.inputs[order[held:]], public.inputs[order[:held]]
         with seeded(generator):
-            network = _Autoencoder(self._generator(observation), observation.input_shape, self.latent, self.channels)
+            network = _Autoencoder(self._generator(observation), observation.input_shape, self.options.latent, self.options.channels)
         network.to(observation.device)
 
         def loss(chosen: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
             batch = images[chosen.to(images.device)]
-            noise = torch.randn(2, len(batch), self.latent, generator=generator).to(batch.device)
-            found = network.loss(batch, noise[0], kl=self.kl)
-            return found + self.adversarial * network.adversarial_loss(batch, noise[1]) if self.adversarial else found
+            noise = torch.randn(2, len(batch), self.options.latent, generator=generator).to(batch.device)
+            found = network.loss(batch, noise[0], kl=self.options.kl)
+            return found + self.options.adversarial * network.adversarial_loss(batch, noise[1]) if self.options.adversarial else found
 
         def validate() -> float:
             return sum(float((network(batch) - batch).square().mean()) * len(batch) for batch in kept.split(256)) / len(kept)
@@ -170,19 +149,19 @@ class GIAS(Attack):
             loss=loss,
             rows=len(images),
             validate=validate,
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            lr=self.generator_lr,
+            epochs=self.options.epochs,
+            batch_size=self.options.batch_size,
+            lr=self.options.generator_lr,
             generator=generator,
             progress=progress,
             what="gias: generator",
             checkpoint=checkpoint,
-            betas=_ADVERSARIAL_BETAS if self.adversarial else (0.9, 0.999),
+            betas=_ADVERSARIAL_BETAS if self.options.adversarial else (0.9, 0.999),
         )
         return {name: tensor.detach().clone() for name, tensor in network.generator.state_dict().items()}
 
     def _generator(self, observation: Observation) -> Generator:
-        return Generator(observation.input_shape, latent=self.latent, channels=self.channels)
+        return Generator(observation.input_shape, latent=self.options.latent, channels=self.options.channels)
 
     # ------------------------------------------------------------------ the victims
 
@@ -190,10 +169,10 @@ class GIAS(Attack):
         network = self._generator(observation)
         network.load_state_dict(dict(state))
         network.to(observation.device).requires_grad_(False)
-        objective = Objective(observation, distance=self.distance)
+        objective = Objective(observation, distance=self.options.distance)
         matching = functools.partial(objective, labels=infer_labels(observation))
         codes, images, losses = self._search_codes(network, observation, matching, generator, progress)
-        falling, steps = Falling(self.iterations), itertools.count()
+        falling, steps = Falling(self.options.iterations), itertools.count()
 
         def watched(images: torch.Tensor) -> torch.Tensor:
             found = matching(images)
@@ -214,10 +193,10 @@ class GIAS(Attack):
         """Codes ``(V, B, latent)``, their images and their matching losses ``(V,)``."""
         victims, batch = observation.update.victims, observation.batch_size
         # Victims come first, so that one victim's codes are the same however many others there are.
-        starts = torch.randn(victims, self.restarts, batch, self.latent, generator=generator).to(observation.device)
+        starts = torch.randn(victims, self.options.restarts, batch, self.options.latent, generator=generator).to(observation.device)
         codes = starts[:, 0].clone()
         best = _Best(victims, observation.device)
-        for restart in range(self.restarts):
+        for restart in range(self.options.restarts):
 
             def images_of(points: tuple[torch.Tensor, ...]) -> torch.Tensor:
                 made: torch.Tensor = network(points[0].flatten(0, 1))
@@ -232,10 +211,10 @@ class GIAS(Attack):
                 matching,
                 best,
                 keep,
-                iterations=self.latent_iterations,
-                lr=self.latent_lr,
+                iterations=self.options.latent_iterations,
+                lr=self.options.latent_lr,
                 tell=functools.partial(
-                    _tell, progress, "gias: codes", restart * self.latent_iterations, self.restarts * self.latent_iterations
+                    _tell, progress, "gias: codes", restart * self.options.latent_iterations, self.options.restarts * self.options.latent_iterations
                 ),
             )
             if not in_time:
@@ -272,9 +251,9 @@ class GIAS(Attack):
             matching,
             best,
             None,
-            iterations=self.iterations,
-            lr=self.lr,
-            tell=functools.partial(_tell, progress, "gias: parameters", 0, self.iterations),
+            iterations=self.options.iterations,
+            lr=self.options.lr,
+            tell=functools.partial(_tell, progress, "gias: parameters", 0, self.options.iterations),
         )
         return best.images.clamp(0, 1)
 
@@ -311,7 +290,7 @@ class GIAS(Attack):
                     keep(points, better)
                 if iteration == iterations:
                     break
-                gradients = torch.autograd.grad((losses + self.tv * total_variation(images)).sum(), points)
+                gradients = torch.autograd.grad((losses + self.options.tv * total_variation(images)).sum(), points)
                 for point, gradient in zip(points, gradients, strict=True):
                     point.grad = gradient
                 optimizer.step()
@@ -324,7 +303,7 @@ class GIAS(Attack):
         return True
 
     def _schedule(self, optimizer: torch.optim.Optimizer, iterations: int) -> torch.optim.lr_scheduler.LRScheduler:
-        if self.schedule == "cosine":
+        if self.options.schedule == "cosine":
             return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
         milestones = [iterations * eighths // 8 for eighths in (3, 5, 7)]
         return torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)

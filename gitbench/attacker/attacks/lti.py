@@ -40,20 +40,6 @@ class LTI(Attack):
     are hashed) and cut at 10 deviations, the last layer starts at the mean public image, the epoch is chosen on
     held-out public pairs (the reference code chooses it by the victims' error) and the batches of images are
     fixed. The defaults are a narrower network at a higher rate, for a CPU.
-
-    Args:
-        hidden: how many hidden layers.
-        width: of each.
-        bins: ``auto`` hashes updates of more than 8,192 entries to as many bins; a whole number is that many
-            bins, a share in (0, 1) so many per entry, None hashes nothing.
-        epochs: passes over the public batches.
-        batch_size: updates per step.
-        lr: first step size.
-        schedule: ``cosine``, or ``step``: a tenth after 75 %.
-        draws: of a random defense for each public batch; None draws afresh at every step.
-        holdout: share of the public batches that chooses the epoch.
-        limit: at most so many public examples.
-        adapt: pass the public updates through the defense.
     """
 
     name = "lti"
@@ -73,42 +59,41 @@ class LTI(Attack):
         },
     }
 
-    def __init__(
-        self,
-        *,
-        hidden: int = 1,
-        width: int = 512,
-        bins: float | str | None = "auto",
-        epochs: int = 25,
-        batch_size: int = 64,
-        lr: float = 1e-3,
-        schedule: str = "cosine",
-        draws: int | None = None,
-        holdout: float = 0.1,
-        limit: int = 20_000,
-        adapt: bool = True,
-    ) -> None:
-        if draws is not None and draws < 1:
-            raise ValueError(f"expected draws >= 1 or None, got {draws}")
-        if hidden < 0 or min(width, epochs, batch_size) < 1 or not lr > 0:
-            raise ValueError("expected hidden >= 0, width, epochs, batch_size >= 1 and lr > 0")
-        if not 0 < holdout < 1 or limit < 20:
-            raise ValueError(f"expected holdout in (0, 1) and limit >= 20, got {holdout} and {limit}")
-        if schedule not in ("cosine", "step"):
-            raise ValueError(f"expected schedule to be cosine or step, got {schedule!r}")
-        if not _are_bins(bins):
-            raise ValueError(f"expected bins to be 'auto', None, a whole number or a share in (0, 1), got {bins!r}")
-        self.hidden = hidden
-        self.width = width
-        self.bins = bins
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.lr = lr
-        self.schedule = schedule
-        self.draws = draws
-        self.holdout = holdout
-        self.limit = limit
-        self.adapt = adapt
+    @dataclass(frozen=True, kw_only=True)
+    class Options(PublicOptions):
+        """Of :class:`LTI`.
+
+        Args:
+            hidden: how many hidden layers.
+            width: of each.
+            bins: ``auto`` hashes updates of more than 8,192 entries to as many bins; a whole number is that many
+                bins, a share in (0, 1) so many per entry, None hashes nothing.
+            epochs: passes over the public batches.
+            batch_size: updates per step.
+            lr: first step size.
+            schedule: ``cosine``, or ``step``: a tenth after 75 %.
+            draws: of a random defense for each public batch; None draws afresh at every step.
+        """
+
+        hidden: int = 1
+        width: int = 512
+        bins: float | str | None = "auto"
+        epochs: int = 25
+        batch_size: int = 64
+        lr: float = 1e-3
+        schedule: str = "cosine"
+        draws: int | None = None
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            self.check_choice("schedule", ("cosine", "step"))
+            self.check_least(0, "hidden")
+            self.check_least(1, "width", "epochs", "batch_size", *(() if self.draws is None else ("draws",)))
+            self.check_positive("lr")
+            if not _are_bins(self.bins):
+                raise ValueError(f"expected bins to be 'auto', None, a whole number or a share in (0, 1), got {self.bins!r}")
+
+    options: Options
 
     def memory(self, observation: Observation) -> int:
         """The gradients (twice, while they are joined), the features read from them, and eight copies of the network."""
@@ -118,13 +103,13 @@ class LTI(Attack):
         sizes = self._sizes(features, self._outputs(observation))
         parameters = sum(before * after + after for before, after in itertools.pairwise(sizes))
         kept = min(pairs_memory(observation, rows), KEPT)
-        steps = 4 * self.batch_size * (4 * entries + 4 * sum(sizes))
-        return 2 * kept + 4 * ((self.draws or 1) * rows * features + 8 * parameters + 8 * entries) + steps
+        steps = 4 * self.options.batch_size * (4 * entries + 4 * sum(sizes))
+        return 2 * kept + 4 * ((self.options.draws or 1) * rows * features + 8 * parameters + 8 * entries) + steps
 
     def fit(self, observation: Observation, *, generator: torch.Generator, progress: Progress, checkpoint: Checkpoint) -> State:
         public, device = observation.public, observation.device
         rows = self._rows(observation)
-        held = max(1, round(self.holdout * rows))
+        held = max(1, round(self.options.holdout * rows))
         if rows <= held:
             raise AttackError(
                 f"{self!r} needs at least 2 public batches to fit on, found {rows} of {observation.batch_size} images: "
@@ -136,7 +121,7 @@ class LTI(Attack):
         train, test = torch.arange(rows - held), torch.arange(rows - held, rows)
         moments = self._moments(pairs, train, make_generator(seed, "moments"), progress)
         reader = UpdateReader(*moments, bins=self._bins(len(moments[0])), seed=seed)
-        source = _Features(pairs, reader, seed, progress, draws=self.draws)
+        source = _Features(pairs, reader, seed, progress, draws=self.options.draws)
         held_features = source(test, make_generator(seed, "held out"))
         held_images = public.inputs[pairs.order[test.to(pairs.order.device)]].flatten(2)
         with seeded(generator):
@@ -159,14 +144,14 @@ class LTI(Attack):
             loss=loss,
             rows=len(train),
             validate=validate,
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            lr=self.lr,
+            epochs=self.options.epochs,
+            batch_size=self.options.batch_size,
+            lr=self.options.lr,
             generator=generator,
             progress=progress,
             what="lti",
             checkpoint=checkpoint,
-            schedule="cosine" if self.schedule == "cosine" else "step",
+            schedule="cosine" if self.options.schedule == "cosine" else "step",
         )
         learned = {f"network.{name}": tensor.detach().clone() for name, tensor in network.state_dict().items()}
         return {"mean": reader.mean, "deviation": reader.deviation, "seed": torch.tensor(seed), **learned}
@@ -185,12 +170,12 @@ class LTI(Attack):
         return found.reshape(shape).clamp(0, 1)
 
     def _rows(self, observation: Observation) -> int:
-        return min(self.limit, len(observation.public)) // observation.batch_size
+        return min(self.options.limit, len(observation.public)) // observation.batch_size
 
     def _bins(self, entries: int) -> int | None:
-        if self.bins is None:
+        if self.options.bins is None:
             return None
-        wanted: float = _BINS if isinstance(self.bins, str) else self.bins
+        wanted: float = _BINS if isinstance(self.options.bins, str) else self.options.bins
         if wanted < 1:
             wanted = max(1, round(wanted * entries))
         return int(wanted) if wanted < entries else None
@@ -199,7 +184,7 @@ class LTI(Attack):
         return self._bins(entries) or entries
 
     def _sizes(self, features: int, outputs: int) -> list[int]:
-        return [features, *[self.width] * self.hidden, outputs]
+        return [features, *[self.options.width] * self.options.hidden, outputs]
 
     @staticmethod
     def _outputs(observation: Observation) -> int:

@@ -25,11 +25,6 @@ class Ridge(Attack):
     For a batch, the row of each example's class is read: ``W_y / b_y``. After a sigmoid or tanh the
     regression may start from the activation's input instead, which is closer to linear in the pixels;
     the held-out pairs decide that too.
-
-    Args:
-        holdout: share of the public pairs that chooses the penalty.
-        limit: at most so many public examples.
-        adapt: pass the public updates through the defense.
     """
 
     name = "ridge"
@@ -37,16 +32,12 @@ class Ridge(Attack):
     uses = frozenset({"defense"})
     profiles = {"quick": {"limit": 2048}}
 
-    def __init__(self, *, holdout: float = 0.1, limit: int = 20_000, adapt: bool = True) -> None:
-        if not 0 < holdout < 1 or limit < 20:
-            raise ValueError(f"expected holdout in (0, 1) and limit >= 20, got {holdout} and {limit}")
-        self.holdout = holdout
-        self.limit = limit
-        self.adapt = adapt
+    Options = PublicOptions
+    options: PublicOptions
 
     def fit(self, observation: Observation, *, generator: torch.Generator, progress: Progress, checkpoint: Checkpoint) -> State:
         public, batch = observation.public, observation.batch_size
-        count = min(self.limit, len(public)) // batch * batch
+        count = min(self.options.limit, len(public)) // batch * batch
         order = torch.randperm(len(public), generator=generator)[:count].reshape(-1, batch)
         # Sorted by class, because the inferred labels that order a victim's features are sorted.
         order = order.gather(1, public.labels.cpu()[order].argsort(dim=1, stable=True))
@@ -59,7 +50,7 @@ class Ridge(Attack):
         pixels = public.inputs[order.flatten().to(public.inputs.device)].flatten(1)
         found = torch.cat(features).flatten(0, 1).double()
         inverse = _inverse(observation)
-        return fit_ridge([found] if inverse is None else [found, inverse(found)], pixels, holdout=self.holdout)
+        return fit_ridge([found] if inverse is None else [found, inverse(found)], pixels, holdout=self.options.holdout)
 
     def run(self, observation: Observation, state: State, *, generator: torch.Generator, progress: Progress) -> torch.Tensor:
         features = last_features(observation, observation.update, infer_labels(observation)).double()

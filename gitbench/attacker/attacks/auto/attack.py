@@ -64,11 +64,6 @@ class Auto(Attack):
     doubt. The victims' own truth is not looked at.
 
     Without ``parameters`` nothing can be matched: the strongest attack on public pairs that can be had is all.
-
-    Args:
-        seconds: after which the search ends, training apart; None takes every step once. What more of them find is believed
-            only where it helped the images that play victims.
-        profile: budget of the attacks within.
     """
 
     name = "auto"
@@ -76,15 +71,30 @@ class Auto(Attack):
     uses = frozenset({"parameters", "public", "defense", "labels", "batchnorm_statistics"})
     profiles = {"quick": {"profile": "quick"}, "paper": {"profile": "paper"}}
 
-    def __init__(self, *, seconds: float | None = None, profile: str = "standard") -> None:
-        if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
-            raise ValueError(f"expected seconds > 0, or None for no limit, got {seconds}")
-        if profile not in _BUDGETS:
-            raise ValueError(f"expected profile to be one of {', '.join(_BUDGETS)}, got {profile!r}")
-        self.seconds = seconds
-        self.profile = profile
+    @dataclass(frozen=True, kw_only=True)
+    class Options(AttackOptions):
+        """Of :class:`Auto`.
+
+        Args:
+            seconds: after which the search ends, training apart; None takes every step once. What more of them find is believed
+                only where it helped the images that play victims.
+            profile: budget of the attacks within.
+        """
+
+        seconds: float | None = None
+        profile: str = "standard"
+
+        def __post_init__(self) -> None:
+            if self.seconds is not None and not (math.isfinite(self.seconds) and self.seconds > 0):
+                raise ValueError(f"expected seconds > 0, or None for no limit, got {self.seconds}")
+            self.check_choice("profile", tuple(_BUDGETS))
+
+    options: Options
+
+    @functools.cached_property
+    def _priors(self) -> dict[str, Attack]:
         kinds: tuple[type[Attack], ...] = (Ridge, Recursion, LTI, Git)  # cheapest first
-        self._priors = {kind.name: load_attack(kind.name, profile=profile) for kind in kinds}
+        return {kind.name: load_attack(kind.name, profile=self.options.profile) for kind in kinds}
 
     def memory(self, observation: Observation) -> int:
         """Of the least demanding part: one that does not fit is left out (:meth:`_fitted`)."""
@@ -122,10 +132,10 @@ class Auto(Attack):
             if best is None:
                 raise NotGrantedError("The attack auto needs parameters or public data, and the threat model grants neither.")
             return candidate(best, observation)
-        budget = _BUDGETS[self.profile]
+        budget = _BUDGETS[self.options.profile]
         stack, played = _beside_the_victims(observation, budget.played, generator)
         prior = Gaussian.stored(state, "recursion.image") if "recursion.image.mean" in state else None
-        search = _Search(stack, prior=prior, generator=generator, progress=progress, seconds=self.seconds)
+        search = _Search(stack, prior=prior, generator=generator, progress=progress, seconds=self.options.seconds)
         with contextlib.suppress(TimeUp):  # what was found by then is returned
             for name in priors:
                 search.consider(candidate(name, stack))

@@ -33,20 +33,6 @@ class Git(Attack):
     - ``auto``: exact where the weights can be solved, coarse elsewhere.
 
     The paper leaves widths and rates open; docs/attacks.md says how these were chosen.
-
-    Args:
-        variant: which of these.
-        weights: of the exact recursion: ``solved`` or ``trained`` (chains of linear layers).
-        width: of the exact variant's residual network.
-        epochs: passes over the public pairs.
-        lr: first step of the exact variant's network.
-        draws: of a random defense for each public pair.
-        polish: iterations that match all layers' gradients at once, against a defense that adds noise (exact variant).
-        coarse_width: hidden width of each step of the other variants.
-        sketch: entries to which each layer's gradient is hashed in the other variants.
-        holdout: share of the public pairs that chooses penalties and the epoch.
-        limit: at most so many public examples.
-        adapt: pass the public updates through the defense.
     """
 
     name = "git"
@@ -57,54 +43,20 @@ class Git(Attack):
         "paper": {"limit": 50_000, "epochs": 60, "width": 2048, "draws": 4, "polish": 20},
     }
 
-    def __init__(
-        self,
-        *,
-        variant: str = "auto",
-        weights: str = "solved",
-        width: int = 768,
-        epochs: int = 8,
-        lr: float = 3e-4,
-        draws: int = 3,
-        polish: int = 6,
-        coarse_width: int = 64,
-        sketch: int = 256,
-        holdout: float = 0.1,
-        limit: int = 20_000,
-        adapt: bool = True,
-    ) -> None:
-        check_choice("variant", variant, VARIANTS)
-        check_choice("weights", weights, ("solved", "trained"))
-        if min(width, epochs, draws, coarse_width, sketch) < 1 or not lr > 0:
-            raise ValueError("expected width, epochs, draws, coarse_width, sketch >= 1 and lr > 0")
-        if polish < 0:
-            raise ValueError(f"expected polish >= 0, got {polish}")
-        if not 0 < holdout < 1 or limit < 20:
-            raise ValueError(f"expected holdout in (0, 1) and limit >= 20, got {holdout} and {limit}")
-        self.variant = variant
-        self.weights = weights
-        self.width = width
-        self.epochs = epochs
-        self.lr = lr
-        self.draws = draws
-        self.polish = polish
-        self.coarse_width = coarse_width
-        self.sketch = sketch
-        self.holdout = holdout
-        self.limit = limit
-        self.adapt = adapt
+    Options = GitOptions
+    options: GitOptions
 
     def fit(self, observation: Observation, *, generator: torch.Generator, progress: Progress, checkpoint: Checkpoint) -> State:
-        if self.variant in ("auto", "exact"):
-            found = fit_exact(observation, options=self._exact, generator=generator, progress=progress, checkpoint=checkpoint)
+        if self.options.variant in ("auto", "exact"):
+            found = fit_exact(observation, options=self.options, generator=generator, progress=progress, checkpoint=checkpoint)
             if not isinstance(found, str):
                 return {**found, "exact": torch.tensor(1)}
-            if self.variant == "exact":
+            if self.options.variant == "exact":
                 raise AttackError(f"git(variant='exact') cannot be had here: {found}. Use variant='coarse' or 'module'.")
         learned = fit_coarse(
             observation,
-            module=self.variant == "module",
-            options=self._coarse,
+            module=self.options.variant == "module",
+            options=self.options,
             generator=generator,
             progress=progress,
             checkpoint=checkpoint,
@@ -113,27 +65,13 @@ class Git(Attack):
 
     def run(self, observation: Observation, state: State, *, generator: torch.Generator, progress: Progress) -> torch.Tensor:
         if bool(state["exact"]):
-            return run_exact(observation, state, polish=self.polish, progress=progress)
-        return run_coarse(observation, dict(state), module=self.variant == "module", options=self._coarse, progress=progress)
+            return run_exact(observation, state, polish=self.options.polish, progress=progress)
+        return run_coarse(observation, dict(state), module=self.options.variant == "module", options=self.options, progress=progress)
 
     def memory(self, observation: Observation) -> int:
         """Bytes: three copies of ``limit`` public gradients (exact), or up to twice 3 GiB of them (coarse)."""
-        if self.variant in ("auto", "exact") and observation.batch_size == 1:
+        if self.options.variant in ("auto", "exact") and observation.batch_size == 1:
             chain = read_chain(observation.architecture, observation.input_shape)
             if chain is not None:
-                return exact_memory(observation, self._exact)
-        return 2 * min(KEPT, pairs_memory(observation, min(self.limit, len(observation.public))))
-
-    @property
-    def _exact(self) -> ExactOptions:
-        return ExactOptions(
-            width=self.width, epochs=self.epochs, lr=self.lr, draws=self.draws,
-            holdout=self.holdout, limit=self.limit, weights=self.weights, polish=self.polish,
-        )  # fmt: skip
-
-    @property
-    def _coarse(self) -> CoarseOptions:
-        return CoarseOptions(
-            width=self.coarse_width, sketch=self.sketch, epochs=self.epochs, draws=self.draws,
-            holdout=self.holdout, limit=self.limit,
-        )  # fmt: skip
+                return exact_memory(observation, self.options)
+        return 2 * min(KEPT, pairs_memory(observation, min(self.options.limit, len(observation.public))))

@@ -26,17 +26,6 @@ class Recursion(Attack):
     Where the image found so far does not reproduce the observed update (noise, pruning, a residual network, a batch), the
     negative logarithm of the posterior of the image given all layers' gradients is minimised, from the better of the walk and a linear
     map of the last layer's input. Public images that play victims decide how much of it to believe.
-
-    Args:
-        limit: at most so many public images.
-        iterations: of the minimisation, one gradient each.
-        cg: conjugate gradient steps of a layer that is too wide to be solved victim by victim.
-        match: relative error of the model that is granted to the minimisation.
-        holdout: share of the public images that chooses the linear map's penalty.
-        rehearsal: public images that play victims.
-        prior: of the image, from public images: their ``covariance``, or their ``spectrum``, which is faster and knows less.
-        samples: systems that are solved at most for a batch behind a ReLU, to tell its examples apart; 0 leaves that out.
-        adapt: pass public and own updates through the defense.
     """
 
     name = "recursion"
@@ -44,31 +33,38 @@ class Recursion(Attack):
     uses = frozenset({"public", "defense"})
     profiles = {"quick": {"limit": 2048, "iterations": 60, "rehearsal": 8, "prior": "spectrum", "samples": 2**13}}
 
-    def __init__(
-        self,
-        *,
-        limit: int = 20_000,
-        iterations: int = 300,
-        cg: int = 10,
-        match: float = 3e-3,
-        holdout: float = 0.1,
-        rehearsal: int = 16,
-        prior: str = "covariance",
-        samples: int = 2**16,
-        adapt: bool = True,
-    ) -> None:
-        if min(limit, rehearsal) < 1 or min(iterations, cg, samples) < 0 or not (0 < holdout < 1 and match > 0):
-            raise ValueError("expected limit, rehearsal >= 1, iterations, cg, samples >= 0, match > 0 and holdout in (0, 1)")
-        check_choice("prior", prior, ("covariance", "spectrum"))
-        self.limit = limit
-        self.iterations = iterations
-        self.cg = cg
-        self.match = match
-        self.holdout = holdout
-        self.rehearsal = rehearsal
-        self.prior = prior
-        self.samples = samples
-        self.adapt = adapt
+    @dataclass(frozen=True, kw_only=True)
+    class Options(AdaptiveOptions):
+        """Of :class:`Recursion`.
+
+        Args:
+            limit: at most so many public images.
+            iterations: of the minimisation, one gradient each.
+            cg: conjugate gradient steps of a layer that is too wide to be solved victim by victim.
+            match: relative error of the model that is granted to the minimisation.
+            holdout: share of the public images that chooses the linear map's penalty.
+            rehearsal: public images that play victims.
+            prior: of the image, from public images: their ``covariance``, or their ``spectrum``, which is faster and knows less.
+            samples: systems that are solved at most for a batch behind a ReLU, to tell its examples apart; 0 leaves that out.
+        """
+
+        limit: int = 20_000
+        iterations: int = 300
+        cg: int = 10
+        match: float = 3e-3
+        holdout: float = 0.1
+        rehearsal: int = 16
+        prior: str = "covariance"
+        samples: int = 2**16
+
+        def __post_init__(self) -> None:
+            self.check_choice("prior", ("covariance", "spectrum"))
+            self.check_least(1, "limit", "rehearsal")
+            self.check_least(0, "iterations", "cg", "samples")
+            self.check_positive("match")
+            self.check_share("holdout")
+
+    options: Options
 
     def memory(self, observation: Observation) -> int:
         """Bytes: six dense matrices of the image's size, sixty images and ten updates of each victim."""
@@ -87,6 +83,6 @@ class Recursion(Attack):
     @property
     def _options(self) -> Options:
         return Options(
-            limit=self.limit, iterations=self.iterations, cg=self.cg, match=self.match,
-            holdout=self.holdout, rehearsal=self.rehearsal, prior=self.prior, samples=self.samples,
+            limit=self.options.limit, iterations=self.options.iterations, cg=self.options.cg, match=self.options.match,
+            holdout=self.options.holdout, rehearsal=self.options.rehearsal, prior=self.options.prior, samples=self.options.samples,
         )  # fmt: skip

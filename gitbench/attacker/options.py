@@ -1,0 +1,92 @@
+"""What an attack can be told: a frozen class for each, the one place of names, types, defaults and checks.
+
+The names and defaults of its fields are read from the source, too, so that a SPEC can be checked without an import.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+from gitbench.identity.threat import Knowledge
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackOptions:
+    """Base of all options, and those of an attack that has none."""
+
+    @property
+    def needs(self) -> frozenset[Knowledge]:
+        """Knowledge that these options ask for, beyond what the attack requires anyway."""
+        return frozenset()
+
+    def values(self) -> dict[str, object]:
+        """The options by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def check_choice(self, name: str, choices: Sequence[str]) -> None:
+        """Refuse a value that is not among the choices.
+
+        Raises:
+            ValueError: naming the option, the choices and what was found.
+        """
+        if getattr(self, name) not in choices:
+            raise ValueError(f"expected {name} to be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+
+    def check_least(self, least: int, *names: str) -> None:
+        """Refuse what is below ``least``.
+
+        Raises:
+            ValueError: naming the option and what was found.
+        """
+        for name in names:
+            if not getattr(self, name) >= least:  # nor NaN
+                raise ValueError(f"expected {name} >= {least}, got {getattr(self, name)!r}")
+
+    def check_positive(self, *names: str) -> None:
+        """Refuse what is zero or less.
+
+        Raises:
+            ValueError: naming the option and what was found.
+        """
+        for name in names:
+            if not getattr(self, name) > 0:
+                raise ValueError(f"expected {name} > 0, got {getattr(self, name)!r}")
+
+    def check_share(self, *names: str) -> None:
+        """Refuse what is no share between 0 and 1.
+
+        Raises:
+            ValueError: naming the option and what was found.
+        """
+        for name in names:
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"expected {name} in (0, 1), got {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveOptions(AttackOptions):
+    """Of an attack that uses the defense's definition where it is granted.
+
+    Args:
+        adapt: False withholds the definition: the attacker does not know the defense.
+    """
+
+    adapt: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublicOptions(AdaptiveOptions):
+    """Of an attack that learns from public examples.
+
+    Args:
+        holdout: share of them that chooses penalties and the epoch.
+        limit: at most so many of them.
+    """
+
+    holdout: float = 0.1
+    limit: int = 20_000
+
+    def __post_init__(self) -> None:
+        self.check_least(20, "limit")
+        self.check_share("holdout")
