@@ -223,9 +223,8 @@ def _prepared(
     # More inputs than half the public batches would fit noise.
     reader = Reader(observation, module=module, sketch=options.sketch, seed=seed, room=rows // 2)
     reader.solve_head(pairs, make_generator(seed, "head"), train)
-    random = not _is_constant(pairs, seed)
-    fresh = random and pairs_memory(observation, rows) <= KEPT
-    draws = 1 if fresh or not random else options.draws
+    fresh = pairs.random and pairs_memory(observation, rows) <= KEPT
+    draws = 1 if fresh or not pairs.random else options.draws
     drawn = make_generator(seed, "draws")
     seen = read_all(observation, pairs, reader, draws=draws, generator=drawn, progress=progress)
     seen = reader.bounded(seen, train)
@@ -269,10 +268,3 @@ def _chain(reader: Reader, start: Start, last: int, options: CoarseOptions, gene
         return CoarseChain(
             reader.nodes, components=start.components, classes=reader.classes, last=last, width=options.width, sketch=options.sketch
         )
-
-
-def _is_constant(pairs: PublicPairs, seed: int) -> bool:
-    """Whether the defense draws nothing."""
-    rows = torch.arange(min(4, len(pairs)))
-    first, second = (pairs.updates(rows, generator=make_generator(seed, "constant", which)).flatten() for which in "ab")
-    return torch.equal(first, second)

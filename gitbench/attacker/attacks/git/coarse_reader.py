@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from gitbench.attacker.attacks.git.coarse_inputs import channels_of, input_below_last, is_plain, shown_inputs, shows_input
-from gitbench.attacker.attacks.git.coarse_sketch import Hash, layer_nodes, layers_of, module_nodes, sketched
+from gitbench.attacker.attacks.git.coarse_sketch import Sketches, layer_nodes, layers_of, module_nodes, sketched
 from gitbench.attacker.layers.graph import Step
 from gitbench.attacker.observation import Observation
 from gitbench.attacker.tools.features import last_features
@@ -78,7 +78,7 @@ class Reader:
         model = observation.architecture
         self._observation = observation
         self._sketch = sketch
-        self._hashed = Hash(seed)
+        self._hashed = Sketches(seed)
         self._last, linear = last_linear(model)
         self.classes, self._size = linear.out_features, linear.in_features
         layers = layers_of(model, observation.input_shape, module=module)

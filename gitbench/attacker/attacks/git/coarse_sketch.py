@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from gitbench.attacker.layers.graph import Step, modules, steps
+from gitbench.attacker.tools.hashing import Hashing
 from gitbench.clients.update import Update
 from gitbench.core.errors import AttackError
 from gitbench.core.random import make_generator
@@ -56,30 +57,29 @@ def module_nodes(architecture: nn.Module, input_shape: tuple[int, int, int]) -> 
     return tuple(Node(block.name, block.parameters, (index - 1,) if index else ()) for index, block in enumerate(found))
 
 
-class Hash:
-    """Random signs, then every so many-th entry into one sum.
+class Sketches:
+    """A hash for each thing that is hashed, drawn once.
 
     Args:
-        seed: of the signs, which are drawn once for each thing that is hashed.
+        seed: of the signs.
     """
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._signs: dict[str, torch.Tensor] = {}
+        self._known: dict[tuple[str, int], Hashing] = {}
 
     def __call__(self, flat: torch.Tensor, what: str, bins: int) -> torch.Tensor:
         """``(V, D)`` to ``(V, bins)``, or as it is if ``D`` is no more; ``what`` names the signs."""
         entries = flat.shape[1]
         if entries <= bins:
             return flat
-        if what not in self._signs:
-            drawn = torch.randint(2, (entries,), generator=make_generator(self._seed, "sketch", what), dtype=torch.int8)
-            self._signs[what] = (drawn * 2 - 1).to(flat.device)
-        signed = functional.pad(flat * self._signs[what], (0, -entries % bins))
-        return signed.reshape(len(flat), -1, bins).sum(1) / math.sqrt(entries / bins)
+        if (what, entries) not in self._known:
+            generator = make_generator(self._seed, "sketch", what)
+            self._known[what, entries] = Hashing(entries, bins, generator=generator, shuffled=False, device=flat.device)
+        return self._known[what, entries](flat)
 
 
-def sketched(node: Node, update: Update, size: int, hashed: Hash) -> torch.Tensor:
+def sketched(node: Node, update: Update, size: int, hashed: Sketches) -> torch.Tensor:
     """Each parameter's gradient at unit length, side by side and hashed; and the logarithms of the lengths: ``(V, size)``."""
     entries = [math.prod(update.tensors[name].shape[1:]) for name in node.parameters]
     lengths = torch.stack([update.tensors[name].flatten(1).norm(dim=1) for name in node.parameters], dim=1).clamp_min(_TINY)
