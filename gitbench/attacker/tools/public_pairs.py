@@ -20,6 +20,20 @@ _PIECE = 2**22  # entries that are protected at once: small temporaries are used
 _FEW = 4  # batches on which a defense shows whether it draws anything
 
 
+def public_batches(observation: Observation, limit: int, *, generator: torch.Generator) -> torch.Tensor:
+    """Random batches of public images, ``(N, B)`` indices, sorted by class in each batch, as inferred labels are.
+
+    Args:
+        observation: needs ``public``.
+        limit: at most so many images.
+        generator: for the choice.
+    """
+    public, batch = observation.public, observation.batch_size
+    count = min(limit, len(public)) // batch * batch
+    order = torch.randperm(len(public), generator=generator)[:count].reshape(-1, batch).to(public.labels.device)
+    return order.gather(1, public.labels[order].argsort(dim=1, stable=True))
+
+
 class PublicPairs:
     """Updates of public batches, and the images behind them.
 

@@ -23,7 +23,7 @@ from gitbench.attacker.attacks.git.coarse_start import Beginnings, Start
 from gitbench.attacker.learning import Checkpoint, train_network
 from gitbench.attacker.observation import Observation
 from gitbench.attacker.tools.labels import infer_labels
-from gitbench.attacker.tools.public_pairs import KEPT, PublicPairs, pairs_memory
+from gitbench.attacker.tools.public_pairs import KEPT, PublicPairs, pairs_memory, public_batches
 from gitbench.core.errors import AttackError
 from gitbench.core.progress import Progress
 from gitbench.core.random import make_generator, seeded
@@ -257,9 +257,7 @@ def _order(observation: Observation, options: CoarseOptions, generator: torch.Ge
         raise AttackError(
             f"git needs at least 3 public batches to fit on, found {rows} of {batch} images: use more public data or a smaller batch."
         )
-    order = torch.randperm(len(public), generator=generator)[: rows * batch].reshape(rows, batch)
-    # Sorted by class, because the inferred labels that order a victim's features are sorted.
-    return order.gather(1, public.labels.cpu()[order].argsort(dim=1, stable=True))
+    return public_batches(observation, options.limit, generator=generator)
 
 
 def _chain(reader: Reader, start: Start, last: int, options: CoarseOptions, generator: torch.Generator) -> CoarseChain:

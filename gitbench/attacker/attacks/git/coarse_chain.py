@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from gitbench.attacker.attacks.git.coarse_nodes import Node
 from gitbench.attacker.attacks.git.coarse_reader import Seen
-from gitbench.attacker.attacks.git.coarse_sketch import Node
 
 _CLASSES = 64  # labels are hashed beyond so many
 _CLIP = 8.0  # standard deviations of a sketched feature

@@ -93,7 +93,7 @@ class Start:
     @classmethod
     def stored(cls, state: Mapping[str, torch.Tensor], reader: Reader) -> Start:
         """The inverse of :meth:`tensors`."""
-        ridge = LinearMap.stored(dict(state), "start.ridge")
+        ridge = LinearMap.stored(state, "start.ridge")
         names = ("columns", "mean", "basis", "weights", "rest")
         columns, mean, basis, weights, rest = (state[f"start.{name}"] for name in names)
         return cls(ridge, int(state["start.variant"]), columns, mean, basis, weights, rest, reader.inverse)

@@ -128,8 +128,7 @@ def run_exact(observation: Observation, state: Mapping[str, torch.Tensor], *, po
     expectation, polisher = observation.expectation, None
     if "start.weight" in state and expectation is not None:
         polisher = Polish(chain, _part(state, "walk.weights."), _part(state, "polish."), expectation)
-    tensors = dict(state)
-    final = LinearMap.stored(tensors, "final")
+    final = LinearMap.stored(state, "final")
     network = _network(len(final.input_mean), int(state["head.width"]), len(final.output_mean)).to(observation.device)
     network.load_state_dict(_part(state, "head.net."))
     network.eval()
@@ -139,7 +138,7 @@ def run_exact(observation: Observation, state: Mapping[str, torch.Tensor], *, po
             part = update[start : start + _CHUNK].tensors
             features = walk.features(part)
             if polisher is not None:
-                begin = LinearMap.stored(tensors, "start")(features)
+                begin = LinearMap.stored(state, "start")(features)
                 better = polisher(part, begin, walk.labels(part), iterations=polish)
                 features = torch.cat([better, features], dim=1) if bool(state["start.kept"]) else better
             rest = network((features - state["head.mean"]) / state["head.deviation"])

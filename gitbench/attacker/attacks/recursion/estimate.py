@@ -11,14 +11,15 @@ from torch import nn
 from gitbench.attacker.attacks.recursion.departure import ROUNDING, Departure, rehearse, scales
 from gitbench.attacker.attacks.recursion.posterior import Posterior
 from gitbench.attacker.attacks.recursion.sparse import Batches, applies, sparse_batches
-from gitbench.attacker.attacks.recursion.start import features_of, fit_start, run_start
 from gitbench.attacker.attacks.recursion.supported import check_layers
 from gitbench.attacker.attacks.recursion.walk import KnownWalk
 from gitbench.attacker.layers.chain import Chain, read_chain
 from gitbench.attacker.layers.passes import activated
 from gitbench.attacker.observation import Observation
 from gitbench.attacker.tools.labels import infer_labels
+from gitbench.attacker.tools.linear_image import fit_linear_image, linear_image
 from gitbench.attacker.tools.priors import DENSE, Gaussian, natural, of_samples, of_spectrum
+from gitbench.attacker.tools.public_pairs import public_batches
 from gitbench.clients.client import gradients
 from gitbench.clients.model import Normalize
 from gitbench.clients.update import Update
@@ -104,24 +105,16 @@ def learn(observation: Observation, *, options: Options, generator: torch.Genera
     check_layers(observation.model)
     if "public" not in observation.granted:
         return _imagined(observation, generator, progress)
-    public, batch = observation.public, observation.batch_size
-    count = min(options.limit, len(public)) // batch * batch
-    order = torch.randperm(len(public), generator=generator)[:count].reshape(-1, batch)
-    # Sorted by class, as inferred labels are.
-    order = order.gather(1, public.labels.cpu()[order].argsort(dim=1, stable=True)).to(public.inputs.device)
+    public = observation.public
+    order = public_batches(observation, options.limit, generator=generator)
     cut = min(options.rehearsal, len(order) // 4)
     played, order = order[:cut], order[cut:]
     images = public.inputs[order.flatten()]
     image = of_spectrum(images) if options.prior == "spectrum" and images[0].numel() <= DENSE else _image_prior(images)
     state = _priors(observation, images, image, progress)
-    parts: list[list[torch.Tensor]] = []
-    chunks = order.split(observation.chunk)
-    for done, rows in enumerate(chunks):
-        update = observation.public_updates(rows, generator=generator)
-        parts.append(features_of(observation, update, public.labels[rows]))
-        progress("recursion: public updates", done + 1, len(chunks))
-    features = [torch.cat(list(kind)) for kind in zip(*parts, strict=True)]
-    state |= fit_start(features, public.inputs[order].flatten(2), holdout=options.holdout)
+    state |= fit_linear_image(
+        observation, order, holdout=options.holdout, thorough=False, generator=generator, progress=progress, what="recursion"
+    )
     some = order[-_REHEARSED:]
     sent = observation.public_updates(some, generator=generator)
     state |= rehearse(observation, sent, public.inputs[some], public.labels[some]).tensors()
@@ -146,7 +139,7 @@ def estimate(observation: Observation, state: State, *, options: Options, genera
     labels = infer_labels(observation)
     noise, prior = Departure.stored(state), Gaussian.stored(state, "image")
     stages = _STAGES if _jumps(observation.model) else ((options.match, 1.0),)
-    start = run_start(observation, labels, state) if "start.weight" in state else None
+    start = linear_image(observation, labels, state) if "start.weight" in state else None
     best = prior.mean.float().reshape(observation.input_shape).expand(*labels.shape, -1, -1, -1) if start is None else start
     if labels.shape[1] > 1:  # images of one class start alike, and would stay so
         best = best + _APART * randn_like(best, generator)
