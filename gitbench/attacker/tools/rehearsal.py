@@ -64,14 +64,52 @@ def rehearse(observation: Observation, *, generator: torch.Generator) -> Rehears
     if expectation is None:
         return Rehearsal({name: 0.0 for name, _ in observation.model.named_parameters()}, scale="update")
     inputs, labels, sent = _played(observation, max(8, _EXAMPLES // observation.batch_size), generator)
-    own = gradients(observation.model, inputs, labels, per_example=expectation.defense.needs_per_example).detach()
-    with blaming(expectation.defense):
-        expected = expectation(own, observed=sent).detach()
+    own, expected = own_and_expected(observation, inputs, labels, sent=sent)
     sloped = _has_slope(expectation, own, sent)
-    scale, departure = _scale(sent, expected if sloped else own)
+    scale, deviation = _scale(sent, expected if sloped else own)
     truth = labels.sort(dim=1).values
     read, raw = (float((infer_labels(observation.with_update(one)) == truth).all(1).float().mean()) for one in (sent, own))
-    return Rehearsal(departure, sloped, scale, read, raw)
+    return Rehearsal(deviation, sloped, scale, read, raw)
+
+
+def own_and_expected(observation: Observation, inputs: torch.Tensor, labels: torch.Tensor, *, sent: Update) -> tuple[Update, Update]:
+    """The gradients of known images, and what the defense is expected to make of them; the same where it is not granted.
+
+    Args:
+        observation: needs ``parameters``.
+        inputs: ``(N, B, C, H, W)``.
+        labels: ``(N, B)``.
+        sent: what clients send for these images.
+    """
+    own = _gradients(observation, inputs, labels).detach()
+    if observation.expectation is None:
+        return own, own
+    with blaming(observation.expectation.defense):
+        return own, observation.expectation(own, observed=sent).detach()
+
+
+def sent_for(observation: Observation, inputs: torch.Tensor, *, generator: torch.Generator) -> tuple[torch.Tensor, Update]:
+    """Random labels ``(N, B)``, sorted in each batch, for images of the attacker's own making, and what clients would send.
+
+    Args:
+        observation: needs ``parameters``.
+        inputs: ``(N, B, C, H, W)``.
+        generator: for the labels and the defense.
+    """
+    with torch.no_grad():
+        classes = observation.model(inputs[:1, 0]).shape[1]
+    labels = torch.randint(classes, inputs.shape[:2], generator=generator).sort(dim=1).values.to(inputs.device)
+    return labels, observation.protected(_gradients(observation, inputs, labels), generator=generator)
+
+
+def departure(sent: Update, expected: Update) -> dict[str, float]:
+    """How far what was sent is from what was expected: the root mean square of each tensor's difference."""
+    return root_mean_squares(sent.map(lambda name, tensor: tensor - expected.tensors[name]))
+
+
+def root_mean_squares(update: Update) -> dict[str, float]:
+    """Of each tensor, over updates and entries."""
+    return {name: float(tensor.double().square().mean().sqrt()) for name, tensor in update.tensors.items()}
 
 
 def rescaled(update: Update, aim: Update, scale: Scale) -> Update:
@@ -94,34 +132,30 @@ def _played(observation: Observation, batches: int, generator: torch.Generator) 
         order = torch.randint(len(public), (batches, observation.batch_size), generator=generator)
         rows = order.to(public.inputs.device)
         return public.inputs[rows], public.labels[rows], observation.public_updates(order, generator=generator)
-    shape = (batches, observation.batch_size, *observation.input_shape)
-    inputs = torch.rand(shape, generator=generator).to(observation.device)
-    with torch.no_grad():
-        classes = observation.model(inputs[:1, 0]).shape[1]
-    labels = torch.randint(classes, shape[:2], generator=generator).to(observation.device)
-    own = gradients(observation.model, inputs, labels, per_example=observation.defense.needs_per_example)
-    return inputs, labels, observation.protected(own, generator=generator)
+    inputs = torch.rand((batches, observation.batch_size, *observation.input_shape), generator=generator).to(observation.device)
+    return inputs, *sent_for(observation, inputs, generator=generator)
+
+
+def _gradients(observation: Observation, inputs: torch.Tensor, labels: torch.Tensor) -> Update:
+    expectation = observation.expectation
+    each = expectation is not None and expectation.defense.needs_per_example
+    return gradients(observation.model, inputs, labels, per_example=each)
 
 
 def _scale(sent: Update, expected: Update) -> tuple[Scale, dict[str, float]]:
     """The freest scale that explains more than it costs, and the departure that it leaves."""
     chosen: Scale = "known"
-    left = _departure(sent, expected)
+    left = departure(sent, expected)
     free: tuple[Scale, ...] = ("update", "tensor")
     for scale in free:
-        departure = _departure(sent, rescaled(expected, sent, scale))
-        if _total(sent, departure) < _CLEARER * _total(sent, left):
-            chosen, left = scale, departure
+        tried = departure(sent, rescaled(expected, sent, scale))
+        if _total(sent, tried) < _CLEARER * _total(sent, left):
+            chosen, left = scale, tried
     return chosen, left
 
 
-def _departure(sent: Update, expected: Update) -> dict[str, float]:
-    """Root mean square of each tensor's difference, over updates and entries."""
-    return {name: float((tensor - expected.tensors[name]).double().square().mean().sqrt()) for name, tensor in sent.tensors.items()}
-
-
-def _total(sent: Update, departure: Mapping[str, float]) -> float:
-    return sum(departure[name] ** 2 * tensor[0].numel() for name, tensor in sent.tensors.items())
+def _total(sent: Update, deviation: Mapping[str, float]) -> float:
+    return sum(deviation[name] ** 2 * tensor[0].numel() for name, tensor in sent.tensors.items())
 
 
 def _has_slope(expectation: Expectation, own: Update, sent: Update) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from gitbench.attacker.observation import Observation
-from gitbench.clients.client import expected_update, gradients
+from gitbench.attacker.tools.rehearsal import departure, own_and_expected, root_mean_squares
 from gitbench.clients.model import last_linear
 from gitbench.clients.update import Update
 
@@ -52,8 +52,8 @@ class Departure:
         return cls(part("noise.walk."), part("noise.match."), part("noise.size."), bool(tensors["noise.rescaled"]))
 
 
-def rehearse(observation: Observation, sent: Update, inputs: torch.Tensor, labels: torch.Tensor) -> Departure:
-    """The noise, from updates of known images.
+def measure_departure(observation: Observation, sent: Update, inputs: torch.Tensor, labels: torch.Tensor) -> Departure:
+    """How updates of known images differ from their gradients.
 
     Args:
         observation: needs ``parameters``.
@@ -61,26 +61,17 @@ def rehearse(observation: Observation, sent: Update, inputs: torch.Tensor, label
         inputs: the images behind them, ``(N, B, C, H, W)``.
         labels: theirs, ``(N, B)``.
     """
-    expectation = observation.expectation
-    with torch.no_grad():
-        raw = gradients(observation.model, inputs, labels)
-        expected = (
-            raw if expectation is None else expected_update(observation.model, inputs, labels, expectation=expectation, observed=sent)
-        )
+    raw, expected = own_and_expected(observation, inputs, labels, sent=sent)
     flat, seen = raw.flatten() * (sent.flatten() != 0), sent.flatten()
     ratio = (flat * seen).sum(1) / flat.square().sum(1).clamp_min(1e-30)
     rescaled = float((ratio - 1).abs().median()) > _SAME
-    if rescaled and labels.shape[1] == 1:
-        seen_scale = scales(observation, sent, labels[:, 0])
-        back = sent.map(lambda _, tensor: tensor / seen_scale.reshape(-1, *(1,) * (tensor.ndim - 1)))
-    else:
-        back = sent
-    return Departure(
-        walk={name: _error(back.tensors[name], tensor) for name, tensor in raw.tensors.items()},
-        match={name: _error(sent.tensors[name], tensor) for name, tensor in expected.tensors.items()},
-        size={name: float(tensor.double().square().mean().sqrt()) for name, tensor in sent.tensors.items()},
-        rescaled=rescaled,
-    )
+    back = divided(sent, scales(observation, sent, labels[:, 0])) if rescaled and labels.shape[1] == 1 else sent
+    return Departure(walk=_noise(back, raw), match=_noise(sent, expected), size=root_mean_squares(sent), rescaled=rescaled)
+
+
+def divided(update: Update, scales: torch.Tensor) -> Update:
+    """Each victim's update, divided by its scale ``(V,)``."""
+    return update.map(lambda _, tensor: tensor / scales.reshape(-1, *(1,) * (tensor.ndim - 1)))
 
 
 def scales(observation: Observation, update: Update, labels: torch.Tensor) -> torch.Tensor:
@@ -105,7 +96,7 @@ def scales(observation: Observation, update: Update, labels: torch.Tensor) -> to
     return torch.where(found.isfinite() & (found > 1e-6), found, 1.0).float()
 
 
-def _error(sent: torch.Tensor, expected: torch.Tensor) -> float:
-    """Root mean square of the difference; 0 where it is no more than rounding."""
-    error = float((sent - expected).double().square().mean().sqrt())
-    return error if error > _NOTHING * float(expected.double().square().mean().sqrt()) else 0.0
+def _noise(sent: Update, expected: Update) -> dict[str, float]:
+    """The departure of each tensor; 0 where it is no more than rounding."""
+    sizes = root_mean_squares(expected)
+    return {name: error if error > _NOTHING * sizes[name] else 0.0 for name, error in departure(sent, expected).items()}
