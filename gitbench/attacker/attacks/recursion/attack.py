@@ -7,7 +7,8 @@ import math
 import torch
 
 from gitbench.attacker.attack import Attack, State
-from gitbench.attacker.attacks.recursion.estimate import Options, estimate, learn
+from gitbench.attacker.attacks.recursion.estimate import Options, estimate
+from gitbench.attacker.attacks.recursion.learn import learn
 from gitbench.attacker.learning import Checkpoint
 from gitbench.attacker.observation import Observation
 from gitbench.attacker.tools.matching import check_choice
