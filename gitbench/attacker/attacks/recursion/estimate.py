@@ -29,18 +29,8 @@ _TINY = 1e-12
 _APART = 0.02
 # A gradient that jumps where a unit switches can be followed from far away only if it is not taken at its word.
 _JUMPY = (
-    nn.ReLU,
-    nn.LeakyReLU,
-    nn.PReLU,
-    nn.ReLU6,
-    nn.RReLU,
-    nn.Hardtanh,
-    nn.Hardswish,
-    nn.Hardsigmoid,
-    nn.MaxPool1d,
-    nn.MaxPool2d,
-    nn.MaxPool3d,
-)
+    nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ReLU6, nn.RReLU, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.modules.pooling._MaxPoolNd,
+)  # fmt: skip
 _STAGES = ((3.0, 0.2), (1.0, 0.4), (0.5, 0.4))  # relative error that is granted to the first layer, share of the iterations
 _GRADED = 0.1  # the last layer's, in units of the first's: fewer units switch above it
 
