@@ -51,6 +51,14 @@ def patches_of(layer: Layer, inputs: torch.Tensor) -> torch.Tensor:
     return functional.unfold(inputs, _sides(layer), padding=layer.padding, stride=layer.stride)
 
 
+def least_squares_input(delta: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """A linear layer's input ``δ⁺ G (N, inputs)`` from its gradient ``(N, outputs, inputs)``, of one example each.
+
+    It is the average of what every output unit says, ``G_h / δ_h``, weighted by ``δ_h²``.
+    """
+    return torch.einsum("no,noi->ni", delta, gradient) / delta.square().sum(1, keepdim=True).clamp_min(1e-30)
+
+
 def derivative(activation: nn.Module | None, outputs: torch.Tensor) -> torch.Tensor:
     """``σ'(z)`` from ``σ(z)``."""
     if isinstance(activation, nn.Sigmoid):

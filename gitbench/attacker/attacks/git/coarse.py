@@ -100,20 +100,10 @@ def fit_coarse(
     # A closed form that is exact leaves nothing to learn but rounding.
     if float(network.scale) > _EXACT:
         after = train_network(
-            network,
-            loss=lessons.loss,
-            rows=lessons.train,
-            validate=lessons.validate,
-            epochs=options.epochs,
-            batch_size=options.batch_size,
-            lr=options.lr,
-            generator=generator,
-            progress=progress,
-            what="git module" if module else "git coarse",
-            checkpoint=checkpoint,
-            weight_decay=0.01,
-            patience=options.patience,
-        )
+            network, loss=lessons.loss, rows=lessons.train, validate=lessons.validate, epochs=options.epochs,
+            batch_size=options.batch_size, lr=options.lr, generator=generator, progress=progress,
+            what="git module" if module else "git coarse", checkpoint=checkpoint, weight_decay=0.01, patience=options.patience,
+        )  # fmt: skip
     # A chain that is no better than what it started from adds nothing.
     return {**lessons.tensors(), "trust": torch.tensor(float(after < before))}
 

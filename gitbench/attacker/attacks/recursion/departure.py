@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from gitbench.attacker.layers import operators
 from gitbench.attacker.observation import Observation
 from gitbench.attacker.tools.rehearsal import departure, own_and_expected, root_mean_squares
 from gitbench.clients.model import last_linear
@@ -89,8 +90,7 @@ def scales(observation: Observation, update: Update, labels: torch.Tensor) -> to
     if f"{name}.bias" not in update.tensors:
         return torch.ones(len(labels), device=labels.device)
     weight, delta = update.tensors[f"{name}.weight"].double(), update.tensors[f"{name}.bias"].double()
-    feature = torch.einsum("vk,vkf->vf", delta, weight) / delta.square().sum(1, keepdim=True).clamp_min(1e-30)
-    logits = feature @ linear.weight.detach().double().T + linear.bias.detach().double()
+    logits = operators.least_squares_input(delta, weight) @ linear.weight.detach().double().T + linear.bias.detach().double()
     own = torch.softmax(logits, dim=1) - functional.one_hot(labels, delta.shape[1])
     found = (delta * own).sum(1) / own.square().sum(1).clamp_min(1e-30)
     return torch.where(found.isfinite() & (found > 1e-6), found, 1.0).float()
