@@ -17,7 +17,7 @@ _ROWS = 256
 _CHUNK = 16  # systems at once: more of them leave the cache
 
 
-def forward(layer: Layer, weight: torch.Tensor, bias: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+def forward(layer: Layer, weight: torch.Tensor, bias: torch.Tensor | None, inputs: torch.Tensor) -> torch.Tensor:
     """Pre-activations ``(N, *output_shape)`` of inputs ``(N, *input_shape)``, flattened or not."""
     inputs = inputs.reshape(-1, *layer.input_shape)
     if layer.is_conv:
@@ -72,12 +72,12 @@ def derivative(activation: nn.Module | None, outputs: torch.Tensor) -> torch.Ten
     return torch.ones_like(outputs)
 
 
-def inverse(activation: nn.Module | None, outputs: torch.Tensor) -> torch.Tensor:
-    """``z`` from ``σ(z)``; of a ReLU's zeros only the bound 0 is known, and returned."""
+def inverse(activation: nn.Module | None, outputs: torch.Tensor, *, edge: float = _SATURATED) -> torch.Tensor:
+    """``z`` from ``σ(z)``, no closer to its bounds than ``edge``; of a ReLU's zeros only the bound 0 is known, and returned."""
     if isinstance(activation, nn.Sigmoid):
-        return outputs.clamp(_SATURATED, 1 - _SATURATED).logit()
+        return outputs.clamp(edge, 1 - edge).logit()
     if isinstance(activation, nn.Tanh):
-        return outputs.clamp(-1 + _SATURATED, 1 - _SATURATED).atanh()
+        return outputs.clamp(-1 + edge, 1 - edge).atanh()
     if isinstance(activation, nn.LeakyReLU):
         return torch.where(outputs > 0, outputs, outputs / activation.negative_slope)
     if isinstance(activation, nn.ReLU):

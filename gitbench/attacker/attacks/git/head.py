@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from gitbench.core.random import seeded
 _EXACT = 1e-4  # root mean square of a pixel's error
 
 
+@dataclass(frozen=True)
 class Head:
     """What :func:`fit_head` learned, to read images.
 
@@ -27,14 +28,16 @@ class Head:
         trust: the size of what is left over; 0 where the network did not learn it.
     """
 
-    def __init__(self, linear: LinearMap, network: nn.Sequential, mean: torch.Tensor, deviation: torch.Tensor, trust: torch.Tensor) -> None:
-        self._linear, self._network = linear, network
-        self._mean, self._deviation, self._trust = mean, deviation, trust
+    linear: LinearMap
+    network: nn.Sequential
+    mean: torch.Tensor
+    deviation: torch.Tensor
+    trust: torch.Tensor
 
     def __call__(self, features: torch.Tensor) -> torch.Tensor:
         """Pixels ``(N, P)``."""
-        rest: torch.Tensor = self._network((features - self._mean) / self._deviation)
-        return self._linear(features) + self._trust * rest
+        rest: torch.Tensor = self.network((features - self.mean) / self.deviation)
+        return self.linear(features) + self.trust * rest
 
     @classmethod
     def stored(cls, state: Mapping[str, torch.Tensor], device: torch.device) -> Head:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 
@@ -87,6 +88,7 @@ def _is_solvable(layer: Layer, noise: StepNoise) -> bool:
     return positions <= _POSITIONS and noise.sent[f"{layer.name}.weight"] >= 0.5
 
 
+@dataclass(frozen=True)
 class _StepFit:
     """Fits one step of a walk, whose tensors it fills.
 
@@ -100,52 +102,50 @@ class _StepFit:
         held: ``(N,)`` bool: rows that choose penalties.
     """
 
-    def __init__(
-        self,
-        walk: SolvedWalk,
-        step: int,
-        noise: StepNoise,
-        updates: Mapping[str, torch.Tensor],
-        features: torch.Tensor,
-        above: torch.Tensor,
-        held: torch.Tensor,
-    ) -> None:
-        self._walk, self._step, self._noise, self._held = walk, step, noise, held
-        self._updates, self._features, self._above = updates, features, above
-        self._layer, self._name = walk.chain.layers[-2 - step], f"step{step}"
+    walk: SolvedWalk
+    step: int
+    noise: StepNoise
+    updates: Mapping[str, torch.Tensor]
+    features: torch.Tensor
+    above: torch.Tensor
+    held: torch.Tensor
+
+    @property
+    def layer(self) -> Layer:
+        return self.walk.chain.layers[-2 - self.step]
 
     def outputs(self, target: torch.Tensor) -> None:
         """The map to the layer's outputs ``(N, units)``."""
-        self._walk.tensors |= fit_linear(self._features, target, held=self._held).tensors(f"{self._name}.outputs")
+        self.walk.tensors.update(fit_linear(self.features, target, held=self.held).tensors(f"step{self.step}.outputs"))
 
     def bias_share(self) -> None:
         """How far a linear layer's ``δ`` is read off its own bias rather than off the recursion."""
-        if self._layer.is_conv or not self._layer.bias:
+        if self.layer.is_conv or not self.layer.bias:
             return
-        recursed = self._walk.delta(self._step, self._updates, self._features, self._above)
-        bias, variance = self._updates[f"{self._layer.name}.bias"], self._noise.variance[f"{self._layer.name}.bias"]
-        there = (bias != 0) if self._walk.sparse else torch.ones_like(bias, dtype=torch.bool)
+        recursed = self.walk.delta(self.step, self.updates, self.features, self.above)
+        bias, variance = self.updates[f"{self.layer.name}.bias"], self.noise.variance[f"{self.layer.name}.bias"]
+        there = (bias != 0) if self.walk.sparse else torch.ones_like(bias, dtype=torch.bool)
         wrong = (((bias - recursed).square() * there).sum() / there.sum().clamp_min(1) - variance).clamp_min(0)
-        self._walk.tensors[f"{self._name}.bias_share"] = wrong / (wrong + variance + 1e-20)
+        self.walk.tensors[f"step{self.step}.bias_share"] = wrong / (wrong + variance + 1e-20)
 
     def solver(self, target: torch.Tensor) -> None:
         """The prior of the layer's input ``(N, inputs)``, its precision, and how far to trust the gradient beside it."""
-        prior = fit_linear(self._features, target, held=self._held)
-        self._walk.tensors |= prior.tensors(f"{self._name}.prior")
-        errors = (target - prior(self._features))[~self._held]
-        self._walk.tensors[f"{self._name}.precision"] = _precision(self._layer, errors)
-        some = self._held.nonzero().flatten()[:_HELD]
-        part = {key: tensor[some] for key, tensor in self._updates.items()}
-        aim = self._walk.readable(self._step, target[some])
-        weight = f"{self._layer.name}.weight"
-        base = self._noise.variance[weight] + _FLOOR * float(part[weight].square().mean())
+        prior = fit_linear(self.features, target, held=self.held)
+        self.walk.tensors.update(prior.tensors(f"step{self.step}.prior"))
+        errors = (target - prior(self.features))[~self.held]
+        self.walk.tensors[f"step{self.step}.precision"] = _precision(self.layer, errors)
+        some = self.held.nonzero().flatten()[:_HELD]
+        part = {key: tensor[some] for key, tensor in self.updates.items()}
+        aim = self.walk.readable(self.step, target[some])
+        weight = f"{self.layer.name}.weight"
+        base = self.noise.variance[weight] + _FLOOR * float(part[weight].square().mean())
         found = {}
         for factor in _TRUST:
-            self._walk.tensors[f"{self._name}.variance"] = torch.tensor(base * factor)
-            stepped, _ = self._walk.step(self._step, part, self._features[some], self._above[some])
+            self.walk.tensors[f"step{self.step}.variance"] = torch.tensor(base * factor)
+            stepped, _ = self.walk.step(self.step, part, self.features[some], self.above[some])
             error = float((stepped[:, : target.shape[1]] - aim).square().mean())
             found[base * factor] = error if math.isfinite(error) else math.inf
-        self._walk.tensors[f"{self._name}.variance"] = torch.tensor(min(found, key=lambda key: found[key]))
+        self.walk.tensors[f"step{self.step}.variance"] = torch.tensor(min(found, key=lambda key: found[key]))
 
 
 def _precision(layer: Layer, errors: torch.Tensor) -> torch.Tensor:

@@ -108,11 +108,8 @@ def _imagined(observation: Observation, generator: torch.Generator, progress: Pr
     """Without public images: a 1/f prior, and images drawn from it to see what they give."""
     shape, batch, device = observation.input_shape, observation.batch_size, observation.device
     image = natural(shape)
-    drawn = torch.randn(_IMAGINED // batch * batch, len(image.mean), generator=generator, dtype=torch.float64) * image.spread.sqrt()
-    rows = drawn if image.directions is None else drawn @ image.directions.T
-    images = (image.mean + rows).clamp(0, 1).float().reshape(-1, *shape).to(device)
-    image = Gaussian(image.mean.to(device), image.spread.to(device), None if image.directions is None else image.directions.to(device))
-    state = _priors(observation, images, image, progress)
+    images = image.drawn(_IMAGINED // batch * batch, generator).clamp(0, 1).float().reshape(-1, *shape).to(device)
+    state = _priors(observation, images, image.to(device), progress)
     some = images[: _REHEARSED * batch].reshape(-1, batch, *shape)
     labels, sent = sent_for(observation, some, generator=generator)
     return state | measure_departure(observation, sent, some, labels).tensors()

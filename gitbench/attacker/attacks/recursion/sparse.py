@@ -25,7 +25,7 @@ from gitbench.attacker.attacks.recursion.sparse_recovery import Recovery
 from gitbench.attacker.attacks.recursion.sparse_units import Tensors, factorise, negative_slope, unmixed
 from gitbench.attacker.layers import operators
 from gitbench.attacker.layers.chain import Chain
-from gitbench.attacker.layers.passes import activated
+from gitbench.attacker.layers.passes import activations
 from gitbench.attacker.tools.priors import Gaussian
 
 _TINY = 1e-30
@@ -104,10 +104,7 @@ def _labelled(
     chain: Chain, weights: Tensors, rows: torch.Tensor, deltas: torch.Tensor, batch_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The class of each image, ``(r,)``, and how many examples it stands for: those whose ``δ`` the model gives."""
-    outputs, nothing = [rows], rows.new_zeros(())
-    complete = {f"{layer.name}.bias": nothing.expand(layer.output_shape) for layer in chain.layers} | dict(weights)
-    for layer in chain.layers:
-        outputs.append(activated(layer, complete, outputs[-1]))
+    outputs = activations(chain, weights, rows)
     probabilities = outputs[-1].softmax(1)
     classes = probabilities.shape[1]
     delta = probabilities[:, None] - torch.eye(classes, dtype=rows.dtype, device=rows.device)  # (r, classes, classes)

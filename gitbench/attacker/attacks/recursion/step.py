@@ -114,8 +114,7 @@ def _transposed(system: System, outputs: torch.Tensor) -> torch.Tensor:
 
 
 def _forward(system: System, inputs: torch.Tensor) -> torch.Tensor:
-    bias = system.weight.new_zeros(len(system.weight))
-    return operators.forward(system.layer, system.weight, bias, inputs).flatten(1)
+    return operators.forward(system.layer, system.weight, None, inputs).flatten(1)
 
 
 def matrix(layer: Layer, weight: torch.Tensor) -> torch.Tensor:

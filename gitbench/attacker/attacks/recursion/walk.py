@@ -56,7 +56,7 @@ class KnownWalk:
             bend = _bend(layer.activation, outputs) / slope.clamp_min(_TINY)  # of the slope, per unit of the output
             delta = (above * slope).reshape(-1, *layer.output_shape)
             doubt = (spread * slope.square() + (above * bend).square() * estimate.variance).reshape(delta.shape)
-            forward = Estimate(_inverse(layer.activation, outputs) - self._bias(layer), error)
+            forward = Estimate(operators.inverse(layer.activation, outputs, edge=_EDGE) - self._bias(layer), error)
             gradient = update[f"{layer.name}.weight"]
             prior = self.priors[index]
             units = doubt.flatten(2).sum(2) if layer.is_conv else doubt
@@ -145,14 +145,6 @@ def _inside(activation: nn.Module | None, outputs: torch.Tensor) -> tuple[torch.
     else:
         found = outputs
     return found, torch.ones_like(found, dtype=torch.bool)
-
-
-def _inverse(activation: nn.Module | None, outputs: torch.Tensor) -> torch.Tensor:
-    if isinstance(activation, nn.Sigmoid):
-        return outputs.logit()
-    if isinstance(activation, nn.Tanh):
-        return outputs.atanh()
-    return operators.inverse(activation, outputs)
 
 
 def _bend(activation: nn.Module | None, outputs: torch.Tensor) -> torch.Tensor:
