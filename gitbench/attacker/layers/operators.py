@@ -12,9 +12,9 @@ from torch.nn.grad import conv2d_input
 
 from gitbench.attacker.layers.chain import Layer
 
-_SATURATED = 1e-4  # closer to an activation's bounds than this, an estimate carries no more than noise
+_SATURATED = 1e-4  # an estimate closer to an activation's bounds than this is mostly noise
 _ROWS = 256
-_CHUNK = 16  # systems at once: more of them leave the cache
+_CHUNK = 16  # systems solved at once: more of them do not fit into the cache
 
 
 def forward(layer: Layer, weight: torch.Tensor, bias: torch.Tensor | None, inputs: torch.Tensor) -> torch.Tensor:
@@ -122,7 +122,7 @@ def solve(
         gram, back = normal_equations(layer, delta[rows], weight_gradient[rows], mean, sparse=sparse)
         factor, failed = torch.linalg.cholesky_ex(gram / variance + precision)
         told = torch.cholesky_solve(back / variance, factor).transpose(1, 2)
-        # A system beyond float32 tells nothing: the prior stays.
+        # Where float32 cannot solve the system, the prior stays.
         found.append(mean + torch.where((failed == 0)[:, None, None] & told.isfinite(), told, 0))
     return torch.cat(found).reshape(prior.shape)
 

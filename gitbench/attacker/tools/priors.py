@@ -105,12 +105,12 @@ class Whitened:
 def of_samples(chunks: Iterable[torch.Tensor], *, hidden: bool) -> Gaussian:
     """Mean and covariance of rows ``(N, n)`` that come in chunks; the diagonal alone of what is too large for the whole.
 
-    A sample covariance is too sure of its smallest directions. So every fifth chunk is kept out of it, and says how far along
-    each direction images really lie.
+    A sample covariance underestimates the variance along its smallest directions. So every fifth chunk is left out of it, and
+    the variances are those of the chunks left out.
 
     Args:
         chunks: at least one row in all.
-        hidden: of a hidden layer: shrunk towards a broad prior, because what a layer says is precise anyway.
+        hidden: inputs of a hidden layer. Their covariance is shrunk towards a broad one, because gradients tell them precisely.
     """
     limit = _HIDDEN if hidden else DENSE
     count, total, product, kept = 0, torch.zeros(()), torch.zeros(()), []

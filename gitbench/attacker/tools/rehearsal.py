@@ -1,4 +1,4 @@
-"""What an attacker learns about a defense by rehearsing it: the noise that it adds, and how it may mislead."""
+"""What an attacker learns about a defense by applying it to its own gradients: the noise that it adds, and how it may mislead."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gitbench.core.random import make_generator, randn_like
 Scale = Literal["known", "update", "tensor"]
 
 _EXAMPLES = 64
-_CLEARER = 0.5  # of the departure: what a free scale must leave at most
+_CLEARER = 0.5  # of the squared departure: what is left at most where the scale is taken as unknown
 _SLOPE = 1e-6  # of what scaling alone would have
 
 
@@ -29,9 +29,9 @@ class Rehearsal:
 
     Args:
         deviation: parameter name to the root mean square of the departure, per entry.
-        sloped: the defense's deterministic part has a slope. One that has none (it rounds, say) is passed over:
-            gradients would go nowhere through it, and the departure is what it changes.
-        scale: ``known``, or free for each ``update`` or each ``tensor``.
+        sloped: whether gradients pass through the defense's deterministic part. Where they do not (it rounds, say), that
+            part is not expected: the departure then holds what it changes.
+        scale: ``known``, or unknown for each ``update`` or each ``tensor``.
         labels: share of the batches whose labels can be read off what is sent.
         raw_labels: the same of the raw gradients.
     """
@@ -113,7 +113,7 @@ def root_mean_squares(update: Update) -> dict[str, float]:
 
 
 def rescaled(update: Update, aim: Update, scale: Scale) -> Update:
-    """``update`` at the scale that brings it nearest to ``aim``, as far as it is free. The factors have no slope."""
+    """``update`` at the scale that brings it nearest to ``aim``, where the scale is unknown. No gradient passes through the factors."""
     if scale == "known":
         return update
     dots = {name: (tensor.flatten(1) * aim.tensors[name].flatten(1)).sum(1).detach() for name, tensor in update.tensors.items()}
@@ -143,7 +143,7 @@ def _gradients(observation: Observation, inputs: torch.Tensor, labels: torch.Ten
 
 
 def _scale(sent: Update, expected: Update) -> tuple[Scale, dict[str, float]]:
-    """The freest scale that explains more than it costs, and the departure that it leaves."""
+    """Whether the scale is known, and the departure: it is taken as unknown where that halves the squared departure."""
     chosen: Scale = "known"
     left = departure(sent, expected)
     free: tuple[Scale, ...] = ("update", "tensor")
@@ -159,12 +159,12 @@ def _total(sent: Update, deviation: Mapping[str, float]) -> float:
 
 
 def _has_slope(expectation: Expectation, own: Update, sent: Update) -> bool:
-    """False where the deterministic part of the defense returns something, whatever its argument."""
+    """Whether the deterministic part of the defense changes with its argument; True where it returns zeros."""
     leaves = {name: tensor.clone().requires_grad_() for name, tensor in own.tensors.items()}
     each = None if own.per_example is None else {name: tensor.clone().requires_grad_() for name, tensor in own.per_example.items()}
     with torch.enable_grad(), blaming(expectation.defense):
         expected = expectation(Update(leaves, each), observed=sent)
-        # In a random direction: the length of what is clipped has no slope, and needs none.
+        # Along a random direction: the length of a clipped update is constant, though the update is not.
         generator = make_generator(0, "slope")
         aim = torch.stack([(tensor * randn_like(tensor, generator)).sum() for tensor in expected.tensors.values()]).sum()
     known = math.sqrt(sum(float(tensor.detach().square().sum()) for tensor in expected.tensors.values()))

@@ -69,7 +69,7 @@ class CoarseChain(nn.Module):
         self.sketch_mean, self.sketch_deviation = _moments([part.sketches for part in seen])
         self.last_mean, self.last_deviation = _moments([part.last.flatten(0, 1) for part in seen])
         self.scale = (wanted - begin).square().mean().sqrt().clamp_min(1e-6)
-        # What one node adds stays small for the next, also in components that the closed form leaves constant.
+        # The scale is added so that a component which is constant at the start does not explode once a node adds to it.
         self.mean, self.deviation = begin.flatten(0, 1).mean(0), begin.flatten(0, 1).std(0) + self.scale
 
     def forward(self, seen: Seen, begin: torch.Tensor) -> torch.Tensor:

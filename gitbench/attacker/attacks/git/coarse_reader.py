@@ -54,7 +54,7 @@ class Seen:
 
 
 class Reader:
-    """From updates to features, with nothing learned but the last layer's weights and a range of its inputs.
+    """Reads features off updates. All that it learns are the last layer's weights and a range of its inputs.
 
     Args:
         observation: whose updates are read; needs no update of its own.
@@ -154,7 +154,7 @@ class Reader:
 
     def _inputs(self, update: Update) -> list[torch.Tensor]:
         """Inputs of layers between the image and the last layer, each hashed to its share of the room."""
-        # Of several penalties, the middle one: nothing chooses here.
+        # The middle one of several penalties, for nothing is fitted here that could choose.
         estimates = [shown_inputs(layer, self._modules[layer.name], update) for layer in self._shown if layer is not self._direct]
         groups = [found[len(found) // 2] for found in estimates]
         if self._head is not None:

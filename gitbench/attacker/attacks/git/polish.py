@@ -23,8 +23,8 @@ _POINTS = 64  # public images at which the gradient's Jacobian is taken, shared 
 _LABELS = 32  # with more classes, all labels share one information matrix
 _STEP = 0.02  # of a central difference, in standard deviations of a component
 _MODEL_ERROR = 0.01  # relative error granted to the solved weights
-_DAMPING = 5.0  # the Jacobian is not the victim's own
-_ROWS = 64  # images at once: more of them leave the cache
+_DAMPING = 5.0  # of the information, which is that of public images and not the victim's own
+_ROWS = 64  # images at once: more of them do not fit into the cache
 
 
 class Polish:

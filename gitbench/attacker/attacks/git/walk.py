@@ -1,4 +1,4 @@
-"""The walk from the logits back to the input: the recursion with solved weights, each step a MAP estimate."""
+"""The walk from the logits back to the input: the recursion with solved weights. Each step is a MAP estimate."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gitbench.attacker.tools.regression import LinearMap
 
 Tensors = dict[str, torch.Tensor]
 
-_FEATURES = 2048  # earlier features are kept beside a step's own up to here
+_FEATURES = 2048  # at most: earlier features are kept beside a step's own as long as all of them are no more
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class StepNoise:
 
 
 class SolvedWalk:
-    """Features of a stack of updates, from which a linear map reads the images.
+    """Walks down the layers of a stack of updates. What it finds are features, from which a linear map reads the images.
 
     Args:
         chain: the model's layers.
@@ -86,7 +86,7 @@ class SolvedWalk:
         return torch.cat([values, kept], dim=1), delta
 
     def readable(self, step: int, solved: torch.Tensor) -> torch.Tensor:
-        """Pre-activations are closer to linear in the pixels; where there is noise, the inverse would tear it apart."""
+        """Pre-activations, which are closer to linear in the pixels; outputs where there is noise, which the inverse would amplify."""
         if step >= len(self.chain.layers) - 2 or float(self.tensors["top.noise"]) > 0:
             return solved
         return operators.inverse(self.chain.layers[-3 - step].activation, solved)
@@ -110,7 +110,7 @@ class SolvedWalk:
         return self.top(update)[0].argmin(1)
 
     def top(self, update: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The last layer: its ``δ``, its input behind the inverse activation, and what else is told of the victim."""
+        """The last layer: its ``δ``, its input before the activation, and further features: ``δ``'s direction, and what was sent."""
         last, below = self.chain.layers[-1], self.chain.layers[-2]
         weight = update[f"{last.name}.weight"]
         bias = update.get(f"{last.name}.bias")
@@ -118,7 +118,7 @@ class SolvedWalk:
         delta, feature, seen = readtop(weight, bias, mean=mean, spread=spread, noise=float(noise), sparse=self.sparse)
         direction = delta / delta.norm(dim=1, keepdim=True).clamp_min(1e-20)
         if not self.sparse:
-            if float(noise) > 0:  # an inverse activation would tear the noise apart
+            if float(noise) > 0:  # which the inverse activation would amplify
                 return delta, feature, direction
             return delta, operators.inverse(below.activation, feature), direction
         values = operators.inverse(below.activation, feature)
@@ -131,8 +131,8 @@ def readtop(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """``δ``, the input, and which of its entries were sent, from the last layer's defended gradient.
 
-    ``δ`` is read off the bias and off the rows of the weight, whose average over the inputs' known mean
-    carries far less noise; the two are weighted by their variances.
+    ``δ`` is read off the bias, and off the rows of the weight by a regression on the inputs' mean over public examples,
+    which averages the noise of many entries. The two are weighted by their variances.
 
     Args:
         weight: ``(N, K, F)``.

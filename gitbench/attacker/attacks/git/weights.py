@@ -12,7 +12,7 @@ from gitbench.attacker.layers.chain import Chain, Layer, Weights
 from gitbench.attacker.layers.passes import activated
 from gitbench.clients.update import Update
 
-_CONFIDENT = 0.05  # examples whose δ is smaller than this were classified too well to tell anything
+_CONFIDENT = 0.05  # an example whose δ is smaller than this is classified too well to tell anything
 _ENOUGH = 320  # examples, where each has as many equations as a layer's output has positions
 _ALL = slice(None)
 _DETERMINED = 0.999  # share of an input position that the gradient alone tells
@@ -115,7 +115,7 @@ def _last_layer(delta: torch.Tensor, feature: torch.Tensor, labels: torch.Tensor
     one_hot = nn.functional.one_hot(labels, classes).to(delta.dtype)
     scale = -(delta * one_hot).sum(1, keepdim=True)  # at most one, and close to one where the guess was wrong
     probabilities = delta + one_hot
-    # The true class's own probability is a small difference of large numbers: left out where it is rounded away.
+    # The true class's probability is a small difference of large numbers, and is left out where rounding decides it.
     known = (one_hot == 0) | (probabilities > 1e-3)
     known &= (probabilities > 1e-30) & (scale > 1e-3)
     reference = int(known.sum(0).argmax())

@@ -1,4 +1,4 @@
-"""How an update differs from the gradient behind it, as a rehearsal on the attacker's own images shows."""
+"""How updates differ from the gradients behind them, measured on images of the attacker's own."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from gitbench.clients.update import Update
 ROUNDING = 1e-6
 """Of float32, in units of the root mean square of a gradient's entries."""
 
-_NOTHING = 1e-5  # relative error below which a defense adds nothing
-_SAME = 0.02  # relative change of scale below which a defense leaves the scale alone
+_NOTHING = 1e-5  # relative departure that is taken for rounding
+_SAME = 0.02  # relative change of scale that is taken for none
 
 
 @dataclass(frozen=True)
 class Departure:
-    """What a defense leaves uncertain.
+    """How far what a defense sends is from what the walk and the posterior expect, as root mean squares of each tensor.
 
     Args:
-        walk: standard deviation per tensor between what was sent, back at its original scale, and the gradient.
-        match: the same between what was sent and what the defense's deterministic part makes of the gradient.
-        size: root mean square of what was sent, per tensor.
-        rescaled: whether the scale of what was sent tells nothing.
+        walk: between the gradient and what was sent, brought back to the gradient's scale.
+        match: between what the defense's deterministic part makes of the gradient and what was sent.
+        size: of what was sent.
+        rescaled: whether the defense changes the scale.
     """
 
     walk: Mapping[str, float]

@@ -26,13 +26,13 @@ State = Mapping[str, torch.Tensor]
 
 _MATCHED = 1e-3  # relative error of every tensor of the update at which nothing is left to look for
 _TINY = 1e-12
-_APART = 0.02
-# A gradient that jumps where a unit switches can be followed from far away only if it is not taken at its word.
+_APART = 0.02  # standard deviation of what is added to the images of a batch at the start
+# Where units switch, gradients jump: from far away, the update must be matched loosely at first.
 _JUMPY = (
     nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ReLU6, nn.RReLU, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.modules.pooling._MaxPoolNd,
 )  # fmt: skip
 _STAGES = ((3.0, 0.2), (1.0, 0.4), (0.5, 0.4))  # relative error that is granted to the first layer, share of the iterations
-_GRADED = 0.1  # the last layer's, in units of the first's: fewer units switch above it
+_GRADED = 0.1  # the last layer's error, in units of the first's: fewer units switch above the last layer
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Images:
     matched: torch.Tensor
 
     def believed(self, state: State) -> torch.Tensor:
-        """Both, in the shares that public images taught."""
+        """The mixture of both that was best for public images."""
         if self.start is None or "trust" not in state:
             return self.found
         share = torch.where(self.matched, 1.0, state["trust"].to(self.found)).reshape(-1, 1, 1, 1, 1)

@@ -28,7 +28,7 @@ _SHARES = 21
 
 
 def learn(observation: Observation, *, options: Options, generator: torch.Generator, progress: Progress) -> Tensors:
-    """Priors, noise, the linear start, and how much of the posterior to believe: from public images, or from imagined ones.
+    """Learn priors, the defense's noise, the linear start and the trust in the posterior; without public images the first two.
 
     Args:
         observation: without its update.
@@ -65,7 +65,7 @@ def learn(observation: Observation, *, options: Options, generator: torch.Genera
 
 
 def _trust(found: Images, truth: torch.Tensor) -> torch.Tensor:
-    """The share of the posterior's image, beside the linear start's, that comes closest to the images that played victims."""
+    """The share of the posterior's image, the rest being the linear start's, that is best for public images that played victims."""
     assert found.start is not None
     if bool(found.matched.all()):
         return torch.tensor(1.0)
@@ -78,7 +78,7 @@ def _trust(found: Images, truth: torch.Tensor) -> torch.Tensor:
 
 
 def _priors(observation: Observation, images: torch.Tensor, image: Gaussian, progress: Progress) -> Tensors:
-    """Of the image, and of each layer's input in a chain."""
+    """Priors of the image, and of each layer's input where the model is a chain."""
     found = image.tensors("image")
     chain = read_chain(observation.model, observation.input_shape) if observation.batch_size == 1 else None
     if chain is None:
@@ -105,7 +105,7 @@ def _inputs(
 
 
 def _imagined(observation: Observation, generator: torch.Generator, progress: Progress) -> Tensors:
-    """Without public images: a 1/f prior, and images drawn from it to see what they give."""
+    """Without public images: a prior of photographs, and the noise of updates of images drawn from it."""
     shape, batch, device = observation.input_shape, observation.batch_size, observation.device
     image = natural(shape)
     images = image.drawn(_IMAGINED // batch * batch, generator).clamp(0, 1).float().reshape(-1, *shape).to(device)

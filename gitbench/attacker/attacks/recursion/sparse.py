@@ -33,7 +33,7 @@ _TINY = 1e-30
 
 @dataclass(frozen=True)
 class Batches:
-    """Candidates, sorted by label; what the rank does not show (an example that sends nothing) comes last, as the prior's mean.
+    """Candidate batches, sorted by label. Examples that the rank does not show (they send nothing) come last, as the prior's mean.
 
     Args:
         inputs: of the first layer, ``(V, B, n)``; the prior's mean where none was found.
@@ -103,7 +103,7 @@ def sparse_batches(
 def _labelled(
     chain: Chain, weights: Tensors, rows: torch.Tensor, deltas: torch.Tensor, batch_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The class of each image, ``(r,)``, and how many examples it stands for: those whose ``δ`` the model gives."""
+    """The class of each image ``(r,)``, whose ``δ`` under the model is nearest, and how many examples of the batch it stands for."""
     outputs = activations(chain, weights, rows)
     probabilities = outputs[-1].softmax(1)
     classes = probabilities.shape[1]

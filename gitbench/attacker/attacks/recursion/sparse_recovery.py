@@ -1,4 +1,4 @@
-"""The search for the directions that tell a batch's examples apart: those that meet the equations of most units."""
+"""The search for ``Q``, whose columns tell a batch's examples apart: directions that meet an equation of most units."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _TINY = 1e-30
 
 @dataclass(frozen=True)
 class Proposal:
-    """Images that the prior might give, among the mixtures ``p R`` of the victim's images with ``p`` on the plane where ``p · whole = 1``.
+    """Draws mixtures ``p R`` of the victim's images, with ``p · whole = 1``, that are likely under the prior.
 
-    Whitened by the prior's second moments, different images are nearly orthogonal. So directions are drawn alike in that space, and
-    those of images that are found already are left out.
+    Whitened by the prior's second moments, different images are nearly orthogonal. So all directions are equally likely in
+    that space, but for those of images that are found already.
 
     Args:
         metric: ``R Σ⁻¹ Rᵀ (r, r)``.
@@ -97,7 +97,7 @@ class Recovery:
         return None if best is None else best[: self._rank]
 
     def _drawn(self, pool: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Directions ``(N, r + d)``, each solved from as many units as it takes, in the state in which a proposed image has them."""
+        """Directions ``(N, r + d)``, each solved from as few units as determine it, in the states that a drawn mixture gives them."""
         equations, needed = self._equations, self._equations.needed
         sure = pool[self._score(pool) == len(equations.units)][: self._rank - 1, : self._rank]
         images = self._proposal.mixtures(self._round, sure, generator)
@@ -121,17 +121,17 @@ class Recovery:
         return scaled
 
     def _refined(self, directions: torch.Tensor) -> torch.Tensor:
-        """Those that meet most equations after some steps of :meth:`_settled`, each solved again from all that it meets."""
+        """The directions that meet most equations after :meth:`_settled`, each solved again from all equations that it meets."""
         directions = self._settled(directions)
         enough = min(self._equations.needed + MORE, len(self._equations.units))
         kept = self._distinct(directions[self._score(directions) >= enough])[:_KEPT]
         return self._solved(kept, *self._equations.met(kept, self._zero))
 
     def _settled(self, directions: torch.Tensor) -> torch.Tensor:
-        """The sum of the units' residuals, of the smaller of the two each, lowered from ``directions (N, r + d)``.
+        """Directions ``(N, r + d)`` with a smaller sum of residuals, where each unit counts with the smaller of its two.
 
-        Reweighted least squares, with one step of inverse iteration each. Where a unit or two of a sample were in another state, this
-        finds the others.
+        By reweighted least squares, with one step of inverse iteration each. It repairs directions that were solved with a unit
+        or two in the wrong state.
         """
         if not self._equations.known:
             return directions

@@ -1,4 +1,4 @@
-"""What the units behind a first linear layer say of a batch's examples: equations of the factors of its gradient."""
+"""The factors of a first linear layer's gradient, and what each of the layer's units says of them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,13 @@ _TINY = 1e-30
 
 @dataclass(frozen=True)
 class Factors:
-    """``G = left @ right`` and ``left @ whole`` the bias's gradient; ``left (m, r)`` has orthonormal columns."""
+    """Of a layer's gradient of rank ``r``.
+
+    Args:
+        left: ``L (m, r)``, with orthonormal columns.
+        right: ``R (r, n)``; the weight's gradient is ``L R``.
+        whole: ``(r,)``; the bias's gradient is ``L @ whole``.
+    """
 
     left: torch.Tensor
     right: torch.Tensor
@@ -62,13 +68,11 @@ def unmixed(factors: Factors, mixing: torch.Tensor) -> tuple[torch.Tensor, torch
 
 @dataclass(frozen=True)
 class UnitEquations:
-    """What each of the units that tell examples apart says of ``(q, t)``: one of two rows times it is zero.
-
-    ``t (d,)`` is the part of the example's second ``δ`` that the units which are always on leave open.
+    """Two equations for each unit that is on for some examples and off for others; every example's ``(q, t)`` meets one of them.
 
     Args:
-        off: ``(u, r + d)``, where the unit is off.
-        on: ``(u, r + d)``, where it is on; of unknown value where the second layer's ``δ`` is not seen.
+        off: ``(u, r + d)``: ``off @ (q, t) = 0`` where the example switches the unit off.
+        on: ``(u, r + d)``: the same where it switches it on.
         known: whether ``on`` is known.
         units: ``(u,)``, their indices.
     """
@@ -89,12 +93,21 @@ class UnitEquations:
         return (off < zero) & (off <= on), (on < zero) & (on < off)
 
     def residuals(self, directions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of both rows of every unit, each ``(N, u)``; without end where a row is not known."""
+        """Of both equations of every unit, each ``(N, u)``; infinite where an equation is not known."""
         off, on = (directions @ self.off.T).abs(), (directions @ self.on.T).abs()
         return off, on if self.known else torch.full_like(on, math.inf)
 
 
 def unit_equations(chain: Chain, weights: Tensors, update: Tensors, factors: Factors, live: torch.Tensor) -> UnitEquations:
+    """The equations of one victim's units. Units in the same state for all examples are recognised, and give ``T``.
+
+    Args:
+        chain: of which the first layer is linear.
+        weights: of all layers.
+        update: of the victim, without its first dimension.
+        factors: of the first layer's gradient.
+        live: ``(m,)`` bool: units that send more than rounding.
+    """
     second, slope = chain.layers[1], negative_slope(chain) or 0.0
     left, bias = factors.left, update[f"{chain.layers[0].name}.bias"]
     outgoing = weights[f"{second.name}.weight"].T  # (m, m2)
@@ -122,7 +135,7 @@ def unit_equations(chain: Chain, weights: Tensors, update: Tensors, factors: Fac
 
 
 def negative_slope(chain: Chain) -> float | None:
-    """Of the first activation where it is negative; None for another kind."""
+    """The slope of a first activation that is a ReLU (leaky or not) below zero; None for another kind."""
     activation = chain.layers[0].activation
     if isinstance(activation, nn.LeakyReLU):
         return float(activation.negative_slope)
