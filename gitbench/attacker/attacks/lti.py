@@ -253,9 +253,8 @@ class UpdateReader:
         # float32 rounds a constant far from zero to a deviation that is not quite zero.
         varies = deviation > _RELATIVE * mean.abs()
         self._scale = torch.where(varies, 1 / deviation.clamp_min(torch.finfo(deviation.dtype).tiny), 0)
-        self._hashing = (
-            None if bins is None else Hashing(len(mean), bins, generator=make_generator(seed, "hashing"), shuffled=True, device=mean.device)
-        )
+        signs = make_generator(seed, "hashing")
+        self._hashing = None if bins is None else Hashing(len(mean), bins, generator=signs, shuffled=True, device=mean.device)
 
     def __call__(self, update: Update) -> torch.Tensor:
         """Features ``(V, bins or D)`` of an update of ``V`` victims."""

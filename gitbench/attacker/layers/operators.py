@@ -130,13 +130,9 @@ def solve(
 def _solve_linear(
     delta: torch.Tensor, gradient: torch.Tensor, prior: torch.Tensor, *, precision: torch.Tensor, variance: float, sparse: bool
 ) -> torch.Tensor:
-    if sparse:
-        there = (gradient != 0).to(delta.dtype)
-        seen = torch.einsum("no,noi->ni", delta.square(), there)
-        back = torch.einsum("no,noi->ni", delta, gradient) - seen * prior
-    else:
-        seen = delta.square().sum(1, keepdim=True)
-        back = torch.einsum("no,noi->ni", delta, gradient) - seen * prior
+    squares = delta.square()
+    seen = torch.einsum("no,noi->ni", squares, (gradient != 0).to(delta.dtype)) if sparse else squares.sum(1, keepdim=True)
+    back = torch.einsum("no,noi->ni", delta, gradient) - seen * prior
     return prior + back / (seen + variance * precision)
 
 

@@ -29,8 +29,8 @@ def public_batches(observation: Observation, limit: int, *, generator: torch.Gen
         generator: for the choice.
     """
     public, batch = observation.public, observation.batch_size
-    count = min(limit, len(public)) // batch * batch
-    order = torch.randperm(len(public), generator=generator)[:count].reshape(-1, batch).to(public.labels.device)
+    count = min(limit, len(public)) // batch
+    order = torch.randperm(len(public), generator=generator)[: count * batch].reshape(count, batch).to(public.labels.device)
     return order.gather(1, public.labels[order].argsort(dim=1, stable=True))
 
 

@@ -79,7 +79,7 @@ def own_and_expected(observation: Observation, inputs: torch.Tensor, labels: tor
         observation: needs ``parameters``.
         inputs: ``(N, B, C, H, W)``.
         labels: ``(N, B)``.
-        sent: what clients send for these images.
+        sent: what clients send for them.
     """
     own = _gradients(observation, inputs, labels).detach()
     if observation.expectation is None:
@@ -89,13 +89,7 @@ def own_and_expected(observation: Observation, inputs: torch.Tensor, labels: tor
 
 
 def sent_for(observation: Observation, inputs: torch.Tensor, *, generator: torch.Generator) -> tuple[torch.Tensor, Update]:
-    """Random labels ``(N, B)``, sorted in each batch, for images of the attacker's own making, and what clients would send.
-
-    Args:
-        observation: needs ``parameters``.
-        inputs: ``(N, B, C, H, W)``.
-        generator: for the labels and the defense.
-    """
+    """Random labels ``(N, B)``, sorted in each batch, for made up images ``(N, B, C, H, W)``, and what clients would send."""
     with torch.no_grad():
         classes = observation.model(inputs[:1, 0]).shape[1]
     labels = torch.randint(classes, inputs.shape[:2], generator=generator).sort(dim=1).values.to(inputs.device)

@@ -95,8 +95,7 @@ def fit_coarse(
     network = lessons.network
     network.eval()
     with torch.no_grad():
-        before = lessons.validate()
-    after = before
+        before = after = lessons.validate()
     # A closed form that is exact leaves nothing to learn but rounding.
     if float(network.scale) > _EXACT:
         after = train_network(
@@ -205,9 +204,14 @@ def _prepared(
     observation: Observation, *, module: bool, options: CoarseOptions, generator: torch.Generator, progress: Progress
 ) -> _Lessons:
     """Public batches as they are read, the closed form fitted on them, and the chain before its training."""
-    order = _order(observation, options, generator)
+    order = public_batches(observation, options.limit, generator=generator)
     rows = len(order)
-    train = rows - _held(options, rows)
+    train = rows - max(1, round(options.holdout * rows))
+    if train < 2:
+        raise AttackError(
+            f"git needs at least 3 public batches to fit on, found {rows} of {observation.batch_size} images: "
+            "use more public data or a smaller batch."
+        )
     seed = int(torch.randint(2**62, (), generator=generator))
     pairs = PublicPairs(observation, order, generator=generator, progress=progress, what="git", budget=KEPT)
     # More inputs than half the public batches would fit noise.
@@ -228,26 +232,6 @@ def _prepared(
     network = _chain(reader, start, seen[0].last.shape[2], options, generator).to(observation.device)
     network.prepare([part.part(training) for part in seen], begins[0][training], wanted[training])
     return _Lessons(network, reader, start, pairs, beginnings, seen, begins, wanted, train, fresh, seed)
-
-
-def _held(options: CoarseOptions, rows: int) -> int:
-    """How many of the public batches are held out."""
-    return max(1, round(options.holdout * rows))
-
-
-def _order(observation: Observation, options: CoarseOptions, generator: torch.Generator) -> torch.Tensor:
-    """The public batches, ``(N, B)`` indices.
-
-    Raises:
-        AttackError: there are too few.
-    """
-    public, batch = observation.public, observation.batch_size
-    rows = min(options.limit, len(public)) // batch
-    if rows - _held(options, rows) < 2:
-        raise AttackError(
-            f"git needs at least 3 public batches to fit on, found {rows} of {batch} images: use more public data or a smaller batch."
-        )
-    return public_batches(observation, options.limit, generator=generator)
 
 
 def _chain(reader: Reader, start: Start, last: int, options: CoarseOptions, generator: torch.Generator) -> CoarseChain:

@@ -209,11 +209,8 @@ def _polish(
     expectation = observation.expectation
     if noise.sparse or expectation is None:
         return None
-    some = dict(pairs.gradients(torch.arange(min(_DRAWN, len(pairs)))).tensors)
-    found = fit_polish(
-        chain, weights, noise.variance, expectation, raw=some, inputs=images, labels=pairs.labels[:, 0], progress=progress
-    )  # fmt: skip
-    return None if found is None else Polish(chain, weights, found, expectation)
+    some, labels = pairs.gradients(torch.arange(min(_DRAWN, len(pairs)))).tensors, pairs.labels[:, 0]
+    return fit_polish(chain, weights, noise.variance, expectation, raw=some, inputs=images, labels=labels, progress=progress)
 
 
 def _polished(

@@ -49,8 +49,8 @@ class Head:
         return cls(linear, network.eval(), state["head.mean"], state["head.deviation"], state["head.trust"])
 
 
-class _Lessons:
-    """What the network is trained on: what the linear map leaves of the pixels, for each draw of the defense."""
+class _Remainder:
+    """What the linear map leaves of the pixels, for each draw of the defense: the network is trained on it."""
 
     def __init__(self, network: nn.Sequential, features: Sequence[torch.Tensor], rests: Sequence[torch.Tensor], held: torch.Tensor) -> None:
         self._network, self._features, self._rests = network, features, rests
@@ -71,10 +71,6 @@ class _Lessons:
     def validate(self) -> float:
         """The error on the rows that are held out."""
         return float(self._error(0, self._test))
-
-    def untrained(self) -> float:
-        """That of a network that adds nothing."""
-        return float((self._rests[0][self._test] / self.scale).square().mean())
 
     def _error(self, draw: int, rows: torch.Tensor) -> torch.Tensor:
         found: torch.Tensor = self._network((self._features[draw][rows] - self.mean) / self.deviation)
@@ -114,10 +110,10 @@ def fit_head(
     progress("git: fitting the linear path", 0, 1)
     linear = _linear(features, pixels, held, first)
     with seeded(generator):
-        network = _network(features[0].shape[1], width, pixels.shape[1]).to(pixels.device)
-    lessons = _Lessons(network, features, [pixels - linear(part) for part in features], held)
-    before = lessons.untrained()
-    after = before
+        network = _network(features[0].shape[1], width, pixels.shape[1]).to(pixels.device).eval()
+    lessons = _Remainder(network, features, [pixels - linear(part) for part in features], held)
+    with torch.no_grad():
+        before = after = lessons.validate()
     if float(lessons.scale) > _EXACT:  # a linear map that is exact leaves nothing to learn but rounding
         after = train_network(
             network, loss=lessons.loss, rows=lessons.rows, validate=lessons.validate, epochs=epochs, batch_size=128, lr=lr,

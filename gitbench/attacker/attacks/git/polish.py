@@ -38,7 +38,7 @@ class Polish:
     Args:
         chain: the model's layers.
         weights: from :func:`gitbench.attacker.attacks.git.weights.solve_weights`.
-        tensors: what :func:`fit_polish` found.
+        tensors: what :func:`fit_polish` learned.
         expectation: what the defense makes of gradients on average.
     """
 
@@ -123,8 +123,8 @@ def fit_polish(
     inputs: torch.Tensor,
     labels: torch.Tensor,
     progress: Progress,
-) -> Tensors | None:
-    """The prior and the Fisher information; None where the solved weights do not give the whole gradient.
+) -> Polish | None:
+    """With a prior and the Fisher information of public images; None where the solved weights do not give the whole gradient.
 
     Args:
         chain: the model's layers.
@@ -156,7 +156,7 @@ def fit_polish(
         found.append(_information(polish, tensors, flat[chosen], labels[chosen]))
         progress("git: information of the gradients", done + 1, len(groups))
     values, directions = torch.linalg.eigh(torch.stack(found))
-    return {**tensors, "information": values.clamp_min(0), "directions": directions}
+    return Polish(chain, weights, {**tensors, "information": values.clamp_min(0), "directions": directions}, expectation)
 
 
 def _information(polish: Polish, tensors: Tensors, points: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -51,14 +51,11 @@ class SolvedWalk:
         """Whether the last step estimates the input itself: the features then begin with it."""
         return f"step{len(self.chain.layers) - 2}.variance" in self.tensors
 
-    def features(self, update: Mapping[str, torch.Tensor], *, depth: int | None = None) -> torch.Tensor:
-        """``(N, F)``. ``depth`` stops after so many layers, for fitting."""
-        delta, found, extra = self.top(update)
-        features = torch.cat([found, extra], dim=1)
-        layers = self.chain.layers
-        for step in range(len(layers) - 1):
-            name = f"step{step}"
-            if (depth is not None and step >= depth) or f"{name}.outputs.weight" not in self.tensors:
+    def features(self, update: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """``(N, F)``."""
+        delta, features = self.top(update)
+        for step in range(len(self.chain.layers) - 1):
+            if f"step{step}.outputs.weight" not in self.tensors:
                 break
             features, delta = self.step(step, update, features, delta)
         return features
@@ -109,24 +106,23 @@ class SolvedWalk:
         """``(N,)``: the one class whose logit the gradient raises."""
         return self.top(update)[0].argmin(1)
 
-    def top(self, update: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The last layer: its ``δ``, its input before the activation, and further features: ``δ``'s direction, and what was sent."""
+    def top(self, update: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The last layer's ``δ``, and the first features: its input before the activation, ``δ``'s direction, and what was sent."""
         last, below = self.chain.layers[-1], self.chain.layers[-2]
-        weight = update[f"{last.name}.weight"]
-        bias = update.get(f"{last.name}.bias")
         mean, spread, noise = (self.tensors[f"top.{name}"] for name in ("mean", "spread", "noise"))
-        delta, feature, seen = readtop(weight, bias, mean=mean, spread=spread, noise=float(noise), sparse=self.sparse)
+        weight, bias = update[f"{last.name}.weight"], update.get(f"{last.name}.bias")
+        delta, feature, seen = read_top(weight, bias, mean=mean, spread=spread, noise=float(noise), sparse=self.sparse)
         direction = delta / delta.norm(dim=1, keepdim=True).clamp_min(1e-20)
         if not self.sparse:
-            if float(noise) > 0:  # which the inverse activation would amplify
-                return delta, feature, direction
-            return delta, operators.inverse(below.activation, feature), direction
+            # An inverse activation would amplify noise.
+            values = feature if float(noise) > 0 else operators.inverse(below.activation, feature)
+            return delta, torch.cat([values, direction], dim=1)
         values = operators.inverse(below.activation, feature)
         completed = complete(values, seen, *(self.tensors[f"top.{name}"] for name in ("centre", "basis", "power", "rest")))
-        return delta, completed, torch.cat([direction, seen.float()], dim=1)
+        return delta, torch.cat([completed, direction, seen.float()], dim=1)
 
 
-def readtop(
+def read_top(
     weight: torch.Tensor, bias: torch.Tensor | None, *, mean: torch.Tensor, spread: torch.Tensor, noise: float, sparse: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """``δ``, the input, and which of its entries were sent, from the last layer's defended gradient.

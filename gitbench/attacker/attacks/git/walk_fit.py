@@ -50,8 +50,7 @@ def fit_walk(
     exact = _activations(chain, weights, raw, inputs)
     tensors = {f"weights.{name}": tensor for name, tensor in weights.items()}
     walk = SolvedWalk(chain, {**tensors, **_top(chain, noise, exact[-1].flatten(1)[~held])})
-    delta, found, extra = walk.top(updates)
-    features = torch.cat([found, extra], dim=1)
+    delta, features = walk.top(updates)
     for step in range(len(chain.layers) - 1):
         layer = chain.layers[-2 - step]
         if not _is_solvable(layer, noise) or (layer.is_conv and layer is chain.layers[0]):
@@ -90,17 +89,7 @@ def _is_solvable(layer: Layer, noise: StepNoise) -> bool:
 
 @dataclass(frozen=True)
 class _StepFit:
-    """Fits one step of a walk, whose tensors it fills.
-
-    Args:
-        walk: fitted down to the layer above.
-        step: which.
-        noise: what the defense does.
-        updates: of ``N`` public examples, defended.
-        features: what the layers above tell, ``(N, F)``.
-        above: the ``δ`` of the layer above.
-        held: ``(N,)`` bool: rows that choose penalties.
-    """
+    """Fits one step of a walk, and writes into its tensors: from the features and the ``δ`` of the layers above."""
 
     walk: SolvedWalk
     step: int

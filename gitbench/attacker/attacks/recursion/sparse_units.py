@@ -99,14 +99,9 @@ class UnitEquations:
 
 
 def unit_equations(chain: Chain, weights: Tensors, update: Tensors, factors: Factors, live: torch.Tensor) -> UnitEquations:
-    """The equations of one victim's units. Units in the same state for all examples are recognised, and give ``T``.
+    """The equations of one victim's units, of which ``live (m,)`` send more than rounding.
 
-    Args:
-        chain: of which the first layer is linear.
-        weights: of all layers.
-        update: of the victim, without its first dimension.
-        factors: of the first layer's gradient.
-        live: ``(m,)`` bool: units that send more than rounding.
+    Units that are in one state for all examples are recognised, and give ``T``.
     """
     second, slope = chain.layers[1], negative_slope(chain) or 0.0
     left, bias = factors.left, update[f"{chain.layers[0].name}.bias"]
