@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gitbench
-from gitbench.attacker.attacks.ridge import fit_ridge, last_features
+from gitbench.attacker.tools.features import last_features
 from gitbench.attacker.tools.labels import infer_labels
 from gitbench.attacker.tools.lbfgs import BatchedLbfgs
 from gitbench.attacker.tools.matching import DISTANCES, Objective
+from gitbench.attacker.tools.regression import fit_linear
 from gitbench.clients.data import Data
 from gitbench.core.random import make_generator
 from helpers import CIFAR10, make_data
@@ -78,11 +79,10 @@ def test_ridge_regression_is_that_of_the_normal_equations() -> None:
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(200, 5, generator=generator, dtype=torch.float64)
     pixels = features @ torch.randn(5, 3, generator=generator, dtype=torch.float64) * 0.05 + 0.5
-    state = fit_ridge([features], pixels, holdout=0.1)
+    fitted = fit_linear(features, pixels, held=torch.arange(200) >= 180, thorough=True)
     design = torch.cat([features, torch.ones(200, 1, dtype=torch.float64)], 1)
     expected = design @ torch.linalg.lstsq(design, pixels).solution
-    found = (features - state["feature_mean"]) @ state["weight"] + state["pixel_mean"]
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(fitted(features), expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("model", ["mlp", "lenet", "lenet(bias=False)"])

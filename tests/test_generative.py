@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import gitbench
 from gitbench.attacker.attack import load_attack
 from gitbench.attacker.attacks.gias import GIAS, Generator
-from gitbench.attacker.attacks.lti import LTI, Hashing, UpdateReader, matched_error
+from gitbench.attacker.attacks.lti import LTI, UpdateReader, matched_error
 from gitbench.attacker.learning import NoCheckpoint
 from gitbench.attacker.observation import Observation
 from gitbench.attacker.tools.labels import infer_labels
@@ -68,28 +68,6 @@ def test_loss_gradient_goes_to_the_matched_image() -> None:
     found = torch.tensor([[[0.9], [0.2]]], requires_grad=True)
     (gradient,) = torch.autograd.grad(matched_error(found, images), found)
     assert torch.allclose(gradient, torch.tensor([[[-0.1], [0.2]]]))
-
-
-@given(entries=st.integers(2, 60), seed=st.integers(0, 10_000), data=st.data())
-def test_hashing_is_linear_and_the_same_for_the_same_seed(entries: int, seed: int, data: st.DataObject) -> None:
-    bins = data.draw(st.integers(1, entries - 1))
-    first, second = torch.randn(2, 4, entries, generator=torch.Generator().manual_seed(seed)).double()
-    hashing = Hashing(entries, bins, seed=seed)
-    assert hashing(first).shape == (4, bins)
-    assert torch.allclose(hashing(2 * first - second), 2 * hashing(first) - hashing(second))
-    assert torch.equal(hashing(first), Hashing(entries, bins, seed=seed)(first))
-
-
-def test_every_coordinate_goes_to_one_bin_with_a_sign() -> None:
-    matrix = Hashing(20, 6, seed=0)(torch.eye(20))
-    assert torch.equal(matrix.abs().sum(1), torch.ones(20))
-    assert set(matrix.abs().sum(0).tolist()) == {3.0, 4.0}
-
-
-def test_hashing_keeps_squared_norms_in_expectation() -> None:
-    vector = torch.rand(1, 40, generator=torch.Generator().manual_seed(0)) + 1
-    found = torch.stack([Hashing(40, 10, seed=seed)(vector).square().sum() for seed in range(2000)]).mean()
-    assert found == pytest.approx(float(vector.square().sum()), rel=0.03)
 
 
 def test_reader_drops_constant_coordinates_and_cuts_outliers() -> None:

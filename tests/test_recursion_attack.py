@@ -74,6 +74,14 @@ def test_a_last_layer_without_bias_is_walked_from_too(smooth: Data) -> None:
     assert psnr("recursion", smooth, gitbench.load_model("mlp(bias=False)", smooth)).mean() > 60
 
 
+def test_hidden_layers_without_bias_are_walked_through_too(smooth: Data) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        hidden = [nn.Linear(432, 64, bias=False), nn.Tanh(), nn.Linear(64, 32, bias=False), nn.Tanh()]
+        model = nn.Sequential(nn.Flatten(), *hidden, nn.Linear(32, smooth.classes))
+    assert psnr("recursion", smooth, model).mean() > 60
+
+
 def test_without_public_images_a_prior_of_photographs_does(smooth: Data) -> None:
     model = gitbench.load_model("lenet", smooth)
     assert psnr("recursion", smooth, model, public=False).mean() > 40

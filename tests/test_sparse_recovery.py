@@ -10,7 +10,8 @@ from torch import nn
 
 import gitbench
 from gitbench.attacker.attack import load_attack
-from gitbench.attacker.attacks.recursion.sparse import Batches, Factors, applies, factorise, sparse_batches, unmixed
+from gitbench.attacker.attacks.recursion.sparse import Batches, applies, sparse_batches
+from gitbench.attacker.attacks.recursion.sparse_units import Factors, factorise, unmixed
 from gitbench.attacker.layers.chain import Chain, read_chain
 from gitbench.attacker.tools.priors import Gaussian
 from gitbench.clients.client import client_update

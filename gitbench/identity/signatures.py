@@ -118,16 +118,15 @@ def _fields_of(names: Bindings, written: ast.expr) -> Signature | None:
 
 
 def _fields(names: Bindings, node: ast.ClassDef) -> Signature | None:
-    parts = [_fields_of(names, base) for base in node.bases]
-    own = [item for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)]
-    parts.append(Signature(tuple(item.target.id for item in own), tuple(item.target.id for item in own if item.value is None)))
-    keywords, required = [], []
-    for part in parts:
-        if part is None or node.keywords:
+    found = Signature()
+    for base in node.bases:
+        part = _fields_of(names, base)
+        if part is None:
             return None
-        keywords += part.keywords
-        required += part.required
-    return Signature(tuple(keywords), tuple(required))
+        found = Signature((*found.keywords, *part.keywords), (*found.required, *part.required))
+    own = [(item.target.id, item.value) for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)]
+    required = tuple(name for name, value in own if value is None)
+    return None if node.keywords else Signature((*found.keywords, *(name for name, _ in own)), (*found.required, *required))
 
 
 def _of_base(names: Bindings, base: ast.expr, seen: tuple[ast.AST, ...]) -> Signature | None:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import math
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
 
 from gitbench.attacker.attack import Candidates, Refiner
 from gitbench.attacker.observation import Observation
+from gitbench.attacker.options import AdaptiveOptions
 from gitbench.attacker.tools.labels import infer_labels
 from gitbench.attacker.tools.lbfgs import BatchedLbfgs
-from gitbench.attacker.tools.matching import INITS, Falling, Init, Objective, check_choice, initial_images
+from gitbench.attacker.tools.matching import INITS, Init, Objective, initial_images
+from gitbench.attacker.tools.optimisation import Best, Falling
 from gitbench.clients.model import classes_of
 from gitbench.core.progress import Progress, TimeUp
+from gitbench.identity.threat import Knowledge
 
 _PRECISION = 1e-10
 
@@ -77,23 +81,21 @@ class DLG(Refiner):
         if start is not None:
             points[:, : problem.pixels] = start.flatten(1)
         optimizer = BatchedLbfgs(points, lr=self.options.lr, history=self.options.history)
-        best = points.clone()
-        best_loss = torch.full((len(points),), math.inf, device=points.device)
-        run_loss, since = best_loss.clone(), torch.zeros_like(best_loss)
+        best = Best(points.clone(), points.new_full((len(points),), math.inf))
+        run_loss, since = best.losses.clone(), torch.zeros_like(best.losses)
         # Matched to float32's precision: the squared distance of the gradients against their square.
         matched = _PRECISION * observation.update.flatten().square().sum(1)
         falling = Falling(self.options.iterations)
         with contextlib.suppress(TimeUp):
             for iteration in range(self.options.iterations):
-                active = best_loss > matched
+                active = best.losses > matched
                 if not active.any():
                     break
                 before = optimizer.points
                 losses = optimizer.step(problem.closure, active=active)
                 losses = torch.where(losses.isfinite(), losses, math.inf)
-                better = losses < best_loss
-                best[better], best_loss[better] = before[better], losses[better]
-                falling.see(iteration, best_loss)
+                best.offer(before, losses)
+                falling.see(iteration, best.losses)
                 since = torch.where(losses < run_loss, 0, since + 1)
                 run_loss = torch.minimum(run_loss, losses)
                 lost = active & ((since > self.options.patience) | ~losses.isfinite() | ~optimizer.points.isfinite().all(1))
@@ -101,7 +103,7 @@ class DLG(Refiner):
                     optimizer.restart(lost, problem.start(generator))
                     run_loss[lost], since[lost] = math.inf, 0
                 progress("dlg", iteration + 1, self.options.iterations)
-        return Candidates(problem.images(best).clamp(0, 1), still_improving=falling.still)
+        return Candidates(problem.images(best.candidates).clamp(0, 1), still_improving=falling.still)
 
     def _fixed_labels(self, observation: Observation) -> torch.Tensor | None:
         if self.options.labels == "joint":

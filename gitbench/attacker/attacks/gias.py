@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
-from torch import nn
 from torch.func import functional_call, vmap
-from torch.nn import functional
 
 from gitbench.attacker.attack import Attack, Candidates, State
 from gitbench.attacker.learning import Checkpoint, train_network
 from gitbench.attacker.observation import Observation
+from gitbench.attacker.options import PublicOptions
+from gitbench.attacker.tools.generator import Autoencoder, Generator
 from gitbench.attacker.tools.labels import infer_labels
-from gitbench.attacker.tools.matching import DISTANCES, Distance, Falling, Objective, check_choice, total_variation
+from gitbench.attacker.tools.matching import DISTANCES, Distance, Objective, total_variation
+from gitbench.attacker.tools.optimisation import SCHEDULES, Best, Falling, adam
 from gitbench.core.errors import AttackError
 from gitbench.core.progress import Progress, TimeUp
 from gitbench.core.random import seeded
 
-_SCALES = 3  # of the generator: it starts at an eighth of the image's sides
+Matching = Callable[[torch.Tensor], torch.Tensor]
+"""Images ``(V, B, C, H, W)`` to their matching losses ``(V,)``."""
+
 _ADVERSARIAL_BETAS = (0.5, 0.999)  # as DCGANs are trained
 
 
@@ -132,7 +135,7 @@ class GIAS(Attack):
         order = torch.randperm(len(public), generator=generator)[:count].to(public.inputs.device)
         images, kept = public.inputs[order[held:]], public.inputs[order[:held]]
         with seeded(generator):
-            network = _Autoencoder(self._generator(observation), observation.input_shape, self.options.latent, self.options.channels)
+            network = Autoencoder(self._generator(observation), observation.input_shape, self.options.latent, self.options.channels)
         network.to(observation.device)
 
         def loss(chosen: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -169,245 +172,89 @@ class GIAS(Attack):
         network = self._generator(observation)
         network.load_state_dict(dict(state))
         network.to(observation.device).requires_grad_(False)
-        objective = Objective(observation, distance=self.options.distance)
-        matching = functools.partial(objective, labels=infer_labels(observation))
-        codes, images, losses = self._search_codes(network, observation, matching, generator, progress)
-        falling, steps = Falling(self.options.iterations), itertools.count()
-
-        def watched(images: torch.Tensor) -> torch.Tensor:
-            found = matching(images)
-            falling.see(next(steps), found)
-            return found
-
-        images = self._search_parameters(network, codes, images, losses, watched, progress)
-        return Candidates(images, still_improving=falling.still)
+        matching = functools.partial(Objective(observation, distance=self.options.distance), labels=infer_labels(observation))
+        codes, best = self._search_codes(network, observation, matching, generator, progress)
+        return self._search_parameters(network, codes, best, matching, progress)
 
     def _search_codes(
-        self,
-        network: Generator,
-        observation: Observation,
-        matching: Callable[[torch.Tensor], torch.Tensor],
-        generator: torch.Generator,
-        progress: Progress,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Codes ``(V, B, latent)``, their images and their matching losses ``(V,)``."""
-        victims, batch = observation.update.victims, observation.batch_size
+        self, network: Generator, observation: Observation, matching: Matching, generator: torch.Generator, progress: Progress
+    ) -> tuple[torch.Tensor, Best]:
+        """Codes ``(V, B, latent)``, and their images with their matching losses."""
+        options, victims, batch = self.options, observation.victims, observation.batch_size
         # Victims come first, so that one victim's codes are the same however many others there are.
-        starts = torch.randn(victims, self.options.restarts, batch, self.options.latent, generator=generator).to(observation.device)
-        codes = starts[:, 0].clone()
-        best = _Best(victims, observation.device)
-        for restart in range(self.options.restarts):
+        starts = torch.randn(victims, options.restarts, batch, options.latent, generator=generator).to(observation.device)
+        best, codes = Best(), Best(starts[:, 0].clone())
 
-            def images_of(points: tuple[torch.Tensor, ...]) -> torch.Tensor:
-                made: torch.Tensor = network(points[0].flatten(0, 1))
-                return made.reshape(victims, batch, *made.shape[1:])
+        def images_of(code: torch.Tensor) -> torch.Tensor:
+            made: torch.Tensor = network(code.flatten(0, 1))
+            return made.reshape(victims, batch, *made.shape[1:])
 
-            def keep(points: tuple[torch.Tensor, ...], better: torch.Tensor) -> None:
-                codes[better] = points[0].detach()[better]
+        for restart in range(options.restarts):
+            code = starts[:, restart].clone()
 
-            in_time = self._descend(
-                (starts[:, restart].clone(),),
-                images_of,
-                matching,
-                best,
-                keep,
-                iterations=self.options.latent_iterations,
-                lr=self.options.latent_lr,
-                tell=functools.partial(
-                    _tell, progress, "gias: codes", restart * self.options.latent_iterations, self.options.restarts * self.options.latent_iterations
-                ),
-            )
-            if not in_time:
+            def see(images: torch.Tensor, losses: torch.Tensor, code: torch.Tensor = code) -> None:
+                best.offer(images, losses)
+                codes.offer(code, losses)
+
+            done, total = restart * options.latent_iterations, options.restarts * options.latent_iterations
+            tell = functools.partial(_tell, progress, "gias: codes", done, total)
+            search = functools.partial(images_of, code)
+            if not self._descend((code,), search, matching, see, iterations=options.latent_iterations, lr=options.latent_lr, tell=tell):
                 break
-        return codes, best.images, best.losses
+        if best.empty:
+            raise TimeUp
+        return codes.candidates, best
 
-    def _search_parameters(
-        self,
-        network: Generator,
-        codes: torch.Tensor,
-        images: torch.Tensor,
-        losses: torch.Tensor,
-        matching: Callable[[torch.Tensor], torch.Tensor],
-        progress: Progress,
-    ) -> torch.Tensor:
-        """Images ``(V, B, C, H, W)`` of private generators, none a worse match than ``images`` with ``losses``."""
+    def _search_parameters(self, network: Generator, codes: torch.Tensor, best: Best, matching: Matching, progress: Progress) -> Candidates:
+        """Images ``(V, B, C, H, W)`` of private generators, none a worse match than the best so far."""
         names = [name for name, _ in network.named_parameters()]
         flat = codes.flatten(0, 1)
-        # One Adam over the stack is one Adam per image: its steps are elementwise.
         copies = tuple(parameter.detach().expand(len(flat), *parameter.shape).clone() for parameter in network.parameters())
+        falling, steps = Falling(self.options.iterations), itertools.count()
 
         def image_of(own: Mapping[str, torch.Tensor], code: torch.Tensor) -> torch.Tensor:
             made: torch.Tensor = functional_call(network, dict(own), (code[None],))[0]
             return made
 
-        def images_of(points: tuple[torch.Tensor, ...]) -> torch.Tensor:
-            made: torch.Tensor = vmap(image_of)(dict(zip(names, points, strict=True)), flat)
+        def images_of() -> torch.Tensor:
+            made: torch.Tensor = vmap(image_of)(dict(zip(names, copies, strict=True)), flat)
             return made.reshape(*codes.shape[:2], *made.shape[1:])
 
-        best = _Best(len(codes), codes.device, images=images, losses=losses)
-        self._descend(
-            copies,
-            images_of,
-            matching,
-            best,
-            None,
-            iterations=self.options.iterations,
-            lr=self.options.lr,
-            tell=functools.partial(_tell, progress, "gias: parameters", 0, self.options.iterations),
-        )
-        return best.images.clamp(0, 1)
+        def see(images: torch.Tensor, losses: torch.Tensor) -> None:
+            falling.see(next(steps), losses)
+            best.offer(images, losses)
+
+        tell = functools.partial(_tell, progress, "gias: parameters", 0, self.options.iterations)
+        self._descend(copies, images_of, matching, see, iterations=self.options.iterations, lr=self.options.lr, tell=tell)
+        return Candidates(best.candidates.clamp(0, 1), still_improving=falling.still)
 
     def _descend(
         self,
         points: tuple[torch.Tensor, ...],
-        images_of: Callable[[tuple[torch.Tensor, ...]], torch.Tensor],
-        matching: Callable[[torch.Tensor], torch.Tensor],
-        best: _Best,
-        keep: Callable[[tuple[torch.Tensor, ...], torch.Tensor], None] | None,
+        images_of: Callable[[], torch.Tensor],
+        matching: Matching,
+        see: Callable[[torch.Tensor, torch.Tensor], object],
         *,
         iterations: int,
         lr: float,
         tell: Callable[[int], None],
     ) -> bool:
-        """Adam on the matching loss plus total variation; ``best`` sees every point, the last included.
+        """Adam on the matching loss plus total variation; ``see`` is shown every point, the last included.
 
         Returns:
             Whether all iterations were made before time was up.
-
-        Raises:
-            TimeUp: time was up before ``best`` had seen anything.
         """
-        for point in points:
-            point.requires_grad_(True)
-        optimizer = torch.optim.Adam(points, lr=lr)
-        schedule = self._schedule(optimizer, iterations)
-        try:
-            for iteration in range(iterations + 1):
-                images = images_of(points)
-                losses = matching(images)
-                better = best.offer(images, losses)
-                if keep is not None:
-                    keep(points, better)
-                if iteration == iterations:
-                    break
-                gradients = torch.autograd.grad((losses + self.options.tv * total_variation(images)).sum(), points)
-                for point, gradient in zip(points, gradients, strict=True):
-                    point.grad = gradient
-                optimizer.step()
-                schedule.step()
-                tell(iteration + 1)
-        except TimeUp:
-            if best.empty:
-                raise
+
+        def losses_of() -> torch.Tensor:
+            images = images_of()
+            losses = matching(images)
+            see(images, losses)
+            return losses + self.options.tv * total_variation(images)
+
+        if not adam(points, losses_of, iterations=iterations, lr=lr, schedule=self.options.schedule, tell=tell):
             return False
+        losses_of()
         return True
-
-    def _schedule(self, optimizer: torch.optim.Optimizer, iterations: int) -> torch.optim.lr_scheduler.LRScheduler:
-        if self.options.schedule == "cosine":
-            return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
-        milestones = [iterations * eighths // 8 for eighths in (3, 5, 7)]
-        return torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
-
-
-class _Best:
-    """The images with the lowest matching loss, victim by victim."""
-
-    def __init__(
-        self, victims: int, device: torch.device, *, images: torch.Tensor | None = None, losses: torch.Tensor | None = None
-    ) -> None:
-        self._images = images
-        self.losses = torch.full((victims,), math.inf, device=device) if losses is None else losses.clone()
-
-    @property
-    def empty(self) -> bool:
-        return self._images is None
-
-    @property
-    def images(self) -> torch.Tensor:
-        assert self._images is not None
-        return self._images
-
-    def offer(self, images: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
-        """Keep what is better; returns for which victims ``(V,)`` it was."""
-        images, losses = images.detach(), losses.detach()
-        if self._images is None:
-            self._images = images.clone()
-        better = losses < self.losses  # False for NaN
-        self._images = torch.where(better[:, None, None, None, None], images, self._images)
-        self.losses = torch.where(better, losses, self.losses)
-        return better
-
-
-class Generator(nn.Module):
-    """The DCGAN's generator without BatchNorm, for images of any size: codes ``(N, latent)`` to images in [0, 1].
-
-    It starts at an eighth of the sides, rounded up, and crops what is too much.
-
-    Args:
-        shape: ``(C, H, W)`` of the images.
-        latent: dimensions of the code.
-        channels: of the last hidden layer.
-    """
-
-    def __init__(self, shape: tuple[int, int, int], *, latent: int, channels: int) -> None:
-        super().__init__()
-        colours, self.height, self.width = shape
-        widths = _widths(channels)
-        side = 2**_SCALES
-        rows, columns = -(-self.height // side), -(-self.width // side)
-        layers: list[nn.Module] = [nn.Linear(latent, widths[0] * rows * columns), nn.ReLU(), nn.Unflatten(1, (widths[0], rows, columns))]
-        for before, after in itertools.pairwise(widths):
-            layers += [nn.ConvTranspose2d(before, after, 4, stride=2, padding=1), nn.ReLU()]
-        self.layers = nn.Sequential(*layers, nn.ConvTranspose2d(widths[-1], colours, 4, stride=2, padding=1), nn.Sigmoid())
-
-    def forward(self, codes: torch.Tensor) -> torch.Tensor:
-        images: torch.Tensor = self.layers(codes)
-        return images[..., : self.height, : self.width]
-
-
-class _Autoencoder(nn.Module):
-    """A variational autoencoder around the generator, and the discriminator of adversarial training."""
-
-    def __init__(self, generator: Generator, shape: tuple[int, int, int], latent: int, channels: int) -> None:
-        super().__init__()
-        self.generator = generator
-        self.encoder = _convolutions(shape, channels, 2 * latent)
-        self.discriminator = _convolutions(shape, channels, 1)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Images through their mean codes."""
-        made: torch.Tensor = self.generator(self.encoder(images).chunk(2, dim=1)[0])
-        return made
-
-    def loss(self, images: torch.Tensor, noise: torch.Tensor, *, kl: float) -> torch.Tensor:
-        """Squared error of a pixel plus ``kl`` times the divergence of a code dimension from N(0, 1)."""
-        mean, logarithm = self.encoder(images).chunk(2, dim=1)
-        logarithm = logarithm.clamp(-10, 10)  # of the variance
-        made = self.generator(mean + (logarithm / 2).exp() * noise)
-        divergence = (mean.square() + logarithm.exp() - 1 - logarithm) / 2
-        total: torch.Tensor = (made - images).square().mean() + kl * divergence.mean()
-        return total
-
-    def adversarial_loss(self, images: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-        """The DCGAN's two losses as one sum: each network gets the gradient of its own loss alone."""
-        made = self.generator(codes)
-        judge = functional.softplus(-self.discriminator(images)).mean() + functional.softplus(self.discriminator(made.detach())).mean()
-        frozen = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
-        return judge + functional.softplus(-functional_call(self.discriminator, frozen, (made,))).mean()
-
-
-def _convolutions(shape: tuple[int, int, int], channels: int, outputs: int) -> nn.Sequential:
-    """The generator backwards: from images to ``outputs`` numbers."""
-    before, height, width = shape
-    layers: list[nn.Module] = []
-    for after in reversed(_widths(channels)):
-        layers += [nn.Conv2d(before, after, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
-        before, height, width = after, height // 2, width // 2
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(before * height * width, outputs))
-
-
-def _widths(channels: int) -> list[int]:
-    return [channels * 2**scale for scale in reversed(range(_SCALES))]
 
 
 def _tell(progress: Progress, what: str, before: int, total: int, step: int) -> None:

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 
 from gitbench.attacker.attack import Candidates, Refiner
 from gitbench.attacker.observation import Observation
+from gitbench.attacker.options import AdaptiveOptions
 from gitbench.attacker.tools.labels import infer_labels
-from gitbench.attacker.tools.matching import (
-    DISTANCES,
-    Distance,
-    Falling,
-    Objective,
-    check_choice,
-    initial_images,
-    total_variation,
-)
-from gitbench.core.progress import Progress, TimeUp
+from gitbench.attacker.tools.matching import DISTANCES, Distance, Objective, initial_images, total_variation
+from gitbench.attacker.tools.optimisation import SCHEDULES, Best, Falling, adam
+from gitbench.core.progress import Progress
+from gitbench.identity.threat import Knowledge
+
+Watch = tuple[Falling, Iterator[int]]
 
 
 class IG(Refiner):
@@ -86,66 +84,34 @@ class IG(Refiner):
     def refine(
         self, observation: Observation, start: torch.Tensor | None, *, generator: torch.Generator, progress: Progress
     ) -> torch.Tensor | Candidates:
-        objective = Objective(observation, distance=self.options.distance)
-        labels = observation.labels if self.options.labels == "known" else infer_labels(observation)
+        options, objective = self.options, Objective(observation, distance=self.options.distance)
+        labels = observation.labels if options.labels == "known" else infer_labels(observation)
         shape = (len(labels), observation.batch_size, *observation.input_shape)
-        best = best_loss = None
-        for restart in range(self.options.restarts):
+        best = Best()
+        for restart in range(options.restarts):
             if start is not None and restart == 0:
-                first, lr, tv = start, self.options.start_lr, self.options.start_tv
+                inputs, lr, tv = start.clone(), options.start_lr, options.start_tv
             else:
-                first, lr, tv = initial_images(shape, init="normal", generator=generator).to(observation.device), self.options.lr, self.options.tv
+                inputs = initial_images(shape, init="normal", generator=generator).to(observation.device)
+                lr, tv = options.lr, options.tv
+            falling, steps = Falling(options.iterations), itertools.count()
 
-            def loss_of(inputs: torch.Tensor, tv: float = tv) -> torch.Tensor:
-                return objective(inputs, labels) + tv * total_variation(inputs)
+            def losses_of(inputs: torch.Tensor = inputs, tv: float = tv, watch: Watch = (falling, steps)) -> torch.Tensor:
+                losses = objective(inputs, labels) + tv * total_variation(inputs)
+                watch[0].see(next(watch[1]), losses)
+                return losses
 
-            done, total = restart * self.options.iterations, self.options.restarts * self.options.iterations
-            falling = Falling(self.options.iterations)
-            found, in_time = self._descend(loss_of, first, lr, functools.partial(_tell, progress, done, total), falling)
+            tell = functools.partial(_tell, progress, restart * options.iterations, options.restarts * options.iterations)
+            in_time = adam(
+                (inputs,), losses_of, iterations=options.iterations, lr=lr, schedule=options.schedule, tell=tell,
+                signed=options.signed, bounded=True,
+            )  # fmt: skip
+            found = inputs.detach().clamp(0, 1)
             with torch.no_grad():
-                loss = objective(found, labels)
-            if best is None or best_loss is None:
-                best, best_loss = found, loss
-            else:
-                better = loss < best_loss
-                best[better], best_loss[better] = found[better], loss[better]
+                best.offer(found, objective(found, labels))
             if not in_time:
                 break
-        assert best is not None
-        return Candidates(best, still_improving=falling.still)
-
-    def _descend(
-        self,
-        loss_of: Callable[[torch.Tensor], torch.Tensor],
-        start: torch.Tensor,
-        lr: float,
-        tell: Callable[[int], None],
-        falling: Falling,
-    ) -> tuple[torch.Tensor, bool]:
-        """The last point, and whether all iterations were made before time was up."""
-        inputs = start.clone().requires_grad_(True)
-        optimizer = torch.optim.Adam([inputs], lr=lr)
-        schedule = self._schedule(optimizer)
-        in_time = False
-        with contextlib.suppress(TimeUp):
-            for iteration in range(self.options.iterations):
-                losses = loss_of(inputs)
-                falling.see(iteration, losses)
-                (gradient,) = torch.autograd.grad(losses.sum(), inputs)
-                inputs.grad = gradient.sign() if self.options.signed else gradient
-                optimizer.step()
-                schedule.step()
-                with torch.no_grad():
-                    inputs.clamp_(0, 1)
-                tell(iteration + 1)
-            in_time = True
-        return inputs.detach().clamp(0, 1), in_time
-
-    def _schedule(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
-        if self.options.schedule == "cosine":
-            return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.options.iterations)
-        milestones = [self.options.iterations * eighths // 8 for eighths in (3, 5, 7)]
-        return torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
+        return Candidates(best.candidates, still_improving=falling.still)
 
 
 def _tell(progress: Progress, before: int, total: int, step: int) -> None:

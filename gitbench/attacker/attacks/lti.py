@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import dataclass
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -12,6 +13,8 @@ from torch import nn
 from gitbench.attacker.attack import Attack, State
 from gitbench.attacker.learning import Checkpoint, train_network
 from gitbench.attacker.observation import Observation
+from gitbench.attacker.options import PublicOptions
+from gitbench.attacker.tools.hashing import Hashing
 from gitbench.attacker.tools.public_pairs import KEPT, PublicPairs, pairs_memory
 from gitbench.clients.update import Update
 from gitbench.core.errors import AttackError
@@ -237,7 +240,8 @@ class UpdateReader:
         # float32 rounds a constant far from zero to a deviation that is not quite zero.
         varies = deviation > _RELATIVE * mean.abs()
         self._scale = torch.where(varies, 1 / deviation.clamp_min(torch.finfo(deviation.dtype).tiny), 0)
-        self._hashing = None if bins is None else Hashing(len(mean), bins, seed=seed, device=mean.device)
+        signs = make_generator(seed, "hashing")
+        self._hashing = None if bins is None else Hashing(len(mean), bins, generator=signs, shuffled=True, device=mean.device)
 
     def __call__(self, update: Update) -> torch.Tensor:
         """Features ``(V, bins or D)`` of an update of ``V`` victims."""
@@ -246,38 +250,8 @@ class UpdateReader:
         for start in range(0, update.victims, size):
             flat = update[start : start + size].flatten()
             flat = ((flat - self.mean) * self._scale).clamp_(-_CLIP, _CLIP)
-            if self._hashing is not None:
-                # As large as one coordinate again, not as the sum of a bin's.
-                flat = self._hashing(flat) / math.sqrt(self._hashing.share)
-            pieces.append(flat)
+            pieces.append(flat if self._hashing is None else self._hashing(flat))
         return torch.cat(pieces)
-
-
-class Hashing:
-    """A random linear map to fewer coordinates that keeps squared norms in expectation.
-
-    Each coordinate is added to one random bin, with a random sign. All bins get equally many (or one fewer),
-    so that the sums are those of a matrix's columns: on a GPU, adding at random places is not deterministic.
-
-    Args:
-        entries: coordinates ``D``.
-        bins: fewer than ``entries``.
-        seed: of bins and signs.
-        device: of the vectors.
-    """
-
-    def __init__(self, entries: int, bins: int, *, seed: int, device: torch.device | str = "cpu") -> None:
-        generator = make_generator(seed, "hashing")
-        self.bins = bins
-        self.share = entries / bins
-        self._order = torch.randperm(entries, generator=generator).to(device)
-        self._signs = (torch.randint(2, (entries,), generator=generator).float() * 2 - 1).to(device)
-
-    def __call__(self, flat: torch.Tensor) -> torch.Tensor:
-        """``(V, D)`` to ``(V, bins)``."""
-        signed = (flat * self._signs).index_select(1, self._order)
-        padded = nn.functional.pad(signed, (0, -signed.shape[1] % self.bins))
-        return padded.reshape(len(flat), -1, self.bins).sum(1)
 
 
 class _Features:
@@ -287,7 +261,7 @@ class _Features:
         self._pairs = pairs
         self._reader = reader
         self._known: list[torch.Tensor] = []
-        if self._is_constant(seed):
+        if not pairs.random:
             draws = 1
         for draw in range(draws or 0):
             chunks = torch.arange(len(pairs)).split(64)
@@ -308,11 +282,6 @@ class _Features:
 
     def _fresh(self, rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         return self._reader(self._pairs.updates(rows, generator=generator))
-
-    def _is_constant(self, seed: int) -> bool:
-        rows = torch.arange(min(4, len(self._pairs)))
-        first, second = (self._pairs.updates(rows, generator=make_generator(seed, which)).flatten() for which in ("first", "second"))
-        return torch.equal(first, second)
 
 
 def matched_error(found: torch.Tensor, images: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -78,7 +78,7 @@ def read_chain(model: nn.Module, input_shape: tuple[int, int, int]) -> Chain | N
         if isinstance(module, _INVERTIBLE):
             if pending is None:
                 return None
-            layers.append(_with(pending, module))
+            layers.append(replace(pending, activation=module))
             pending = None
             continue
         if pending is not None:  # two layers without an activation between them
@@ -130,7 +130,3 @@ def _layer(name: str, module: nn.Module, shape: tuple[int, ...]) -> Layer | None
     out = (module.out_channels, height, width)
     sides = (kernel[0], kernel[1])
     return Layer(name, shape, out, None, stride=stride[0], padding=padding[0], kernel=sides, bias=module.bias is not None)
-
-
-def _with(layer: Layer, activation: nn.Module) -> Layer:
-    return Layer(layer.name, layer.input_shape, layer.output_shape, activation, layer.stride, layer.padding, layer.kernel, layer.bias)

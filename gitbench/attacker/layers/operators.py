@@ -12,12 +12,12 @@ from torch.nn.grad import conv2d_input
 
 from gitbench.attacker.layers.chain import Layer
 
-_SATURATED = 1e-4  # closer to an activation's bounds than this, an estimate carries no more than noise
+_SATURATED = 1e-4  # an estimate closer to an activation's bounds than this is mostly noise
 _ROWS = 256
-_CHUNK = 16  # systems at once: more of them leave the cache
+_CHUNK = 16  # systems solved at once: more of them do not fit into the cache
 
 
-def forward(layer: Layer, weight: torch.Tensor, bias: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+def forward(layer: Layer, weight: torch.Tensor, bias: torch.Tensor | None, inputs: torch.Tensor) -> torch.Tensor:
     """Pre-activations ``(N, *output_shape)`` of inputs ``(N, *input_shape)``, flattened or not."""
     inputs = inputs.reshape(-1, *layer.input_shape)
     if layer.is_conv:
@@ -51,6 +51,14 @@ def patches_of(layer: Layer, inputs: torch.Tensor) -> torch.Tensor:
     return functional.unfold(inputs, _sides(layer), padding=layer.padding, stride=layer.stride)
 
 
+def least_squares_input(delta: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """A linear layer's input ``δ⁺ G (N, inputs)`` from its gradient ``(N, outputs, inputs)``, of one example each.
+
+    It is the average of what every output unit says, ``G_h / δ_h``, weighted by ``δ_h²``.
+    """
+    return torch.einsum("no,noi->ni", delta, gradient) / delta.square().sum(1, keepdim=True).clamp_min(1e-30)
+
+
 def derivative(activation: nn.Module | None, outputs: torch.Tensor) -> torch.Tensor:
     """``σ'(z)`` from ``σ(z)``."""
     if isinstance(activation, nn.Sigmoid):
@@ -64,12 +72,12 @@ def derivative(activation: nn.Module | None, outputs: torch.Tensor) -> torch.Ten
     return torch.ones_like(outputs)
 
 
-def inverse(activation: nn.Module | None, outputs: torch.Tensor) -> torch.Tensor:
-    """``z`` from ``σ(z)``; of a ReLU's zeros only the bound 0 is known, and returned."""
+def inverse(activation: nn.Module | None, outputs: torch.Tensor, *, edge: float = _SATURATED) -> torch.Tensor:
+    """``z`` from ``σ(z)``, no closer to its bounds than ``edge``; of a ReLU's zeros only the bound 0 is known, and returned."""
     if isinstance(activation, nn.Sigmoid):
-        return outputs.clamp(_SATURATED, 1 - _SATURATED).logit()
+        return outputs.clamp(edge, 1 - edge).logit()
     if isinstance(activation, nn.Tanh):
-        return outputs.clamp(-1 + _SATURATED, 1 - _SATURATED).atanh()
+        return outputs.clamp(-1 + edge, 1 - edge).atanh()
     if isinstance(activation, nn.LeakyReLU):
         return torch.where(outputs > 0, outputs, outputs / activation.negative_slope)
     if isinstance(activation, nn.ReLU):
@@ -114,7 +122,7 @@ def solve(
         gram, back = normal_equations(layer, delta[rows], weight_gradient[rows], mean, sparse=sparse)
         factor, failed = torch.linalg.cholesky_ex(gram / variance + precision)
         told = torch.cholesky_solve(back / variance, factor).transpose(1, 2)
-        # A system beyond float32 tells nothing: the prior stays.
+        # Where float32 cannot solve the system, the prior stays.
         found.append(mean + torch.where((failed == 0)[:, None, None] & told.isfinite(), told, 0))
     return torch.cat(found).reshape(prior.shape)
 
@@ -122,13 +130,9 @@ def solve(
 def _solve_linear(
     delta: torch.Tensor, gradient: torch.Tensor, prior: torch.Tensor, *, precision: torch.Tensor, variance: float, sparse: bool
 ) -> torch.Tensor:
-    if sparse:
-        there = (gradient != 0).to(delta.dtype)
-        seen = torch.einsum("no,noi->ni", delta.square(), there)
-        back = torch.einsum("no,noi->ni", delta, gradient) - seen * prior
-    else:
-        seen = delta.square().sum(1, keepdim=True)
-        back = torch.einsum("no,noi->ni", delta, gradient) - seen * prior
+    squares = delta.square()
+    seen = torch.einsum("no,noi->ni", squares, (gradient != 0).to(delta.dtype)) if sparse else squares.sum(1, keepdim=True)
+    back = torch.einsum("no,noi->ni", delta, gradient) - seen * prior
     return prior + back / (seen + variance * precision)
 
 

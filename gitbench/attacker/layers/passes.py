@@ -13,31 +13,30 @@ from gitbench.attacker.layers.chain import Chain, Layer
 
 def activated(layer: Layer, weights: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
     """``σ(W a + b)``: ``(N, *output_shape)``."""
-    weight, bias = (weights[f"{layer.name}.{kind}"].to(inputs.dtype) for kind in ("weight", "bias"))
-    outputs = operators.forward(layer, weight, bias, inputs)
+    weight, bias = weights[f"{layer.name}.weight"].to(inputs.dtype), weights.get(f"{layer.name}.bias")
+    outputs = operators.forward(layer, weight, None if bias is None else bias.to(inputs.dtype), inputs)
     found: torch.Tensor = outputs if layer.activation is None else layer.activation(outputs)
+    return found
+
+
+def activations(chain: Chain, weights: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> list[torch.Tensor]:
+    """The inputs of all layers, and the logits."""
+    found = [inputs]
+    for layer in chain.layers:
+        found.append(activated(layer, weights, found[-1]))
     return found
 
 
 def gradients_of(chain: Chain, weights: Mapping[str, torch.Tensor], inputs: torch.Tensor, delta: torch.Tensor) -> dict[str, torch.Tensor]:
     """The update that inputs ``(N, C, H, W)`` and the last layer's ``δ`` would give. Needs every layer's weights."""
-    return _backpropagated(chain, weights, _layer_inputs(chain, weights, inputs), delta)
+    return _backpropagated(chain, weights, activations(chain, weights, inputs), delta)
 
 
 def simulate(chain: Chain, weights: Mapping[str, torch.Tensor], inputs: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
     """The update that inputs ``(N, C, H, W)`` and labels ``(N,)`` would give under cross-entropy; differentiable."""
-    found = _layer_inputs(chain, weights, inputs)
-    last = chain.layers[-1]
-    logits = operators.forward(last, weights[f"{last.name}.weight"], weights[f"{last.name}.bias"], found[-1])
-    delta = logits.softmax(1) - nn.functional.one_hot(labels, logits.shape[1]).to(logits.dtype)
+    found = activations(chain, weights, inputs)
+    delta = found[-1].softmax(1) - nn.functional.one_hot(labels, found[-1].shape[1]).to(found[-1].dtype)
     return _backpropagated(chain, weights, found, delta)
-
-
-def _layer_inputs(chain: Chain, weights: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> list[torch.Tensor]:
-    found = [inputs]
-    for layer in chain.layers[:-1]:
-        found.append(activated(layer, weights, found[-1]))
-    return found
 
 
 def _backpropagated(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from gitbench.attacker.observation import Observation
+from gitbench.clients.activation import inverse_before
 from gitbench.clients.model import last_linear
 from gitbench.clients.update import Update
 from gitbench.core.errors import ModelError
@@ -34,6 +37,13 @@ def last_features(observation: Observation, update: Update, labels: torch.Tensor
     rows = torch.arange(len(labels), device=weight.device)[:, None]
     scale = bias[rows, labels][..., None]
     return torch.where(scale.abs() > 1e-20, weight[rows, labels] / scale, 0)
+
+
+def input_inverse(observation: Observation) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """The inverse of the activation whose output the features are; None where there is none, or where only their direction is known."""
+    model = observation.architecture
+    _, linear = last_linear(model)
+    return inverse_before(model, linear) if linear.bias is not None else None
 
 
 def _without_bias(weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-_FLOOR = 1e-6  # of the largest variance: what varies less is known no better
+_FLOOR = 1e-6  # of the largest variance: directions that vary less are trusted no more
 _ROOM = 2**24  # entries of one (victims, classes, classes) tensor
 
 
@@ -40,7 +40,7 @@ def most_likely_counts(
 
 
 def _whitening(covariance: torch.Tensor) -> torch.Tensor:
-    """``T`` with ``Tᵀ covariance T = 1``; directions that hardly vary are not trusted beyond the floor."""
+    """``T`` with ``Tᵀ covariance T = 1``, the variances raised to the floor."""
     variance = covariance.diagonal(dim1=1, dim2=2)
     scale = variance.clamp_min(variance.amax(1, keepdim=True) * _FLOOR**2).clamp_min(1e-300).sqrt()
     values, vectors = torch.linalg.eigh(covariance / scale[:, :, None] / scale[:, None])

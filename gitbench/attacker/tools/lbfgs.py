@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -10,7 +10,9 @@ from gitbench.core.progress import TimeUp
 
 _HISTORY = 5
 _BACKTRACK = 1 / 3
+_CURVED = 1e-10  # below it, a step tells nothing of the curvature
 
+Pair = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Closure = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """Points ``(V, N)`` to losses ``(V,)`` and gradients ``(V, N)``."""
 
@@ -68,7 +70,7 @@ class BatchedLbfgs:
     def _remember(self, change: torch.Tensor) -> None:
         step = self._last_step
         curvature = (step * change).sum(1, keepdim=True)
-        usable = (curvature > 1e-10) & ~self._fresh[:, None]
+        usable = (curvature > _CURVED) & ~self._fresh[:, None]
         if not usable.any():
             return
         # A problem without a usable pair stores zeros, which the recursion passes over.
@@ -82,17 +84,8 @@ class BatchedLbfgs:
                 stack.pop(0)
 
     def _direction(self, gradient: torch.Tensor) -> torch.Tensor:
-        direction = -gradient
-        weights = []
-        for step, change, inverse in zip(reversed(self._steps), reversed(self._changes), reversed(self._inverse), strict=True):
-            weight = (step * direction).sum(1, keepdim=True) * inverse
-            weights.append(weight)
-            direction = direction - weight * change
-        direction = direction * self._scale
-        pairs = zip(self._steps, self._changes, self._inverse, reversed(weights), strict=True)
-        for step, change, inverse, weight in pairs:
-            direction = direction + step * (weight - (change * direction).sum(1, keepdim=True) * inverse)
-        return direction
+        pairs = list(zip(self._steps, self._changes, self._inverse, strict=True))
+        return -two_loop(gradient, pairs, lambda direction: direction * self._scale)
 
 
 def descend(
@@ -117,13 +110,14 @@ def descend(
     points = start
     values, gradients = objective(points)
     length = torch.ones_like(values)[:, None]
-    steps: list[torch.Tensor] = []
-    changes: list[torch.Tensor] = []
+    pairs: list[Pair] = []
     for iteration in range(iterations):
-        direction = _direction(gradients, steps, changes, precondition)
+        direction = two_loop(gradients, pairs, precondition)
         there = points - length * direction
         found, slopes = objective(there)
-        steps, changes = [*steps, there - points][-history:], [*changes, slopes - gradients][-history:]
+        step, change = there - points, slopes - gradients
+        curvature = (step * change).sum(1, keepdim=True)
+        pairs = [*pairs, (step, change, torch.where(curvature > _CURVED, 1 / curvature.clamp_min(_CURVED), 0))][-history:]
         better = (found < values)[:, None]
         points, gradients = torch.where(better, there, points), torch.where(better, slopes, gradients)
         values = torch.where(better[:, 0], found, values)
@@ -135,18 +129,19 @@ def descend(
     return points
 
 
-def _direction(
-    gradients: torch.Tensor, steps: list[torch.Tensor], changes: list[torch.Tensor], precondition: Callable[[torch.Tensor], torch.Tensor]
-) -> torch.Tensor:
-    """The two-loop recursion; a pair without positive curvature does not count."""
-    direction, kept = gradients, []
-    for step, change in zip(reversed(steps), reversed(changes), strict=True):
-        curvature = (step * change).sum(1, keepdim=True)
-        inverse = torch.where(curvature > 1e-10, 1 / curvature.clamp_min(1e-10), 0)
-        share = inverse * (step * direction).sum(1, keepdim=True)
-        direction = direction - share * change
-        kept.append((step, change, inverse, share))
+def two_loop(gradients: torch.Tensor, pairs: Sequence[Pair], precondition: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """The two-loop recursion of L-BFGS, an inverse curvature applied to gradients ``(V, n)``; a pair whose inverse is zero does not count.
+
+    Args:
+        gradients: of the present points.
+        pairs: step, change of the gradient, and the inverse of their product ``(V, 1)``; oldest first.
+        precondition: the inverse curvature to begin with.
+    """
+    direction, shares = gradients, []
+    for step, change, inverse in reversed(pairs):
+        shares.append((step * direction).sum(1, keepdim=True) * inverse)
+        direction = direction - shares[-1] * change
     direction = precondition(direction)
-    for step, change, inverse, share in reversed(kept):
-        direction = direction + step * (share - inverse * (change * direction).sum(1, keepdim=True))
+    for (step, change, inverse), share in zip(pairs, reversed(shares), strict=True):
+        direction = direction + step * (share - (change * direction).sum(1, keepdim=True) * inverse)
     return direction

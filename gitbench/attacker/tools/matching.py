@@ -15,7 +15,6 @@ DISTANCES: tuple[str, ...] = get_args(Distance)
 
 _SCALE_WEIGHT = 0.03  # chosen on held-out public photos (benchmarks/held_out.py)
 _TINY = 1e-24
-_STILL = 0.05
 Init = Literal["normal", "grey"]
 INITS: tuple[str, ...] = get_args(Init)
 
@@ -28,47 +27,6 @@ def initial_images(shape: Sequence[int], *, init: Init, generator: torch.Generat
     """
     drawn = torch.randn(tuple(shape), generator=generator)
     return 0.5 + 0.1 * drawn if init == "grey" else drawn
-
-
-def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
-    """Refuse a value that is not among the choices.
-
-    Raises:
-        ValueError: naming the option, the choices and what was found.
-    """
-    if value not in choices:
-        raise ValueError(f"expected {option} to be one of {', '.join(choices)}, got {value!r}")
-
-
-class Falling:
-    """Watches the losses of an iterative attack, to tell whether its budget ended too early.
-
-    Args:
-        iterations: of the budget.
-    """
-
-    def __init__(self, iterations: int) -> None:
-        self._late = 3 * iterations // 4
-        self._first: torch.Tensor | None = None
-        self._then: torch.Tensor | None = None
-        self._last: torch.Tensor | None = None
-
-    def see(self, iteration: int, losses: torch.Tensor) -> None:
-        """Losses ``(V,)`` at an iteration, counted from 0."""
-        self._last = losses.detach().clone()
-        if self._first is None:
-            self._first = self._last
-        if iteration <= self._late:
-            self._then = self._last
-
-    @property
-    def still(self) -> bool:
-        """Whether the last quarter brought the median victim over 5 % of the whole fall."""
-        if self._first is None or self._then is None or self._last is None:
-            return False
-        whole, late = self._first - self._last, self._then - self._last
-        fell = whole.isfinite() & (whole > 0)
-        return bool(fell.any()) and float((late[fell] / whole[fell]).median()) > _STILL
 
 
 class Objective:

@@ -47,6 +47,15 @@ class Gaussian:
             return torch.diag(1 / self.spread)
         return (self.directions / self.spread) @ self.directions.T
 
+    def drawn(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """Random inputs ``(count, n)``; on the CPU alone."""
+        along = torch.randn(count, len(self.mean), generator=generator, dtype=torch.float64) * self.spread.sqrt()
+        return self.mean + (along if self.directions is None else along @ self.directions.T)
+
+    def to(self, device: torch.device) -> Gaussian:
+        """The same on another device."""
+        return Gaussian(self.mean.to(device), self.spread.to(device), None if self.directions is None else self.directions.to(device))
+
     def tensors(self, prefix: str) -> dict[str, torch.Tensor]:
         """As tensors to store, named with ``prefix``; the directions in float32, to take half the room."""
         kept = {} if self.directions is None else {f"{prefix}.directions": self.directions.float()}
@@ -96,12 +105,12 @@ class Whitened:
 def of_samples(chunks: Iterable[torch.Tensor], *, hidden: bool) -> Gaussian:
     """Mean and covariance of rows ``(N, n)`` that come in chunks; the diagonal alone of what is too large for the whole.
 
-    A sample covariance is too sure of its smallest directions. So every fifth chunk is kept out of it, and says how far along
-    each direction images really lie.
+    A sample covariance underestimates the variance along its smallest directions. So every fifth chunk is left out of it, and
+    the variances are those of the chunks left out.
 
     Args:
         chunks: at least one row in all.
-        hidden: of a hidden layer: shrunk towards a broad prior, because what a layer says is precise anyway.
+        hidden: inputs of a hidden layer. Their covariance is shrunk towards a broad one, because gradients tell them precisely.
     """
     limit = _HIDDEN if hidden else DENSE
     count, total, product, kept = 0, torch.zeros(()), torch.zeros(()), []
@@ -139,18 +148,16 @@ def of_spectrum(images: torch.Tensor) -> Gaussian:
     return Gaussian(mean, spread + _PIXEL, torch.kron(colours, torch.kron(down, across)).T.contiguous())
 
 
-def natural(input_shape: tuple[int, int, int], *, mean: float = _GREY, contrast: float = _CONTRAST) -> Gaussian:
+def natural(input_shape: tuple[int, int, int]) -> Gaussian:
     """What is known of a photograph without having seen one: grey, a spectrum of ``1 / f²``, channels that go together.
 
     Args:
         input_shape: ``(C, H, W)``.
-        mean: of every pixel.
-        contrast: variance of every pixel.
     """
     channels, height, width = input_shape
-    if math.prod(input_shape) > DENSE:
-        entries = math.prod(input_shape)
-        return Gaussian(torch.full((entries,), mean, dtype=torch.float64), torch.full((entries,), contrast, dtype=torch.float64), None)
+    mean = torch.full((math.prod(input_shape),), _GREY, dtype=torch.float64)
+    if len(mean) > DENSE:
+        return Gaussian(mean, torch.full_like(mean, _CONTRAST), None)
     # Twice the side: a photograph does not go on at the other edge.
     down = torch.fft.fftfreq(2 * height, dtype=torch.float64)[:, None]
     across = torch.fft.fftfreq(2 * width, dtype=torch.float64)[None]
@@ -162,6 +169,5 @@ def natural(input_shape: tuple[int, int, int], *, mean: float = _GREY, contrast:
     rows, columns = rows.flatten(), columns.flatten()
     positions = correlation[rows[:, None] - rows, columns[:, None] - columns]
     colours = 0.9 + 0.1 * torch.eye(channels, dtype=torch.float64)
-    covariance = contrast * torch.kron(colours, positions)
-    spread, directions = torch.linalg.eigh(covariance)
-    return Gaussian(torch.full((len(covariance),), mean, dtype=torch.float64), spread.clamp_min(0) + _PIXEL, directions)
+    spread, directions = torch.linalg.eigh(_CONTRAST * torch.kron(colours, positions))
+    return Gaussian(mean, spread.clamp_min(0) + _PIXEL, directions)

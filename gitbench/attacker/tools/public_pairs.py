@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 import torch
 
 from gitbench.attacker.observation import Observation
+from gitbench.clients.client import blaming
+from gitbench.clients.defense import is_random
 from gitbench.clients.update import Update
 from gitbench.core.progress import Progress
 
 KEPT = 3 * 2**30
 """Bytes of public gradients that are kept rather than computed again."""
 
+_PIECE = 2**22  # entries that are protected at once: small temporaries are used again, large ones come fresh from the system
+_FEW = 4  # batches on which a defense shows whether it draws anything
 
-_PIECE = 2**22
-"""Entries that are protected at once: small temporaries are used again, large ones come fresh from the system."""
+
+def public_batches(observation: Observation, limit: int, *, generator: torch.Generator) -> torch.Tensor:
+    """Random batches of public images, ``(N, B)`` indices, sorted by class in each batch, as inferred labels are.
+
+    Args:
+        observation: needs ``public``.
+        limit: at most so many images.
+        generator: for the choice.
+    """
+    public, batch = observation.public, observation.batch_size
+    count = min(limit, len(public)) // batch
+    order = torch.randperm(len(public), generator=generator)[: count * batch].reshape(count, batch).to(public.labels.device)
+    return order.gather(1, public.labels[order].argsort(dim=1, stable=True))
 
 
 class PublicPairs:
@@ -68,6 +84,17 @@ class PublicPairs:
     def labels(self) -> torch.Tensor:
         """``(N, B)``."""
         return self._observation.public.labels[self.order]
+
+    @functools.cached_property
+    def random(self) -> bool:
+        """Whether protecting the same gradients again would give other updates."""
+        expectation = self._observation.expectation
+        if expectation is None:
+            return False
+        defense = expectation.defense
+        # What comes before the last round is drawn afresh for every request.
+        with blaming(defense):
+            return defense.rounds > 1 or is_random(defense, self.gradients(torch.arange(min(_FEW, len(self)))))
 
     def gradients(self, rows: torch.Tensor) -> Update:
         """Unprotected gradients of some rows, in chunks where they were not kept."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 
-_START, _LOWEST, _HIGHEST = -4, -10, 2  # powers of ten of the penalty
-_COLUMNS = 96  # outputs that choose the penalty
+_START, _LOWEST, _HIGHEST, _THOROUGH_HIGHEST = -4, -10, 2, 3  # powers of ten of the penalty
+_COLUMNS = 96  # outputs that choose it
+_ALL = slice(None)
 
 
 @dataclass(frozen=True)
@@ -40,65 +42,82 @@ class LinearMap:
         }
 
     @classmethod
-    def stored(cls, tensors: dict[str, torch.Tensor], prefix: str) -> LinearMap:
+    def stored(cls, tensors: Mapping[str, torch.Tensor], prefix: str) -> LinearMap:
         """The inverse of :meth:`tensors`."""
         mean, out, weight, error = (tensors[f"{prefix}.{name}"] for name in ("input_mean", "output_mean", "weight", "error"))
         return cls(mean, out, weight, float(error))
 
 
 def fit_linear(
-    inputs: torch.Tensor, targets: torch.Tensor, *, held: torch.Tensor, bounds: tuple[float, float] = (-math.inf, math.inf)
+    inputs: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    held: torch.Tensor,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+    thorough: bool = False,
 ) -> LinearMap:
     """Fit on the rows that are not held out; the normal equations are solved in float64.
 
     Args:
-        inputs: ``(N, F)``.
+        inputs: ``(N, F)``, whose dtype is that of the products and of the map.
         targets: ``(N, P)``.
         held: ``(N,)`` bool: rows that choose the penalty, which is in units of the inputs' mean variance.
         bounds: of the targets. Guesses are cut to them before they are compared, as they will be when
             they are used: a few wild inputs must not choose the penalty.
+        thorough: let all outputs choose the penalty, rather than some; then fit again, on all rows.
     """
-    train, train_targets = inputs[~held], targets[~held]
-    input_mean, output_mean = train.mean(0), train_targets.mean(0)
-    system = _System(train - input_mean, train_targets - output_mean)
-    test, test_targets = inputs[held] - input_mean, targets[held]
-    some = torch.linspace(0, targets.shape[1] - 1, min(_COLUMNS, targets.shape[1]), device=targets.device).long()
+    targets = targets.to(inputs.dtype)
+    equations = _NormalEquations(inputs[~held], targets[~held])
+    test, test_targets = inputs[held], targets[held]
+    every = targets.shape[1]
+    some = _ALL if thorough else torch.linspace(0, every - 1, min(_COLUMNS, every), device=targets.device).long()
     errors: dict[int, float] = {}
 
     def error(power: int) -> float:
         if power not in errors:
-            weight = system.weight(10.0**power, some)
-            guess = None if weight is None else (test @ weight + output_mean[some]).clamp(*bounds)
-            errors[power] = math.inf if guess is None else float((guess - test_targets[:, some]).square().mean())
+            fitted = equations.solved(10.0**power, some)
+            errors[power] = math.inf if fitted is None else _error(fitted, test, test_targets[:, some], bounds)
         return errors[power]
 
-    best = _START
+    best, highest = _START, _THOROUGH_HIGHEST if thorough else _HIGHEST
     for direction in (-1, 1):  # errors have one valley
-        while _LOWEST < best < _HIGHEST and error(best + direction) < error(best):
+        while _LOWEST < best < highest and error(best + direction) < error(best):
             best += direction
-    weight = system.weight(10.0**best, slice(None))
-    if weight is None:  # nothing but rounding in the inputs
-        weight = train.new_zeros(train.shape[1], targets.shape[1])
-    left = float(((test @ weight + output_mean).clamp(*bounds) - test_targets).square().mean())
-    return LinearMap(input_mean, output_mean, weight, left)
+    fitted = equations.solved(10.0**best) or equations.constant
+    left = _error(fitted, test, test_targets, bounds)
+    if thorough:
+        equations = _NormalEquations(inputs, targets)
+        fitted = equations.solved(10.0**best) or equations.constant
+    return replace(fitted, error=left)
 
 
-class _System:
-    """The normal equations of centred rows, in whichever of their two forms is the smaller."""
+class _NormalEquations:
+    """Of rows ``(N, F)`` and targets ``(N, P)`` less their means, in whichever of their two forms is the smaller."""
 
     def __init__(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
-        self._inputs = inputs
+        self._input_mean, self._output_mean = inputs.mean(0), targets.mean(0)
+        self._inputs, targets = inputs - self._input_mean, targets - self._output_mean
         self._few = len(inputs) < inputs.shape[1]
-        product = inputs @ inputs.T if self._few else inputs.T @ inputs
+        product = self._inputs @ self._inputs.T if self._few else self._inputs.T @ self._inputs
         self._gram = product.double() / len(inputs)
-        self._cross = (targets if self._few else inputs.T @ targets).double() / len(inputs)
-        self._scale = inputs.square().mean().double().clamp_min(1e-30)
+        self._cross = (targets if self._few else self._inputs.T @ targets).double() / len(inputs)
+        self._scale = self._inputs.square().mean().double().clamp_min(1e-30)
 
-    def weight(self, penalty: float, columns: torch.Tensor | slice) -> torch.Tensor | None:
-        """``(F, P)`` for a penalty in units of the inputs' mean variance; None where it is too small to solve for."""
+    def solved(self, penalty: float, columns: torch.Tensor | slice = _ALL) -> LinearMap | None:
+        """The map to some of the outputs, for a penalty in units of the inputs' mean variance; None where it is too small."""
         ridge = self._gram + penalty * self._scale * torch.eye(len(self._gram), dtype=torch.float64, device=self._gram.device)
         factor, failed = torch.linalg.cholesky_ex(ridge)
         if int(failed):
             return None
-        solved = torch.cholesky_solve(self._cross[:, columns], factor).float()
-        return self._inputs.T @ solved if self._few else solved
+        solved = torch.cholesky_solve(self._cross[:, columns], factor).to(self._inputs.dtype)
+        return LinearMap(self._input_mean, self._output_mean[columns], self._inputs.T @ solved if self._few else solved, math.nan)
+
+    @property
+    def constant(self) -> LinearMap:
+        """The targets' mean: what is left where the inputs hold nothing but rounding."""
+        weight = self._inputs.new_zeros(self._inputs.shape[1], len(self._output_mean))
+        return LinearMap(self._input_mean, self._output_mean, weight, math.nan)
+
+
+def _error(fitted: LinearMap, inputs: torch.Tensor, targets: torch.Tensor, bounds: tuple[float, float]) -> float:
+    return float((fitted(inputs).clamp(*bounds) - targets).square().mean())

@@ -1,4 +1,4 @@
-"""What an attacker learns about a defense by rehearsing it: the noise that it adds, and how it may mislead."""
+"""What an attacker learns about a defense by applying it to its own gradients: the noise that it adds, and how it may mislead."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gitbench.core.random import make_generator, randn_like
 Scale = Literal["known", "update", "tensor"]
 
 _EXAMPLES = 64
-_CLEARER = 0.5  # of the departure: what a free scale must leave at most
+_CLEARER = 0.5  # of the squared departure: what is left at most where the scale is taken as unknown
 _SLOPE = 1e-6  # of what scaling alone would have
 
 
@@ -30,9 +30,9 @@ class Rehearsal:
 
     Args:
         deviation: parameter name to the root mean square of the departure, per entry.
-        sloped: the defense's deterministic part has a slope. One that has none (it rounds, say) is passed over:
-            gradients would go nowhere through it, and the departure is what it changes.
-        scale: ``known``, or free for each ``update`` or each ``tensor``.
+        sloped: whether gradients pass through the defense's deterministic part. Where they do not (it rounds, say), that
+            part is not expected: the departure then holds what it changes.
+        scale: ``known``, or unknown for each ``update`` or each ``tensor``.
         labels: share of the batches whose labels can be read off what is sent.
         raw_labels: the same of the raw gradients.
     """
@@ -65,14 +65,46 @@ def rehearse(observation: Observation, *, generator: torch.Generator) -> Rehears
     if expectation is None:
         return Rehearsal({name: 0.0 for name, _ in observation.model.named_parameters()}, scale="update")
     inputs, labels, sent = _played(observation, max(8, _EXAMPLES // observation.batch_size), generator)
-    own = gradients(observation.model, inputs, labels, per_example=expectation.defense.needs_per_example).detach()
-    with blaming(expectation.defense):
-        expected = expectation(own, observed=sent).detach()
+    own, expected = own_and_expected(observation, inputs, labels, sent=sent)
     sloped = _has_slope(expectation, own, sent)
-    scale, departure = _scale(sent, expected if sloped else own)
+    scale, deviation = _scale(sent, expected if sloped else own)
     truth = labels.sort(dim=1).values
     read, raw = (_read(observation.with_update(one), truth) for one in (sent, own))
-    return Rehearsal(departure, sloped, scale, read, raw)
+    return Rehearsal(deviation, sloped, scale, read, raw)
+
+
+def own_and_expected(observation: Observation, inputs: torch.Tensor, labels: torch.Tensor, *, sent: Update) -> tuple[Update, Update]:
+    """The gradients of known images, and what the defense is expected to make of them; the same where it is not granted.
+
+    Args:
+        observation: needs ``parameters``.
+        inputs: ``(N, B, C, H, W)``.
+        labels: ``(N, B)``.
+        sent: what clients send for them.
+    """
+    own = _gradients(observation, inputs, labels).detach()
+    if observation.expectation is None:
+        return own, own
+    with blaming(observation.expectation.defense):
+        return own, observation.expectation(own, observed=sent).detach()
+
+
+def sent_for(observation: Observation, inputs: torch.Tensor, *, generator: torch.Generator) -> tuple[torch.Tensor, Update]:
+    """Random labels ``(N, B)``, sorted in each batch, for made up images ``(N, B, C, H, W)``, and what clients would send."""
+    with torch.no_grad():
+        classes = observation.model(inputs[:1, 0]).shape[1]
+    labels = torch.randint(classes, inputs.shape[:2], generator=generator).sort(dim=1).values.to(inputs.device)
+    return labels, observation.protected(_gradients(observation, inputs, labels), generator=generator)
+
+
+def departure(sent: Update, expected: Update) -> dict[str, float]:
+    """How far what was sent is from what was expected: the root mean square of each tensor's difference."""
+    return root_mean_squares(sent.map(lambda name, tensor: tensor - expected.tensors[name]))
+
+
+def root_mean_squares(update: Update) -> dict[str, float]:
+    """Of each tensor, over updates and entries."""
+    return {name: float(tensor.double().square().mean().sqrt()) for name, tensor in update.tensors.items()}
 
 
 def _read(observation: Observation, truth: torch.Tensor) -> float:
@@ -84,7 +116,7 @@ def _read(observation: Observation, truth: torch.Tensor) -> float:
 
 
 def rescaled(update: Update, aim: Update, scale: Scale) -> Update:
-    """``update`` at the scale that brings it nearest to ``aim``, as far as it is free. The factors have no slope."""
+    """``update`` at the scale that brings it nearest to ``aim``, where the scale is unknown. No gradient passes through the factors."""
     if scale == "known":
         return update
     dots = {name: (tensor.flatten(1) * aim.tensors[name].flatten(1)).sum(1).detach() for name, tensor in update.tensors.items()}
@@ -103,43 +135,39 @@ def _played(observation: Observation, batches: int, generator: torch.Generator) 
         order = torch.randint(len(public), (batches, observation.batch_size), generator=generator)
         rows = order.to(public.inputs.device)
         return public.inputs[rows], public.labels[rows], observation.public_updates(order, generator=generator)
-    shape = (batches, observation.batch_size, *observation.input_shape)
-    inputs = torch.rand(shape, generator=generator).to(observation.device)
-    with torch.no_grad():
-        classes = observation.model(inputs[:1, 0]).shape[1]
-    labels = torch.randint(classes, shape[:2], generator=generator).to(observation.device)
-    own = gradients(observation.model, inputs, labels, per_example=observation.defense.needs_per_example)
-    return inputs, labels, observation.protected(own, generator=generator)
+    inputs = torch.rand((batches, observation.batch_size, *observation.input_shape), generator=generator).to(observation.device)
+    return inputs, *sent_for(observation, inputs, generator=generator)
+
+
+def _gradients(observation: Observation, inputs: torch.Tensor, labels: torch.Tensor) -> Update:
+    expectation = observation.expectation
+    each = expectation is not None and expectation.defense.needs_per_example
+    return gradients(observation.model, inputs, labels, per_example=each)
 
 
 def _scale(sent: Update, expected: Update) -> tuple[Scale, dict[str, float]]:
-    """The freest scale that explains more than it costs, and the departure that it leaves."""
+    """Whether the scale is known, and the departure: it is taken as unknown where that halves the squared departure."""
     chosen: Scale = "known"
-    left = _departure(sent, expected)
+    left = departure(sent, expected)
     free: tuple[Scale, ...] = ("update", "tensor")
     for scale in free:
-        departure = _departure(sent, rescaled(expected, sent, scale))
-        if _total(sent, departure) < _CLEARER * _total(sent, left):
-            chosen, left = scale, departure
+        tried = departure(sent, rescaled(expected, sent, scale))
+        if _total(sent, tried) < _CLEARER * _total(sent, left):
+            chosen, left = scale, tried
     return chosen, left
 
 
-def _departure(sent: Update, expected: Update) -> dict[str, float]:
-    """Root mean square of each tensor's difference, over updates and entries."""
-    return {name: float((tensor - expected.tensors[name]).double().square().mean().sqrt()) for name, tensor in sent.tensors.items()}
-
-
-def _total(sent: Update, departure: Mapping[str, float]) -> float:
-    return sum(departure[name] ** 2 * tensor[0].numel() for name, tensor in sent.tensors.items())
+def _total(sent: Update, deviation: Mapping[str, float]) -> float:
+    return sum(deviation[name] ** 2 * tensor[0].numel() for name, tensor in sent.tensors.items())
 
 
 def _has_slope(expectation: Expectation, own: Update, sent: Update) -> bool:
-    """False where the deterministic part of the defense returns something, whatever its argument."""
+    """Whether the deterministic part of the defense changes with its argument; True where it returns zeros."""
     leaves = {name: tensor.clone().requires_grad_() for name, tensor in own.tensors.items()}
     each = None if own.per_example is None else {name: tensor.clone().requires_grad_() for name, tensor in own.per_example.items()}
     with torch.enable_grad(), blaming(expectation.defense):
         expected = expectation(Update(leaves, each), observed=sent)
-        # In a random direction: the length of what is clipped has no slope, and needs none.
+        # Along a random direction: the length of a clipped update is constant, though the update is not.
         generator = make_generator(0, "slope")
         aim = torch.stack([(tensor * randn_like(tensor, generator)).sum() for tensor in expected.tensors.values()]).sum()
     known = math.sqrt(sum(float(tensor.detach().square().sum()) for tensor in expected.tensors.values()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from gitbench.attacker.attacks.lti import LTI
 from gitbench.attacker.attacks.recursion.attack import Recursion
 from gitbench.attacker.attacks.ridge import Ridge
 from gitbench.attacker.observation import Observation
+from gitbench.attacker.options import AttackOptions
 from gitbench.attacker.tools.labels import infer_labels
 from gitbench.attacker.tools.priors import Gaussian
 from gitbench.attacker.tools.rehearsal import rehearse

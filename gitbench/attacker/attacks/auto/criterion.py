@@ -148,8 +148,6 @@ def _flat(statistics: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> dict[s
 
 def _prior(observation: Observation) -> Gaussian:
     if "public" not in observation.granted or len(observation.public) < _CHUNKS:
-        found = natural(observation.input_shape)
-        directions = None if found.directions is None else found.directions.to(observation.device)
-        return Gaussian(found.mean.to(observation.device), found.spread.to(observation.device), directions)
+        return natural(observation.input_shape).to(observation.device)
     images = observation.public.inputs[:_IMAGES]
     return of_samples(images.split(max(1, len(images) // _CHUNKS)), hidden=False)

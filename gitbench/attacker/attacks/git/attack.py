@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 
 from gitbench.attacker.attack import Attack, State
-from gitbench.attacker.attacks.git.coarse import CoarseOptions, fit_coarse, run_coarse
-from gitbench.attacker.attacks.git.exact import ExactOptions, exact_memory, fit_exact, run_exact
+from gitbench.attacker.attacks.git.coarse import fit_coarse, run_coarse
+from gitbench.attacker.attacks.git.exact import exact_memory, fit_exact, run_exact
+from gitbench.attacker.attacks.git.options import GitOptions
 from gitbench.attacker.layers.chain import read_chain
 from gitbench.attacker.learning import Checkpoint
 from gitbench.attacker.observation import Observation
-from gitbench.attacker.tools.matching import check_choice
 from gitbench.attacker.tools.public_pairs import KEPT, pairs_memory
 from gitbench.core.errors import AttackError
 from gitbench.core.progress import Progress

@@ -20,53 +20,25 @@ import torch
 from gitbench.attacker.attacks.git.coarse_chain import CoarseChain
 from gitbench.attacker.attacks.git.coarse_reader import Reader, Seen, read_all
 from gitbench.attacker.attacks.git.coarse_start import Beginnings, Start
+from gitbench.attacker.attacks.git.options import GitOptions
 from gitbench.attacker.learning import Checkpoint, train_network
 from gitbench.attacker.observation import Observation
 from gitbench.attacker.tools.labels import infer_labels
-from gitbench.attacker.tools.public_pairs import KEPT, PublicPairs, pairs_memory
+from gitbench.attacker.tools.public_pairs import KEPT, PublicPairs, pairs_memory, public_batches
 from gitbench.core.errors import AttackError
 from gitbench.core.progress import Progress
 from gitbench.core.random import make_generator, seeded
 
+_COMPONENTS = 256  # principal components of an image in which the chain works
+_BATCH, _LR, _PATIENCE = 128, 1e-3, 3  # of its training
 _EXACT = 1e-4  # root mean square of a component's error
-
-
-@dataclass(frozen=True)
-class CoarseOptions:
-    """Of :func:`fit_coarse` and :func:`run_coarse`, which must be given the same.
-
-    Args:
-        width: of the hidden layer of each step's MLP.
-        sketch: entries to which each step's gradient is hashed.
-        components: principal components in which the chain works.
-        epochs: passes over the public batches.
-        lr: of the first step.
-        batch_size: public batches per step.
-        patience: stop after so many epochs without a better held-out error.
-        holdout: share of the public batches that chooses penalties and the epoch.
-        limit: at most so many public examples.
-        adapt: pass the public updates through the defense.
-        draws: of a random defense, for each public batch, where the gradients do not fit into 3 GiB.
-    """
-
-    width: int = 64
-    sketch: int = 256
-    components: int = 256
-    epochs: int = 8
-    lr: float = 1e-3
-    batch_size: int = 128
-    patience: int = 3
-    holdout: float = 0.1
-    limit: int = 20_000
-    adapt: bool = True
-    draws: int = 2
 
 
 def fit_coarse(
     observation: Observation,
     *,
     module: bool,
-    options: CoarseOptions,
+    options: GitOptions,
     generator: torch.Generator,
     progress: Progress,
     checkpoint: Checkpoint,
@@ -95,31 +67,20 @@ def fit_coarse(
     network = lessons.network
     network.eval()
     with torch.no_grad():
-        before = lessons.validate()
-    after = before
+        before = after = lessons.validate()
     # A closed form that is exact leaves nothing to learn but rounding.
     if float(network.scale) > _EXACT:
         after = train_network(
-            network,
-            loss=lessons.loss,
-            rows=lessons.train,
-            validate=lessons.validate,
-            epochs=options.epochs,
-            batch_size=options.batch_size,
-            lr=options.lr,
-            generator=generator,
-            progress=progress,
-            what="git module" if module else "git coarse",
-            checkpoint=checkpoint,
-            weight_decay=0.01,
-            patience=options.patience,
-        )
+            network, loss=lessons.loss, rows=lessons.train, validate=lessons.validate, epochs=options.epochs,
+            batch_size=_BATCH, lr=_LR, generator=generator, progress=progress,
+            what="git module" if module else "git coarse", checkpoint=checkpoint, weight_decay=0.01, patience=_PATIENCE,
+        )  # fmt: skip
     # A chain that is no better than what it started from adds nothing.
     return {**lessons.tensors(), "trust": torch.tensor(float(after < before))}
 
 
 def run_coarse(
-    observation: Observation, state: dict[str, torch.Tensor], *, module: bool, options: CoarseOptions, progress: Progress
+    observation: Observation, state: dict[str, torch.Tensor], *, module: bool, options: GitOptions, progress: Progress
 ) -> torch.Tensor:
     """Reconstruct ``(V, B, C, H, W)`` in [0, 1].
 
@@ -211,26 +172,28 @@ class _Lessons:
         return found
 
 
-def _prepared(
-    observation: Observation, *, module: bool, options: CoarseOptions, generator: torch.Generator, progress: Progress
-) -> _Lessons:
+def _prepared(observation: Observation, *, module: bool, options: GitOptions, generator: torch.Generator, progress: Progress) -> _Lessons:
     """Public batches as they are read, the closed form fitted on them, and the chain before its training."""
-    order = _order(observation, options, generator)
+    order = public_batches(observation, options.limit, generator=generator)
     rows = len(order)
-    train = rows - _held(options, rows)
+    train = rows - max(1, round(options.holdout * rows))
+    if train < 2:
+        raise AttackError(
+            f"git needs at least 3 public batches to fit on, found {rows} of {observation.batch_size} images: "
+            "use more public data or a smaller batch."
+        )
     seed = int(torch.randint(2**62, (), generator=generator))
     pairs = PublicPairs(observation, order, generator=generator, progress=progress, what="git", budget=KEPT)
     # More inputs than half the public batches would fit noise.
     reader = Reader(observation, module=module, sketch=options.sketch, seed=seed, room=rows // 2)
     reader.solve_head(pairs, make_generator(seed, "head"), train)
-    random = not _is_constant(pairs, seed)
-    fresh = random and pairs_memory(observation, rows) <= KEPT
-    draws = 1 if fresh or not random else options.draws
+    fresh = pairs.random and pairs_memory(observation, rows) <= KEPT
+    draws = 1 if fresh or not pairs.random else options.draws
     drawn = make_generator(seed, "draws")
     seen = read_all(observation, pairs, reader, draws=draws, generator=drawn, progress=progress)
     seen = reader.bounded(seen, train)
     images = pairs.inputs.flatten(2)
-    start = Start.fit(reader, seen[0], images, held=rows - train, components=options.components, generator=generator)
+    start = Start.fit(reader, seen[0], images, held=rows - train, components=_COMPONENTS, generator=generator)
     wanted = start.coefficients(images)
     training = slice(0, train)
     beginnings = Beginnings.fit(start, seen[0].part(training), wanted[training])
@@ -241,38 +204,9 @@ def _prepared(
     return _Lessons(network, reader, start, pairs, beginnings, seen, begins, wanted, train, fresh, seed)
 
 
-def _held(options: CoarseOptions, rows: int) -> int:
-    """How many of the public batches are held out."""
-    return max(1, round(options.holdout * rows))
-
-
-def _order(observation: Observation, options: CoarseOptions, generator: torch.Generator) -> torch.Tensor:
-    """The public batches, ``(N, B)`` indices.
-
-    Raises:
-        AttackError: there are too few.
-    """
-    public, batch = observation.public, observation.batch_size
-    rows = min(options.limit, len(public)) // batch
-    if rows - _held(options, rows) < 2:
-        raise AttackError(
-            f"git needs at least 3 public batches to fit on, found {rows} of {batch} images: use more public data or a smaller batch."
-        )
-    order = torch.randperm(len(public), generator=generator)[: rows * batch].reshape(rows, batch)
-    # Sorted by class, because the inferred labels that order a victim's features are sorted.
-    return order.gather(1, public.labels.cpu()[order].argsort(dim=1, stable=True))
-
-
-def _chain(reader: Reader, start: Start, last: int, options: CoarseOptions, generator: torch.Generator) -> CoarseChain:
+def _chain(reader: Reader, start: Start, last: int, options: GitOptions, generator: torch.Generator) -> CoarseChain:
     """Before its training; ``last`` entries of the last layer's input."""
     with seeded(generator):
         return CoarseChain(
-            reader.nodes, components=start.components, classes=reader.classes, last=last, width=options.width, sketch=options.sketch
+            reader.nodes, components=start.components, classes=reader.classes, last=last, width=options.coarse_width, sketch=options.sketch
         )
-
-
-def _is_constant(pairs: PublicPairs, seed: int) -> bool:
-    """Whether the defense draws nothing."""
-    rows = torch.arange(min(4, len(pairs)))
-    first, second = (pairs.updates(rows, generator=make_generator(seed, "constant", which)).flatten() for which in "ab")
-    return torch.equal(first, second)

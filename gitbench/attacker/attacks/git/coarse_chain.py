@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from gitbench.attacker.attacks.git.coarse_nodes import Node
 from gitbench.attacker.attacks.git.coarse_reader import Seen
-from gitbench.attacker.attacks.git.coarse_sketch import Node
 
 _CLASSES = 64  # labels are hashed beyond so many
 _CLIP = 8.0  # standard deviations of a sketched feature
@@ -69,7 +69,7 @@ class CoarseChain(nn.Module):
         self.sketch_mean, self.sketch_deviation = _moments([part.sketches for part in seen])
         self.last_mean, self.last_deviation = _moments([part.last.flatten(0, 1) for part in seen])
         self.scale = (wanted - begin).square().mean().sqrt().clamp_min(1e-6)
-        # What one node adds stays small for the next, also in components that the closed form leaves constant.
+        # The scale is added so that a component which is constant at the start does not explode once a node adds to it.
         self.mean, self.deviation = begin.flatten(0, 1).mean(0), begin.flatten(0, 1).std(0) + self.scale
 
     def forward(self, seen: Seen, begin: torch.Tensor) -> torch.Tensor:

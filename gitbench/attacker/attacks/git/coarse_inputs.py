@@ -1,7 +1,7 @@
-"""The coarse chain's closed form: layers' inputs by ``lstsq(delta, G)``, where an update shows their delta.
+"""Layers' inputs in closed form, ``lstsq(delta, G)``, where the update shows the layer's delta. The coarse chain reads them.
 
-It does for a linear layer whose delta is a bias's gradient (one position) or a parameter's that is added to its
-output (APRIL, arXiv 2112.14087), and for the layers right before the last one, whose delta is ``W^T delta`` of that.
+An update shows the delta of a linear layer with one position (its bias's gradient), of a layer to whose output a parameter
+is added (that parameter's gradient; APRIL, arXiv 2112.14087), and of the layers right before the last one (``W^T delta``).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _TINY = 1e-20
 
 
 def is_plain(layer: nn.Module) -> bool:
-    """Whether its gradient is the sum over positions of delta and all of the input's patch, padded with zeros."""
+    """Whether the weight's gradient is a sum over positions of delta times the whole patch of the input, padded with zeros."""
     if not isinstance(layer, nn.Conv2d):
         return True
     return layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
@@ -60,7 +60,7 @@ def shown_inputs(step: Step, layer: nn.Module, update: Update) -> list[torch.Ten
 
 
 def channels_of(step: Step) -> int:
-    """Of its output: the entries of delta at one position."""
+    """How many entries delta has at one position of the output."""
     return step.output_shape[0] if step.kind == "conv2d" else step.output_shape[-1]
 
 

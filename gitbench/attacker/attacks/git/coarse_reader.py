@@ -10,13 +10,13 @@ import torch
 from torch.nn import functional
 
 from gitbench.attacker.attacks.git.coarse_inputs import channels_of, input_below_last, is_plain, shown_inputs, shows_input
-from gitbench.attacker.attacks.git.coarse_sketch import Hash, layer_nodes, layers_of, module_nodes, sketched
+from gitbench.attacker.attacks.git.coarse_nodes import layer_nodes, layers_of, module_nodes
 from gitbench.attacker.layers.graph import Step
 from gitbench.attacker.observation import Observation
-from gitbench.attacker.tools.features import last_features
+from gitbench.attacker.tools.features import input_inverse, last_features
+from gitbench.attacker.tools.hashing import Hashings, sketched
 from gitbench.attacker.tools.public_pairs import PublicPairs
 from gitbench.attacker.tools.regression import fit_linear
-from gitbench.clients.activation import inverse_before
 from gitbench.clients.model import classes_of, last_linear
 from gitbench.clients.update import Update
 from gitbench.core.progress import Progress
@@ -54,7 +54,7 @@ class Seen:
 
 
 class Reader:
-    """From updates to features, with nothing learned but the last layer's weights and a range of its inputs.
+    """Reads features off updates. All that it learns are the last layer's weights and a range of its inputs.
 
     Args:
         observation: whose updates are read; needs no update of its own.
@@ -78,7 +78,7 @@ class Reader:
         model = observation.architecture
         self._observation = observation
         self._sketch = sketch
-        self._hashed = Hash(seed)
+        self._hashed = Hashings(seed)
         self._last, linear = last_linear(model)
         self.classes, self._size = classes_of(model), linear.in_features
         layers = layers_of(model, observation.input_shape, module=module)
@@ -101,9 +101,7 @@ class Reader:
     @property
     def inverse(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
         """Of the activation that the last layer reads, if its input is known and not hashed."""
-        model = self._observation.architecture
-        _, linear = last_linear(model)
-        return inverse_before(model, linear) if linear.bias is not None and self._size <= _INPUTS else None
+        return input_inverse(self._observation) if self._size <= _INPUTS else None
 
     def solve_head(self, pairs: PublicPairs, generator: torch.Generator, rows: int) -> None:
         """The last layer's weights ``(classes, F)`` from public pairs: log-probabilities are linear in its input.
@@ -144,7 +142,9 @@ class Reader:
             last = self._hashed(last.flatten(0, 1), "last", _INPUTS).reshape(*labels.shape, -1)
         if self._bounds is not None:
             last = last.clamp(*self._bounds)
-        sketches = torch.stack([sketched(node, update, self._sketch, self._hashed) for node in self.nodes], dim=1)
+        sketches = torch.stack(
+            [sketched(node.parameters, update, self._sketch, self._hashed, what=node.name) for node in self.nodes], dim=1
+        )
         inputs = torch.cat([last.new_zeros(len(last), 0), *self._inputs(update)], dim=1)
         if self._direct is None:
             direct = last.new_zeros(len(last), 0, math.prod(self._observation.input_shape))
@@ -154,7 +154,7 @@ class Reader:
 
     def _inputs(self, update: Update) -> list[torch.Tensor]:
         """Inputs of layers between the image and the last layer, each hashed to its share of the room."""
-        # Of several penalties, the middle one: nothing chooses here.
+        # The middle one of several penalties, for nothing is fitted here that could choose.
         estimates = [shown_inputs(layer, self._modules[layer.name], update) for layer in self._shown if layer is not self._direct]
         groups = [found[len(found) // 2] for found in estimates]
         if self._head is not None:

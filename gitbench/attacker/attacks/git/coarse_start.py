@@ -7,8 +7,8 @@ It is a ridge regression from the inputs that the gradient shows:
 - of the layers right before the last one: their delta is ``W^T delta`` of the last layer, and ``W`` follows from
   public pairs, whose gradients show both the last layer's input and its probabilities.
 
-What shows the image itself, under three penalties, is weighed for each principal component alone, so noise-free
-updates keep all of it.
+Where the update shows the image itself, three estimates under different penalties join the regression's. Each principal
+component of the image is a weighted sum of theirs, so that of a noise-free update nothing is lost.
 """
 
 from __future__ import annotations
@@ -66,11 +66,11 @@ class Start:
         columns = train.new_zeros(2, train.shape[1])
         if train.shape[1]:
             deviation = train.std(0)
-            # Not to unit variance: what hardly varies is mostly noise.
+            # Not scaled to unit variance: entries that hardly vary are mostly noise.
             columns = torch.stack([train.mean(0), deviation + deviation.mean() + _TINY])
         found = _variants(seen, columns, reader.inverse)
         fitted = [fit_linear(inputs, pixels, held=out, bounds=(0, 1)) for inputs in found]
-        # Judged as they are used: a few wild pixels, which are cut, must not decide.
+        # Cut to [0, 1] as in use, so that a few wild pixels do not decide.
         errors = [float((fit(inputs[out]).clamp(0, 1) - pixels[out]).square().mean()) for fit, inputs in zip(fitted, found, strict=True)]
         variant = errors.index(min(errors))
         mean = pixels[~out].mean(0)
@@ -93,7 +93,7 @@ class Start:
     @classmethod
     def stored(cls, state: Mapping[str, torch.Tensor], reader: Reader) -> Start:
         """The inverse of :meth:`tensors`."""
-        ridge = LinearMap.stored(dict(state), "start.ridge")
+        ridge = LinearMap.stored(state, "start.ridge")
         names = ("columns", "mean", "basis", "weights", "rest")
         columns, mean, basis, weights, rest = (state[f"start.{name}"] for name in names)
         return cls(ridge, int(state["start.variant"]), columns, mean, basis, weights, rest, reader.inverse)
@@ -131,7 +131,7 @@ class Start:
         return parts, (parts - self.mean) @ self.basis
 
     def _weighed(self, seen: Seen, pixels: torch.Tensor) -> Start:
-        """With weights by least squares on rows that the ridge regression was not fitted on: it looks too good on its own."""
+        """With weights fitted by least squares on rows that the ridge regression was not fitted on, where it looks too good."""
         parts, inside = self._parts(seen)
         wanted = self.coefficients(pixels)
         ones = torch.ones_like(inside[:, :1])
@@ -142,11 +142,10 @@ class Start:
 
 
 class Beginnings:
-    """Where the chain starts on public batches: as on victims, from a map that was not fitted on them.
+    """Where the chain starts on public batches: from a map that was not fitted on them, as it does on victims.
 
-    A regression fits its own rows too well, and a chain that is trained on what it leaves of them learns to add
-    too little. So each fold of the rows starts from a map fitted on the others. Direct estimates are fitted on
-    nothing, and start as they are.
+    A regression fits its own rows too well, and a chain that starts from it there learns to add too little. So each
+    fold of the rows starts from a map fitted on the other folds. Direct estimates are not fitted, and are used as they are.
 
     Args:
         start: for rows beyond the folds.
@@ -188,7 +187,7 @@ def _variants(seen: Seen, columns: torch.Tensor, inverse: Callable[[torch.Tensor
     last = seen.last.flatten(0, 1)
     found = [last] if inverse is None else [last, inverse(last)]
     if seen.inputs.shape[1]:
-        # As large as the last layer's, so that one penalty fits both; outliers of a noisy solution cut.
+        # At the scale of the last layer's inputs, so that one penalty fits both. Outliers of a noisy solution are cut.
         further = ((seen.inputs - columns[0]) / columns[1]).clamp(-_CLIP, _CLIP).repeat_interleave(seen.labels.shape[1], dim=0)
         found += [torch.cat([inputs, further * 0.1], dim=1) for inputs in found]
     return found

@@ -1,26 +1,26 @@
-"""Exact-GIT: the recursion with weights that public pairs give away, then a network for what it leaves over."""
+"""Exact-GIT: the recursion with weights that public pairs give away, then a linear map and a network that read the image."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
-from torch import nn
 
+from gitbench.attacker.attacks.git.head import Head, fit_head
+from gitbench.attacker.attacks.git.options import GitOptions
 from gitbench.attacker.attacks.git.polish import Polish, fit_polish
 from gitbench.attacker.attacks.git.trained import train_weights
-from gitbench.attacker.attacks.git.walk import SolvedWalk, StepNoise, fit_walk
+from gitbench.attacker.attacks.git.walk import SolvedWalk, StepNoise
+from gitbench.attacker.attacks.git.walk_fit import fit_walk
 from gitbench.attacker.attacks.git.weights import exact_top, solve_weights
 from gitbench.attacker.layers.chain import Chain, Weights, read_chain
 from gitbench.attacker.layers.passes import gradients_of
-from gitbench.attacker.learning import Checkpoint, train_network
+from gitbench.attacker.learning import Checkpoint
 from gitbench.attacker.observation import Observation
 from gitbench.attacker.tools.public_pairs import PublicPairs
 from gitbench.attacker.tools.regression import LinearMap, fit_linear
 from gitbench.core.progress import Progress
-from gitbench.core.random import seeded
 
 Tensors = dict[str, torch.Tensor]
 
@@ -28,39 +28,11 @@ _SOLVED_FROM = 2048  # examples that the weights are solved from, and a quarter 
 _SOLVED_BYTES = 2**29  # of gradients, where so few examples are enough
 _IDENTIFIED = 0.05  # relative error of the gradients that the weights give
 _CHUNK = 256
-_EXACT = 1e-4  # root mean square of a pixel's error
 _DRAWN = 256  # examples that a defense protects twice to show its noise
 
 
-@dataclass(frozen=True)
-class ExactOptions:
-    """Of :func:`fit_exact`.
-
-    Args:
-        width: of the residual network's two hidden layers.
-        epochs: passes over the public pairs.
-        lr: of the first step.
-        draws: of a random defense for each public pair.
-        holdout: share of the public pairs that chooses penalties and the epoch.
-        limit: at most so many public examples.
-        adapt: pass the public updates through the defense.
-        weights: ``solved`` in closed form, or ``trained`` on the input's squared error.
-        polish: iterations of :class:`gitbench.attacker.attacks.git.polish.Polish` against a noisy defense.
-    """
-
-    width: int = 768
-    epochs: int = 10
-    lr: float = 3e-4
-    draws: int = 3
-    holdout: float = 0.1
-    limit: int = 20_000
-    adapt: bool = True
-    weights: str = "solved"
-    polish: int = 6
-
-
 def fit_exact(
-    observation: Observation, *, options: ExactOptions, generator: torch.Generator, progress: Progress, checkpoint: Checkpoint
+    observation: Observation, *, options: GitOptions, generator: torch.Generator, progress: Progress, checkpoint: Checkpoint
 ) -> Tensors | str:
     """Learn the recursion on public pairs; why it cannot be had, where it cannot.
 
@@ -76,41 +48,32 @@ def fit_exact(
         return "the model is no chain of linear layers and convolutions in torch.nn.Sequential"
     if observation.batch_size != 1:
         return f"the recursion takes one example per victim, not {observation.batch_size}"
-    public = observation.public
-    order = torch.randperm(len(public), generator=generator)[: options.limit, None]
+    order = torch.randperm(len(observation.public), generator=generator)[: options.limit, None]
     found = _weights(chain, observation, order, options, generator, progress)
     if found is None:
         return f"the weights of the recursion do not follow from {min(len(order), _SOLVED_FROM)} public pairs"
-    pairs = PublicPairs(observation, order, generator=generator, progress=progress, what="git")
     weights, view = found
-    images = _views(chain, observation, pairs.inputs[:, 0])[view]
+    pairs = PublicPairs(observation, order, generator=generator, progress=progress, what="git")
+    images, pixels = _views(chain, observation, pairs.inputs[:, 0])[view], pairs.inputs.flatten(1)
     rows = torch.arange(len(pairs))
-    held = rows >= len(pairs) - max(1, round(options.holdout * len(pairs)))
+    held = (rows >= len(pairs) - max(1, round(options.holdout * len(pairs)))).to(pixels.device)
     noise = _noise(pairs, generator)
     updates = pairs.updates(rows, generator=generator).tensors
-    walk = _walk(chain, weights, noise, pairs, updates, images, held, progress)
+    walk = fit_walk(chain, weights, noise, raw=pairs.gradients(rows).tensors, updates=updates, inputs=images, held=held, progress=progress)
     noisy = max(noise.variance.values()) > 0
     polish = _polish(chain, weights, noise, observation, pairs, images, progress) if noisy and options.polish else None
     draws = options.draws if noisy and polish is None else 1  # a polished image varies little between draws
-    features = []
-    for draw in range(draws):
-        parts = []
-        for begin in range(0, len(rows), _CHUNK):
-            if draws == 1:
-                seen = {name: tensor[begin : begin + _CHUNK] for name, tensor in updates.items()}
-            else:
-                seen = dict(pairs.updates(rows[begin : begin + _CHUNK], generator=generator).tensors)
-            parts.append(walk.features(seen))
-            progress("git: walking back", draw * len(rows) + min(begin + _CHUNK, len(rows)), draws * len(rows))
-        features.append(torch.cat(parts))
-    pixels = pairs.inputs.flatten(1)
+    features = _features(walk, pairs, updates, draws, generator, progress)
     learned = {f"walk.{name}": tensor for name, tensor in walk.tensors.items()}
     if polish is not None:
-        start, features = _polished(polish, walk, updates, features[0], images.flatten(1), pixels, held, options.polish, progress)
-        learned |= {**{f"polish.{name}": tensor for name, tensor in polish.tensors.items()}, **start}
+        learned |= {f"polish.{name}": tensor for name, tensor in polish.tensors.items()}
+        start, behind = _polished(polish, walk, updates, features[0], images.flatten(1), pixels, held, options.polish, progress)
+        learned, features = learned | start, [behind]
     del pairs, updates
-    reached = walk.reaches_input and view == 0 and polish is None
-    return {**learned, **_fit_head(features, pixels, held, reached, options, generator, progress, checkpoint)}
+    return learned | fit_head(
+        features, pixels, held=held, first=walk.reaches_input and view == 0 and polish is None,
+        width=options.width, epochs=options.epochs, lr=options.lr, generator=generator, progress=progress, checkpoint=checkpoint,
+    )  # fmt: skip
 
 
 def run_exact(observation: Observation, state: Mapping[str, torch.Tensor], *, polish: int, progress: Progress) -> torch.Tensor:
@@ -119,37 +82,31 @@ def run_exact(observation: Observation, state: Mapping[str, torch.Tensor], *, po
     Args:
         observation: holds the update.
         state: of :func:`fit_exact`.
-        polish: as in :class:`ExactOptions`.
+        polish: as in :class:`GitOptions`.
         progress: told what is going on.
     """
     chain = read_chain(observation.architecture, observation.input_shape)
     assert chain is not None
-    walk = SolvedWalk(chain, _part(state, "walk."))
+    walk, head = SolvedWalk(chain, _part(state, "walk.")), Head.stored(state, observation.device)
     expectation, polisher = observation.expectation, None
     if "start.weight" in state and expectation is not None:
         polisher = Polish(chain, _part(state, "walk.weights."), _part(state, "polish."), expectation)
-    tensors = dict(state)
-    final = LinearMap.stored(tensors, "final")
-    network = _network(len(final.input_mean), int(state["head.width"]), len(final.output_mean)).to(observation.device)
-    network.load_state_dict(_part(state, "head.net."))
-    network.eval()
     update, found = observation.update, []
     with torch.no_grad():
         for start in range(0, update.victims, _CHUNK):
             part = update[start : start + _CHUNK].tensors
             features = walk.features(part)
             if polisher is not None:
-                begin = LinearMap.stored(tensors, "start")(features)
+                begin = LinearMap.stored(state, "start")(features)
                 better = polisher(part, begin, walk.labels(part), iterations=polish)
                 features = torch.cat([better, features], dim=1) if bool(state["start.kept"]) else better
-            rest = network((features - state["head.mean"]) / state["head.deviation"])
-            found.append(final(features) + state["head.trust"] * rest)
+            found.append(head(features))
             progress("git: victims", min(start + _CHUNK, update.victims), update.victims)
     return torch.cat(found).clamp(0, 1).reshape(update.victims, 1, *observation.input_shape)
 
 
 def _weights(
-    chain: Chain, observation: Observation, order: torch.Tensor, options: ExactOptions, generator: torch.Generator, progress: Progress
+    chain: Chain, observation: Observation, order: torch.Tensor, options: GitOptions, generator: torch.Generator, progress: Progress
 ) -> tuple[Weights, int] | None:
     """Solved or trained on undefended pairs, checked on others where the whole gradient can be rebuilt; and which view fits."""
     parameters = {name: parameter.numel() for name, parameter in observation.architecture.named_parameters()}
@@ -201,25 +158,22 @@ def _noise(pairs: PublicPairs, generator: torch.Generator) -> StepNoise:
     return StepNoise(variance, sent)
 
 
-def _walk(
-    chain: Chain,
-    weights: Weights,
-    noise: StepNoise,
-    pairs: PublicPairs,
-    updates: Mapping[str, torch.Tensor],
-    images: torch.Tensor,
-    held: torch.Tensor,
-    progress: Progress,
-) -> SolvedWalk:
-    raw = pairs.gradients(torch.arange(len(pairs))).tensors
-    done = 0
-
-    def tell(what: str) -> None:
-        nonlocal done
-        progress(f"git: fitting {what}", done, len(chain.layers))
-        done += 1
-
-    return fit_walk(chain, weights, noise, raw=raw, updates=updates, inputs=images, held=held.to(images.device), tell=tell)
+def _features(
+    walk: SolvedWalk, pairs: PublicPairs, updates: Mapping[str, torch.Tensor], draws: int, generator: torch.Generator, progress: Progress
+) -> list[torch.Tensor]:
+    """The walk's features of all public pairs, once for each draw of the defense; ``updates`` are the only draw of one."""
+    rows, features = torch.arange(len(pairs)), []
+    for draw in range(draws):
+        parts = []
+        for begin in range(0, len(rows), _CHUNK):
+            chunk = slice(begin, begin + _CHUNK)
+            if draws == 1:
+                parts.append(walk.features({name: tensor[chunk] for name, tensor in updates.items()}))
+            else:
+                parts.append(walk.features(pairs.updates(rows[chunk], generator=generator).tensors))
+            progress("git: walking back", draw * len(rows) + min(begin + _CHUNK, len(rows)), draws * len(rows))
+        features.append(torch.cat(parts))
+    return features
 
 
 def _polish(
@@ -228,11 +182,8 @@ def _polish(
     expectation = observation.expectation
     if noise.sparse or expectation is None:
         return None
-    some = dict(pairs.gradients(torch.arange(min(_DRAWN, len(pairs)))).tensors)
-    found = fit_polish(
-        chain, weights, noise.variance, expectation, raw=some, inputs=images, labels=pairs.labels[:, 0], progress=progress
-    )  # fmt: skip
-    return None if found is None else Polish(chain, weights, found, expectation)
+    some, labels = pairs.gradients(torch.arange(min(_DRAWN, len(pairs)))).tensors, pairs.labels[:, 0]
+    return fit_polish(chain, weights, noise.variance, expectation, raw=some, inputs=images, labels=labels, progress=progress)
 
 
 def _polished(
@@ -245,9 +196,8 @@ def _polished(
     held: torch.Tensor,
     iterations: int,
     progress: Progress,
-) -> tuple[Tensors, list[torch.Tensor]]:
+) -> tuple[Tensors, torch.Tensor]:
     """The map from the walk's features to where the polish starts, and the features behind the polish."""
-    held = held.to(images.device)
     start = fit_linear(features, images, held=held, bounds=(float(images.min()), float(images.max())))
     parts = []
     for begin in range(0, len(features), _CHUNK):
@@ -259,90 +209,14 @@ def _polished(
     # Fine detail may lie outside of the polish's components; features that add nothing add their noise.
     alone, together = (fit_linear(part, pixels, held=held, bounds=(0, 1)).error for part in (better, both))
     kept = together < alone
-    return {**start.tensors("start"), "start.kept": torch.tensor(kept)}, [both if kept else better]
+    return {**start.tensors("start"), "start.kept": torch.tensor(kept)}, both if kept else better
 
 
 def _part(state: Mapping[str, torch.Tensor], prefix: str) -> Tensors:
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
-def _fit_head(
-    features: list[torch.Tensor],
-    pixels: torch.Tensor,
-    held: torch.Tensor,
-    reached: bool,
-    options: ExactOptions,
-    generator: torch.Generator,
-    progress: Progress,
-    checkpoint: Checkpoint,
-) -> Tensors:
-    """The linear path in closed form, and a network that starts at zero for the rest."""
-    draws = len(features)
-    held = held.to(pixels.device)
-    progress("git: fitting the linear path", 0, 1)
-    final = _first(features[0], pixels, held) if reached else None
-    if final is None or final.error > _EXACT**2:
-        fitted = fit_linear(torch.cat(features), pixels.repeat(draws, 1), held=held.repeat(draws), bounds=(0, 1))
-        # Few examples cannot teach a regression the identity.
-        final = fitted if final is None or fitted.error < final.error else final
-    mean, deviation = features[0].mean(0), features[0].std(0).clamp_min(1e-4)
-    rests = [pixels - final(part) for part in features]
-    with seeded(generator):
-        network = _network(features[0].shape[1], options.width, pixels.shape[1]).to(pixels.device)
-    train, test = (~held).nonzero().flatten(), held.nonzero().flatten()
-    scale = rests[0][test].square().mean().sqrt().clamp_min(1e-8)
-
-    def network_of(draw: int, rows: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = network((features[draw][rows] - mean) / deviation)
-        return found
-
-    def loss(chosen: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        draw = int(torch.randint(draws, (), generator=generator))
-        rows = train[chosen.to(train.device)]
-        return (network_of(draw, rows) - rests[draw][rows] / scale).square().mean()
-
-    def validate() -> float:
-        return float((network_of(0, test) - rests[0][test] / scale).square().mean())
-
-    before = float((rests[0][test] / scale).square().mean())
-    after = before
-    if float(scale) > _EXACT:  # a linear path that is exact leaves nothing to learn but rounding
-        after = train_network(
-            network, loss=loss, rows=len(train), validate=validate, epochs=options.epochs, batch_size=128, lr=options.lr,
-            generator=generator, progress=progress, what="git", checkpoint=checkpoint, weight_decay=0.05, patience=3,
-        )  # fmt: skip
-    learned = {f"head.net.{name}": tensor.detach().clone() for name, tensor in network.state_dict().items()}
-    return {
-        **final.tensors("final"),
-        **learned,
-        "head.mean": mean,
-        "head.deviation": deviation,
-        "head.width": torch.tensor(options.width),
-        "head.trust": scale * float(after < before),
-    }
-
-
-def _first(features: torch.Tensor, pixels: torch.Tensor, held: torch.Tensor) -> LinearMap:
-    """The map that takes the first features for the pixels."""
-    weight = torch.eye(features.shape[1], pixels.shape[1], device=pixels.device)
-    zeros = pixels.new_zeros(features.shape[1])
-    found = LinearMap(zeros, pixels.new_zeros(pixels.shape[1]), weight, 0.0)
-    error = float((found(features[held]).clamp(0, 1) - pixels[held]).square().mean())
-    return LinearMap(zeros, found.output_mean, weight, error)
-
-
-def _network(inputs: int, width: int, outputs: int) -> nn.Sequential:
-    network = nn.Sequential(
-        nn.Linear(inputs, width), nn.GELU(), nn.Dropout(0.1), nn.Linear(width, width), nn.GELU(), nn.Dropout(0.1), nn.Linear(width, outputs)
-    )
-    last = network[-1]
-    assert isinstance(last, nn.Linear)
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
-    return network
-
-
-def exact_memory(observation: Observation, options: ExactOptions) -> int:
+def exact_memory(observation: Observation, options: GitOptions) -> int:
     """Bytes at the peak of :func:`fit_exact`: gradients twice (raw and defended), and the features of every draw."""
     count = min(options.limit, len(observation.public))
     entries = sum(parameter.numel() for parameter in observation.architecture.parameters())

@@ -23,8 +23,8 @@ _POINTS = 64  # public images at which the gradient's Jacobian is taken, shared 
 _LABELS = 32  # with more classes, all labels share one information matrix
 _STEP = 0.02  # of a central difference, in standard deviations of a component
 _MODEL_ERROR = 0.01  # relative error granted to the solved weights
-_DAMPING = 5.0  # the Jacobian is not the victim's own
-_ROWS = 64  # images at once: more of them leave the cache
+_DAMPING = 5.0  # of the information, which is that of public images and not the victim's own
+_ROWS = 64  # images at once: more of them do not fit into the cache
 
 
 class Polish:
@@ -38,7 +38,7 @@ class Polish:
     Args:
         chain: the model's layers.
         weights: from :func:`gitbench.attacker.attacks.git.weights.solve_weights`.
-        tensors: what :func:`fit_polish` found.
+        tensors: what :func:`fit_polish` learned.
         expectation: what the defense makes of gradients on average.
     """
 
@@ -123,8 +123,8 @@ def fit_polish(
     inputs: torch.Tensor,
     labels: torch.Tensor,
     progress: Progress,
-) -> Tensors | None:
-    """The prior and the Fisher information; None where the solved weights do not give the whole gradient.
+) -> Polish | None:
+    """With a prior and the Fisher information of public images; None where the solved weights do not give the whole gradient.
 
     Args:
         chain: the model's layers.
@@ -156,7 +156,7 @@ def fit_polish(
         found.append(_information(polish, tensors, flat[chosen], labels[chosen]))
         progress("git: information of the gradients", done + 1, len(groups))
     values, directions = torch.linalg.eigh(torch.stack(found))
-    return {**tensors, "information": values.clamp_min(0), "directions": directions}
+    return Polish(chain, weights, {**tensors, "information": values.clamp_min(0), "directions": directions}, expectation)
 
 
 def _information(polish: Polish, tensors: Tensors, points: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

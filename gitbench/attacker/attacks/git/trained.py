@@ -45,7 +45,7 @@ class TrainedRecursion(nn.Module):
 
     def forward(self, update: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """``(N, F)``, the input of the first layer, from undefended gradients ``(N, *shape)``."""
-        return _inverted(self.first_delta(update), update[f"{self._chain.layers[0].name}.weight"])
+        return operators.least_squares_input(self.first_delta(update), update[f"{self._chain.layers[0].name}.weight"])
 
     def first_delta(self, update: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """``δ_1 (N, units)``: the walk down to the first layer."""
@@ -54,17 +54,12 @@ class TrainedRecursion(nn.Module):
         for index in range(len(layers) - 2, -1, -1):
             delta = (delta @ self.weights[index]) * operators.derivative(layers[index].activation, outputs)
             if index:
-                outputs = _inverted(delta, update[f"{layers[index].name}.weight"])
+                outputs = operators.least_squares_input(delta, update[f"{layers[index].name}.weight"])
         return delta
 
     def named_weights(self) -> Weights:
         """``{name.weight}`` of every layer but the first."""
         return {f"{layer.name}.weight": weight.detach().clone() for layer, weight in zip(self._chain.layers[1:], self.weights, strict=True)}
-
-
-def _inverted(delta: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-    """``δ⁺ G`` of one example each: the average of every unit's ``G_h / δ_h``, weighted by ``δ_h²``."""
-    return torch.einsum("no,noi->ni", delta, gradient) / delta.square().sum(1, keepdim=True).clamp_min(1e-20)
 
 
 def train_weights(
@@ -95,10 +90,8 @@ def train_weights(
         steps: how many.
         watch: called now and then with the step, the input's mean squared error and the weights: the curve in docs/attacks.md.
     """
-    start = {}
-    for layer in chain.layers[1:]:
-        shape = (layer.output_shape[0], layer.input_shape[0])
-        start[f"{layer.name}.weight"] = 0.1 * randn_like(torch.zeros(shape, device=inputs.device), generator)
+    shapes = {f"{layer.name}.weight": (layer.output_shape[0], layer.input_shape[0]) for layer in chain.layers[1:]}
+    start = {name: 0.1 * randn_like(torch.zeros(shape, device=inputs.device), generator) for name, shape in shapes.items()}
     recursion = TrainedRecursion(chain, start).to(inputs.device)
     optimizer = torch.optim.Adam(recursion.parameters(), lr=_LR)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -110,7 +103,7 @@ def train_weights(
         delta = recursion.first_delta(part)
         loss = (gradient - delta[:, :, None] * targets[rows][:, None]).square().sum() / gradient.square().sum()
         if watch is not None and (step % 20 == 0 or step == steps - 1):
-            wrong = (_inverted(delta.detach(), gradient) - targets[rows]).square().mean()
+            wrong = (operators.least_squares_input(delta.detach(), gradient) - targets[rows]).square().mean()
             watch(step, float(wrong), recursion.named_weights())
         optimizer.zero_grad()
         loss.backward()

@@ -12,8 +12,9 @@ from gitbench.attacker.layers.chain import Chain, Layer, Weights
 from gitbench.attacker.layers.passes import activated
 from gitbench.clients.update import Update
 
-_CONFIDENT = 0.05  # examples whose δ is smaller than this were classified too well to tell anything
-_ENOUGH = 320
+_CONFIDENT = 0.05  # an example whose δ is smaller than this is classified too well to tell anything
+_ENOUGH = 320  # examples, where each has as many equations as a layer's output has positions
+_ALL = slice(None)
 _DETERMINED = 0.999  # share of an input position that the gradient alone tells
 
 
@@ -37,21 +38,12 @@ def solve_weights(chain: Chain, raw: Update, inputs: torch.Tensor, labels: torch
         not need), in float32. The last layer's rows are known up to a common row, which ``Wᵀδ`` does not see.
     """
     layers = chain.layers
-    inputs = inputs.double()
-    last = layers[-1]
-    delta, feature = exact_top(last, {name: raw.tensors[name].double() for name in raw.tensors if name.startswith(f"{last.name}.")})
-    strong = delta.norm(dim=1) > _CONFIDENT
-    if int(strong.sum()) < 1.2 * (feature.shape[1] + 1):
+    top = _solved_top(chain, raw, labels)
+    if top is None:
         return None
-    chosen = strong.nonzero().flatten()
-    delta, feature, labels = delta[chosen], feature[chosen], labels[chosen]
-    weights: Weights = {}
-    weights[f"{last.name}.weight"], weights[f"{last.name}.bias"] = _last_layer(delta, feature, labels)
-    if layers[-2].is_conv:  # each example has as many equations as the output has positions
-        delta, feature, chosen = delta[:_ENOUGH], feature[:_ENOUGH], chosen[:_ENOUGH]
-    inputs = inputs[chosen]
-    outputs = feature
-    delta = operators.backward(last, weights[f"{last.name}.weight"], delta)
+    weights, chosen, delta, outputs = top
+    inputs = inputs.double()[chosen]
+    delta = operators.backward(layers[-1], weights[f"{layers[-1].name}.weight"], delta)
     for index in range(len(layers) - 2, -1, -1):
         layer = layers[index]
         outputs = outputs.reshape(-1, *layer.output_shape)
@@ -60,8 +52,7 @@ def solve_weights(chain: Chain, raw: Update, inputs: torch.Tensor, labels: torch
             if layer.is_conv:
                 _keep(weights, layer, _regress(layer, inputs, outputs))
             break
-        grads = {name: raw.tensors[name][chosen].double() for name in raw.tensors if name.startswith(f"{layer.name}.")}
-        found, determined = _input_of(layer, delta, grads)
+        found, determined = _input_of(layer, delta, _gradient(raw, layer, chosen))
         if not bool(determined.all()):
             if index != 1 or not layers[0].is_conv:
                 return None
@@ -73,6 +64,26 @@ def solve_weights(chain: Chain, raw: Update, inputs: torch.Tensor, labels: torch
         delta = operators.backward(layer, weights[f"{layer.name}.weight"], delta)
         outputs = found
     return {name: tensor.float() for name, tensor in weights.items()}
+
+
+def _solved_top(chain: Chain, raw: Update, labels: torch.Tensor) -> tuple[Weights, torch.Tensor, torch.Tensor, torch.Tensor] | None:
+    """The last layer's weights, the examples to go on with, their ``δ`` and the layer's inputs; None where too few tell anything."""
+    last = chain.layers[-1]
+    delta, feature = exact_top(last, _gradient(raw, last))
+    chosen = (delta.norm(dim=1) > _CONFIDENT).nonzero().flatten()
+    if len(chosen) < 1.2 * (feature.shape[1] + 1):
+        return None
+    delta, feature = delta[chosen], feature[chosen]
+    weights: Weights = {}
+    _keep(weights, last, _last_layer(delta, feature, labels[chosen]))
+    some = slice(_ENOUGH if chain.layers[-2].is_conv else None)
+    return weights, chosen[some], delta[some], feature[some]
+
+
+def _gradient(update: Update, layer: Layer, rows: torch.Tensor | slice = _ALL) -> dict[str, torch.Tensor]:
+    """A layer's part of some updates, in float64."""
+    names = (f"{layer.name}.weight", f"{layer.name}.bias")
+    return {name: update.tensors[name][rows].double() for name in names if name in update.tensors}
 
 
 def exact_top(last: Layer, grads: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -91,8 +102,7 @@ def exact_top(last: Layer, grads: Mapping[str, torch.Tensor]) -> tuple[torch.Ten
         delta = torch.einsum("nkf,nf->nk", weight, feature) / feature.square().sum(1, keepdim=True)
         return delta, feature
     delta = grads[f"{last.name}.bias"]
-    feature = torch.einsum("nk,nkf->nf", delta, weight) / delta.square().sum(1, keepdim=True).clamp_min(1e-30)
-    return delta, feature
+    return delta, operators.least_squares_input(delta, weight)
 
 
 def _keep(weights: Weights, layer: Layer, solved: tuple[torch.Tensor, torch.Tensor]) -> None:
@@ -105,7 +115,7 @@ def _last_layer(delta: torch.Tensor, feature: torch.Tensor, labels: torch.Tensor
     one_hot = nn.functional.one_hot(labels, classes).to(delta.dtype)
     scale = -(delta * one_hot).sum(1, keepdim=True)  # at most one, and close to one where the guess was wrong
     probabilities = delta + one_hot
-    # The true class's own probability is a small difference of large numbers: left out where it is rounded away.
+    # The true class's probability is a small difference of large numbers, and is left out where rounding decides it.
     known = (one_hot == 0) | (probabilities > 1e-3)
     known &= (probabilities > 1e-30) & (scale > 1e-3)
     reference = int(known.sum(0).argmax())
@@ -126,7 +136,7 @@ def _input_of(layer: Layer, delta: torch.Tensor, grads: Mapping[str, torch.Tenso
     if not layer.is_conv:
         if layer.bias:
             delta = grads[f"{layer.name}.bias"]
-        found = torch.einsum("no,noi->ni", delta, weight) / delta.square().sum(1, keepdim=True).clamp_min(1e-30)
+        found = operators.least_squares_input(delta, weight)
         return found, torch.ones_like(found[0], dtype=torch.bool)
     positions = layer.input_shape[1] * layer.input_shape[2]
     solved, told = [], torch.zeros(positions, dtype=delta.dtype, device=delta.device)

@@ -7,10 +7,11 @@ import math
 import torch
 
 from gitbench.attacker.attack import Attack, State
-from gitbench.attacker.attacks.recursion.estimate import Options, estimate, learn
+from gitbench.attacker.attacks.recursion.estimate import estimate
+from gitbench.attacker.attacks.recursion.learn import learn
+from gitbench.attacker.attacks.recursion.options import RecursionOptions
 from gitbench.attacker.learning import Checkpoint
 from gitbench.attacker.observation import Observation
-from gitbench.attacker.tools.matching import check_choice
 from gitbench.attacker.tools.priors import DENSE
 from gitbench.core.progress import Progress
 
@@ -33,38 +34,8 @@ class Recursion(Attack):
     uses = frozenset({"public", "defense"})
     profiles = {"quick": {"limit": 2048, "iterations": 60, "rehearsal": 8, "prior": "spectrum", "samples": 2**13}}
 
-    @dataclass(frozen=True, kw_only=True)
-    class Options(AdaptiveOptions):
-        """Of :class:`Recursion`.
-
-        Args:
-            limit: at most so many public images.
-            iterations: of the minimisation, one gradient each.
-            cg: conjugate gradient steps of a layer that is too wide to be solved victim by victim.
-            match: relative error of the model that is granted to the minimisation.
-            holdout: share of the public images that chooses the linear map's penalty.
-            rehearsal: public images that play victims.
-            prior: of the image, from public images: their ``covariance``, or their ``spectrum``, which is faster and knows less.
-            samples: systems that are solved at most for a batch behind a ReLU, to tell its examples apart; 0 leaves that out.
-        """
-
-        limit: int = 20_000
-        iterations: int = 300
-        cg: int = 10
-        match: float = 3e-3
-        holdout: float = 0.1
-        rehearsal: int = 16
-        prior: str = "covariance"
-        samples: int = 2**16
-
-        def __post_init__(self) -> None:
-            self.check_choice("prior", ("covariance", "spectrum"))
-            self.check_least(1, "limit", "rehearsal")
-            self.check_least(0, "iterations", "cg", "samples")
-            self.check_positive("match")
-            self.check_share("holdout")
-
-    options: Options
+    Options = RecursionOptions
+    options: RecursionOptions
 
     def memory(self, observation: Observation) -> int:
         """Bytes: six dense matrices of the image's size, sixty images and ten updates of each victim."""
@@ -74,15 +45,8 @@ class Recursion(Attack):
         return dense + observation.victims * (240 * observation.batch_size * pixels + 40 * size)
 
     def fit(self, observation: Observation, *, generator: torch.Generator, progress: Progress, checkpoint: Checkpoint) -> State:
-        return learn(observation, options=self._options, generator=generator, progress=progress)
+        return learn(observation, options=self.options, generator=generator, progress=progress)
 
     def run(self, observation: Observation, state: State, *, generator: torch.Generator, progress: Progress) -> torch.Tensor:
-        found = estimate(observation, state, options=self._options, generator=generator, progress=progress)
+        found = estimate(observation, state, options=self.options, generator=generator, progress=progress)
         return found.believed(state).clamp(0, 1)
-
-    @property
-    def _options(self) -> Options:
-        return Options(
-            limit=self.options.limit, iterations=self.options.iterations, cg=self.options.cg, match=self.options.match,
-            holdout=self.options.holdout, rehearsal=self.options.rehearsal, prior=self.options.prior, samples=self.options.samples,
-        )  # fmt: skip

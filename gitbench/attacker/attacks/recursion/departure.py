@@ -1,4 +1,4 @@
-"""How an update differs from the gradient behind it, as a rehearsal on the attacker's own images shows."""
+"""How updates differ from the gradients behind them, measured on images of the attacker's own."""
 
 from __future__ import annotations
 
@@ -8,27 +8,28 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from gitbench.attacker.layers import operators
 from gitbench.attacker.observation import Observation
-from gitbench.clients.client import expected_update, gradients
+from gitbench.attacker.tools.rehearsal import departure, own_and_expected, root_mean_squares
 from gitbench.clients.model import last_linear
 from gitbench.clients.update import Update
 
 ROUNDING = 1e-6
 """Of float32, in units of the root mean square of a gradient's entries."""
 
-_NOTHING = 1e-5  # relative error below which a defense adds nothing
-_SAME = 0.02  # relative change of scale below which a defense leaves the scale alone
+_NOTHING = 1e-5  # relative departure that is taken for rounding
+_SAME = 0.02  # relative change of scale that is taken for none
 
 
 @dataclass(frozen=True)
 class Departure:
-    """What a defense leaves uncertain.
+    """How far what a defense sends is from what the walk and the posterior expect, as root mean squares of each tensor.
 
     Args:
-        walk: standard deviation per tensor between what was sent, back at its original scale, and the gradient.
-        match: the same between what was sent and what the defense's deterministic part makes of the gradient.
-        size: root mean square of what was sent, per tensor.
-        rescaled: whether the scale of what was sent tells nothing.
+        walk: between the gradient and what was sent, brought back to the gradient's scale.
+        match: between what the defense's deterministic part makes of the gradient and what was sent.
+        size: of what was sent.
+        rescaled: whether the defense changes the scale.
     """
 
     walk: Mapping[str, float]
@@ -52,8 +53,8 @@ class Departure:
         return cls(part("noise.walk."), part("noise.match."), part("noise.size."), bool(tensors["noise.rescaled"]))
 
 
-def rehearse(observation: Observation, sent: Update, inputs: torch.Tensor, labels: torch.Tensor) -> Departure:
-    """The noise, from updates of known images.
+def measure_departure(observation: Observation, sent: Update, inputs: torch.Tensor, labels: torch.Tensor) -> Departure:
+    """How updates of known images differ from their gradients.
 
     Args:
         observation: needs ``parameters``.
@@ -61,26 +62,17 @@ def rehearse(observation: Observation, sent: Update, inputs: torch.Tensor, label
         inputs: the images behind them, ``(N, B, C, H, W)``.
         labels: theirs, ``(N, B)``.
     """
-    expectation = observation.expectation
-    with torch.no_grad():
-        raw = gradients(observation.model, inputs, labels)
-        expected = (
-            raw if expectation is None else expected_update(observation.model, inputs, labels, expectation=expectation, observed=sent)
-        )
+    raw, expected = own_and_expected(observation, inputs, labels, sent=sent)
     flat, seen = raw.flatten() * (sent.flatten() != 0), sent.flatten()
     ratio = (flat * seen).sum(1) / flat.square().sum(1).clamp_min(1e-30)
     rescaled = float((ratio - 1).abs().median()) > _SAME
-    if rescaled and labels.shape[1] == 1:
-        seen_scale = scales(observation, sent, labels[:, 0])
-        back = sent.map(lambda _, tensor: tensor / seen_scale.reshape(-1, *(1,) * (tensor.ndim - 1)))
-    else:
-        back = sent
-    return Departure(
-        walk={name: _error(back.tensors[name], tensor) for name, tensor in raw.tensors.items()},
-        match={name: _error(sent.tensors[name], tensor) for name, tensor in expected.tensors.items()},
-        size={name: float(tensor.double().square().mean().sqrt()) for name, tensor in sent.tensors.items()},
-        rescaled=rescaled,
-    )
+    back = divided(sent, scales(observation, sent, labels[:, 0])) if rescaled and labels.shape[1] == 1 else sent
+    return Departure(walk=_noise(back, raw), match=_noise(sent, expected), size=root_mean_squares(sent), rescaled=rescaled)
+
+
+def divided(update: Update, scales: torch.Tensor) -> Update:
+    """Each victim's update, divided by its scale ``(V,)``."""
+    return update.map(lambda _, tensor: tensor / scales.reshape(-1, *(1,) * (tensor.ndim - 1)))
 
 
 def scales(observation: Observation, update: Update, labels: torch.Tensor) -> torch.Tensor:
@@ -98,14 +90,13 @@ def scales(observation: Observation, update: Update, labels: torch.Tensor) -> to
     if not {f"{name}.bias", f"{name}.weight"} <= set(update.tensors) or linear.out_features == 1:
         return torch.ones(len(labels), device=labels.device)
     weight, delta = update.tensors[f"{name}.weight"].double(), update.tensors[f"{name}.bias"].double()
-    feature = torch.einsum("vk,vkf->vf", delta, weight) / delta.square().sum(1, keepdim=True).clamp_min(1e-30)
-    logits = feature @ linear.weight.detach().double().T + linear.bias.detach().double()
+    logits = operators.least_squares_input(delta, weight) @ linear.weight.detach().double().T + linear.bias.detach().double()
     own = torch.softmax(logits, dim=1) - functional.one_hot(labels, delta.shape[1])
     found = (delta * own).sum(1) / own.square().sum(1).clamp_min(1e-30)
     return torch.where(found.isfinite() & (found > 1e-6), found, 1.0).float()
 
 
-def _error(sent: torch.Tensor, expected: torch.Tensor) -> float:
-    """Root mean square of the difference; 0 where it is no more than rounding."""
-    error = float((sent - expected).double().square().mean().sqrt())
-    return error if error > _NOTHING * float(expected.double().square().mean().sqrt()) else 0.0
+def _noise(sent: Update, expected: Update) -> dict[str, float]:
+    """The departure of each tensor; 0 where it is no more than rounding."""
+    sizes = root_mean_squares(expected)
+    return {name: error if error > _NOTHING * sizes[name] else 0.0 for name, error in departure(sent, expected).items()}

@@ -17,7 +17,7 @@ from gitbench.core.random import randn_like
 
 _HISTORY = 20
 _PROBES = 64  # directions in the gradients' space that show the curvature, all victims together
-_SMOOTH = 9  # neighbouring directions of the prior that are taken to be curved alike
+_SMOOTH = 9  # neighbouring directions of the prior whose curvatures are averaged
 _TINY = 1e-30
 
 

@@ -1,7 +1,7 @@
-"""One step down: a layer's input, MAP, from its pre-activation and its gradient at once.
+"""One step down: the MAP estimate of a layer's input from its pre-activation and its gradient at once.
 
-Two linear systems speak of the input ``x``: the forward one ``W x = z - b`` and the gradient one ``Σ_p δ_p x_{p+k} = G_k``. Each
-is ill conditioned where the other is not. With the variance of each side known, the estimate is the solution of
+The input ``x`` solves two linear systems, the forward one ``W x = z - b`` and the gradient's ``Σ_p δ_p x_{p+k} = G_k``. Each is
+ill conditioned where the other is not. With the variances of their right sides, the estimate is the solution of
 
 ``(Aᵀ R⁻¹ A + Wᵀ C⁻¹ W + Σ⁻¹) x = Aᵀ R⁻¹ G + Wᵀ C⁻¹ (z - b) + Σ⁻¹ μ``
 """
@@ -25,7 +25,7 @@ _DENSE = 1024  # unknowns up to which every victim has a dense system of its own
 _SHARED = 4096  # unknowns up to which all victims share a dense preconditioner
 _ROWS = 8
 _SAMPLES = 16  # of a posterior, for its variances
-_EXACT = 1e-20  # energy of the error, in units of the solution's
+_EXACT = 1e-20  # squared error at which an iteration ends, in units of the solution's square
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,7 @@ def _transposed(system: System, outputs: torch.Tensor) -> torch.Tensor:
 
 
 def _forward(system: System, inputs: torch.Tensor) -> torch.Tensor:
-    bias = system.weight.new_zeros(len(system.weight))
-    return operators.forward(system.layer, system.weight, bias, inputs).flatten(1)
+    return operators.forward(system.layer, system.weight, None, inputs).flatten(1)
 
 
 def matrix(layer: Layer, weight: torch.Tensor) -> torch.Tensor:
@@ -153,7 +152,7 @@ def _dense(system: System, weight: torch.Tensor, prior: torch.Tensor) -> Estimat
 
 
 def _linear(system: System) -> Estimate:
-    """A wide linear layer: its gradient ``δ aᵀ`` says each entry as well as any other, so the prior's directions stay apart."""
+    """A wide linear layer: its gradient ``δ aᵀ`` tells all entries equally well, so the prior's directions stay independent."""
     gram, back = _normal(system)
     prior, weight = system.prior, system.weight
     seen = gram[:, 0] + 1 / prior.spread  # (V, n)
@@ -188,7 +187,7 @@ def _with_forward(mean: torch.Tensor, spread: torch.Tensor, weight: torch.Tensor
 def _blocks(system: System, weight: torch.Tensor, generator: torch.Generator) -> Estimate:
     """Channels share the gradient's system; the forward equations are a correction of rank ``outputs``.
 
-    The variances are those of samples of the posterior (Matheron's rule): exact ones would cost as much as all the rest.
+    The variances are estimated from samples of the posterior (Matheron's rule): exact ones would cost as much as all the rest.
     """
     gram, back = _normal(system)
     layer, prior = system.layer, system.prior

@@ -15,7 +15,7 @@ from gitbench.attacker.layers import operators
 from gitbench.attacker.layers.chain import Chain, Layer
 from gitbench.attacker.tools.priors import Gaussian
 
-_EDGE = 1e-6  # outputs closer to an activation's bounds than this say nothing
+_EDGE = 1e-6  # outputs closer to an activation's bounds than this tell nothing of its input
 _TINY = 1e-30
 _GRID, _ZOOMS = 65, 9
 
@@ -56,7 +56,7 @@ class KnownWalk:
             bend = _bend(layer.activation, outputs) / slope.clamp_min(_TINY)  # of the slope, per unit of the output
             delta = (above * slope).reshape(-1, *layer.output_shape)
             doubt = (spread * slope.square() + (above * bend).square() * estimate.variance).reshape(delta.shape)
-            forward = Estimate(_inverse(layer.activation, outputs) - self._bias(layer), error)
+            forward = Estimate(operators.inverse(layer.activation, outputs, edge=_EDGE) - self._bias(layer), error)
             gradient = update[f"{layer.name}.weight"]
             prior = self.priors[index]
             units = doubt.flatten(2).sum(2) if layer.is_conv else doubt
@@ -79,7 +79,8 @@ class KnownWalk:
     ) -> tuple[Estimate, torch.Tensor, torch.Tensor]:
         """The last layer's input, its ``δ`` and the variance of that.
 
-        ``δ`` is the bias's gradient, and softmax minus one-hot of the input: against noise the second is used, and both in turn.
+        ``δ`` is the bias's gradient, and it is softmax minus one-hot. Where there is noise, the second is computed from the
+        estimated input, and the input is then estimated anew with it, three times.
         """
         last, prior = self.chain.layers[-1], self.priors[-1]
         gradient = update[f"{last.name}.weight"]
@@ -107,7 +108,7 @@ class KnownWalk:
         return Estimate(feature, spread), delta, doubt
 
     def _without_bias(self, gradient: torch.Tensor, one_hot: torch.Tensor) -> torch.Tensor:
-        """``δ`` from ``G = δ aᵀ`` alone: softmax minus one-hot of the input says by what factor the two can be told apart."""
+        """``δ`` from ``G = δ aᵀ`` alone, which leaves one factor open: ``δ`` must be softmax minus one-hot of the input."""
         last = self.chain.layers[-1]
         left, size, right = torch.linalg.svd(gradient, full_matrices=False)
         direction = right[:, 0]  # of the input
@@ -134,7 +135,7 @@ def _variance(gradient: torch.Tensor, noise: float) -> torch.Tensor:
 
 
 def _inside(activation: nn.Module | None, outputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Outputs that the activation can have, and where they tell its input."""
+    """Outputs cut to those that the activation can have, and where they tell its input."""
     if isinstance(activation, nn.Sigmoid):
         found = outputs.clamp(_EDGE, 1 - _EDGE)
     elif isinstance(activation, nn.Tanh):
@@ -145,14 +146,6 @@ def _inside(activation: nn.Module | None, outputs: torch.Tensor) -> tuple[torch.
     else:
         found = outputs
     return found, torch.ones_like(found, dtype=torch.bool)
-
-
-def _inverse(activation: nn.Module | None, outputs: torch.Tensor) -> torch.Tensor:
-    if isinstance(activation, nn.Sigmoid):
-        return outputs.logit()
-    if isinstance(activation, nn.Tanh):
-        return outputs.atanh()
-    return operators.inverse(activation, outputs)
 
 
 def _bend(activation: nn.Module | None, outputs: torch.Tensor) -> torch.Tensor:

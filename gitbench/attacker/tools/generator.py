@@ -1,0 +1,84 @@
+"""A generator of images, and the autoencoder that it is trained in."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn import functional
+
+_SCALES = 3  # of the generator: it starts at an eighth of the image's sides
+
+
+class Generator(nn.Module):
+    """The DCGAN's generator without BatchNorm, for images of any size: codes ``(N, latent)`` to images in [0, 1].
+
+    It starts at an eighth of the sides, rounded up, and crops what is too much.
+
+    Args:
+        shape: ``(C, H, W)`` of the images.
+        latent: dimensions of the code.
+        channels: of the last hidden layer.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], *, latent: int, channels: int) -> None:
+        super().__init__()
+        colours, self.height, self.width = shape
+        widths = _widths(channels)
+        side = 2**_SCALES
+        rows, columns = -(-self.height // side), -(-self.width // side)
+        layers: list[nn.Module] = [nn.Linear(latent, widths[0] * rows * columns), nn.ReLU(), nn.Unflatten(1, (widths[0], rows, columns))]
+        for before, after in itertools.pairwise(widths):
+            layers += [nn.ConvTranspose2d(before, after, 4, stride=2, padding=1), nn.ReLU()]
+        self.layers = nn.Sequential(*layers, nn.ConvTranspose2d(widths[-1], colours, 4, stride=2, padding=1), nn.Sigmoid())
+
+    def forward(self, codes: torch.Tensor) -> torch.Tensor:
+        images: torch.Tensor = self.layers(codes)
+        return images[..., : self.height, : self.width]
+
+
+class Autoencoder(nn.Module):
+    """A variational autoencoder around the generator, and the discriminator of adversarial training."""
+
+    def __init__(self, generator: Generator, shape: tuple[int, int, int], latent: int, channels: int) -> None:
+        super().__init__()
+        self.generator = generator
+        self.encoder = _convolutions(shape, channels, 2 * latent)
+        self.discriminator = _convolutions(shape, channels, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Images through their mean codes."""
+        made: torch.Tensor = self.generator(self.encoder(images).chunk(2, dim=1)[0])
+        return made
+
+    def loss(self, images: torch.Tensor, noise: torch.Tensor, *, kl: float) -> torch.Tensor:
+        """Squared error of a pixel plus ``kl`` times the divergence of a code dimension from N(0, 1)."""
+        mean, logarithm = self.encoder(images).chunk(2, dim=1)
+        logarithm = logarithm.clamp(-10, 10)  # of the variance
+        made = self.generator(mean + (logarithm / 2).exp() * noise)
+        divergence = (mean.square() + logarithm.exp() - 1 - logarithm) / 2
+        total: torch.Tensor = (made - images).square().mean() + kl * divergence.mean()
+        return total
+
+    def adversarial_loss(self, images: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        """The DCGAN's two losses as one sum: each network gets the gradient of its own loss alone."""
+        made = self.generator(codes)
+        judge = functional.softplus(-self.discriminator(images)).mean() + functional.softplus(self.discriminator(made.detach())).mean()
+        frozen = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
+        return judge + functional.softplus(-functional_call(self.discriminator, frozen, (made,))).mean()
+
+
+def _convolutions(shape: tuple[int, int, int], channels: int, outputs: int) -> nn.Sequential:
+    """The generator backwards: from images to ``outputs`` numbers."""
+    before, height, width = shape
+    layers: list[nn.Module] = []
+    for after in reversed(_widths(channels)):
+        layers += [nn.Conv2d(before, after, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        before, height, width = after, height // 2, width // 2
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(before * height * width, outputs))
+
+
+def _widths(channels: int) -> list[int]:
+    return [channels * 2**scale for scale in reversed(range(_SCALES))]
