@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from gitbench.attacker.attacks.git.coarse import CoarseOptions, fit_coarse, run_coarse
+from gitbench.attacker.attacks.git.coarse import fit_coarse, run_coarse
+from gitbench.attacker.attacks.git.options import GitOptions
 from gitbench.attacker.attacks.ridge import Ridge
 from gitbench.attacker.layers.blocks import modules
 from gitbench.attacker.layers.graph import Step, steps
@@ -23,7 +24,7 @@ from gitbench.core.progress import silent
 from helpers import make_data
 
 SHAPE = (3, 8, 8)
-OPTIONS = CoarseOptions(width=16, sketch=64, components=32, epochs=2, batch_size=32)
+OPTIONS = GitOptions(coarse_width=16, sketch=64, epochs=2, draws=2)
 
 
 class Skip(nn.Module):
@@ -94,7 +95,7 @@ def observe(spec: str, data: Data, *, batch: int = 1, defense: str = "none") -> 
     return Observation(update=update, model=model, input_shape=SHAPE, batch_size=batch, public=data.public, defense=defense)
 
 
-def reconstruct(observation: Observation, *, module: bool = False, options: CoarseOptions = OPTIONS) -> torch.Tensor:
+def reconstruct(observation: Observation, *, module: bool = False, options: GitOptions = OPTIONS) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     state = fit_coarse(
         observation.without_update(), module=module, options=options, generator=generator, progress=silent, checkpoint=NoCheckpoint()
@@ -312,6 +313,6 @@ def test_entries_that_a_defense_empties_do_no_harm(data: Data) -> None:
     assert error(reconstruct(observe("resnet(width=4)", data, defense="pruning(rate=0.9)")), data) < 2 * blind(data)
 
 
-def test_too_few_public_images_are_named(data: Data) -> None:
+def test_too_few_public_images_are_named() -> None:
     with pytest.raises(AttackError, match="at least 3 public batches"):
-        reconstruct(observe("lenet", data), options=CoarseOptions(limit=2))
+        reconstruct(observe("lenet", make_data(public=2, private=16)))

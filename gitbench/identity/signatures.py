@@ -7,6 +7,7 @@ decided by importing, when the component is loaded. Nothing is imported here, si
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from gitbench.core.errors import SpecError, nearest
@@ -68,9 +69,16 @@ def default_texts(target: Target) -> dict[str, str]:
             inner = [node] if isinstance(node, ast.FunctionDef) else [item for item in node.body if isinstance(item, ast.FunctionDef)]
             for function in inner:
                 found |= {**_texts(function), **found} if function is node or function.name == "__init__" else {}
+            found |= {**dict(_field_texts(node)), **found}
             waiting += [base.id for base in getattr(node, "bases", ()) if isinstance(base, ast.Name)]
         seen.add(name)
     return found
+
+
+def _field_texts(node: ast.AST) -> Iterator[tuple[str, str]]:
+    for item in ast.walk(node):
+        if isinstance(item, ast.AnnAssign) and isinstance(item.value, ast.Constant) and isinstance(item.value.value, str):
+            yield ast.unparse(item.target), item.value.value
 
 
 def _of_class(names: Bindings, node: ast.AST | None, seen: tuple[ast.AST, ...]) -> Signature | None:
@@ -83,9 +91,8 @@ def _of_class(names: Bindings, node: ast.AST | None, seen: tuple[ast.AST, ...]) 
     if own["__new__"] or own["__init_subclass__"] or len(known) < len(bases):
         return None
     budget = bool(own["profiles"]) or any(base.budget for base in known)
-    options = [item for item in scope(node) if "Options" in binds(item) and not isinstance(item, ast.AnnAssign)]
-    if options and not own["__init__"]:
-        fields = _of_options(names, options)
+    if not own["__init__"] and any("Options" in binds(item) for item in scope(node)):
+        fields = _of_options(names, node)
         return None if fields is None else replace(fields, budget=budget)
     if not own["__init__"]:
         taking = [base for base in known if replace(base, budget=False) != _NONE]
@@ -96,14 +103,16 @@ def _of_class(names: Bindings, node: ast.AST | None, seen: tuple[ast.AST, ...]) 
     return replace(_arguments(init, skip=1), budget=budget)
 
 
-def _of_options(names: Bindings, bound: list[ast.AST]) -> Signature | None:
+def _of_options(names: Bindings, node: ast.ClassDef) -> Signature | None:
     """The fields of an attack's ``Options``, a dataclass of its own or one that is named; None where the text does not tell."""
-    (found, *others) = bound
-    if others or not names.clear:
+    if not names.clear or sum("Options" in binds(item) for item in scope(node)) > 1:
         return None
-    if isinstance(found, ast.ClassDef):
-        return _fields(names, found)
-    return _fields_of(names, found.value) if isinstance(found, ast.Assign) else None
+    for item in node.body:
+        if isinstance(item, ast.ClassDef) and item.name == "Options":
+            return _fields(names, item)
+        if isinstance(item, ast.Assign) and [dotted(target) for target in item.targets] == ["Options"]:
+            return _fields_of(names, item.value)
+    return None
 
 
 def _fields_of(names: Bindings, written: ast.expr) -> Signature | None:
