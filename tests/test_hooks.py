@@ -181,7 +181,7 @@ def test_a_misspelt_hook_is_refused_by_pytest(project: pytest.Pytester) -> None:
 def test_every_hook_is_documented_with_a_recipe() -> None:
     from pytest_gitbench import hooks
 
-    page = (Path(__file__).parents[1] / "docs" / "plugins.md").read_text()
+    page = (Path(__file__).parents[1] / "docs" / "plugins.md").read_text().partition("## Hooks")[2]
     names = [name for name in vars(hooks) if name.startswith("pytest_gitbench_")]
     assert len(names) == 5
     for name in names:
@@ -191,7 +191,7 @@ def test_every_hook_is_documented_with_a_recipe() -> None:
 
 @pytest.mark.parametrize("extra", [(), ("-n", "2")], ids=["plain", "n2"])
 def test_the_examples_of_the_documentation_work_as_they_stand(project: pytest.Pytester, extra: tuple[str, ...]) -> None:
-    page = (Path(__file__).parents[1] / "docs" / "plugins.md").read_text()
+    page = (Path(__file__).parents[1] / "docs" / "plugins.md").read_text().partition("## Hooks")[2]
     examples = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     assert len(examples) == 4
     result = run(project, "\n".join(examples), "--gitbench", "--gitbench-defense", "none", "--gitbench-defense", "noise", *extra)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -31,20 +32,8 @@ from gitbench.store.result import Result
 from helpers import pair, run_project, write_project
 from results import CASE, SAFE, measure, result, table
 
-CLOSE = """
-import gitbench
-
-class Close(gitbench.Metric):
-    name = "close"
-    unit = "%"
-    higher_leaks = True
-    low, high = 0.0, 100.0
-    tolerance = 2.0
-    summary = "share of the pixels within 0.1 of the truth"
-
-    def score(self, found, truth):
-        return 100 * ((found - truth).abs() < 0.1).double().flatten(1).mean(1)
-"""
+PAGE = (Path(__file__).parents[1] / "docs" / "plugins.md").read_text().partition("## A metric")[2].partition("## Hooks")[0]
+CLOSE, HOOK = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)  # the documentation's own example: close.py and conftest.py
 
 
 @pytest.fixture
@@ -54,8 +43,8 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
     forget = []
 
     def written(source: str) -> None:
-        (tmp_path / "mine.py").write_text(source)
-        forget.append(register({"metric": {"close": "mine.py:Close"}}))
+        (tmp_path / "close.py").write_text(source)
+        forget.append(register({"metric": {"close": "close.py:Close"}}))
 
     yield written
     for one in forget:
@@ -103,7 +92,7 @@ def test_two_packages_cannot_register_one_name() -> None:
         ("found, truth)", "found, truth, *, blnd)", r"its score asks for 'blnd', which there is not\. Did you mean 'blind'"),
         ("found, truth)", "found, truth, blind)", "expected score.self, found, truth., and what it needs besides as keywords"),
         ("gitbench.Metric", "gitbench.Defense", "Expected 'close' to be a subclass of gitbench.Metric"),
-        ("import gitbench", "import gitbenhc", "Importing mine.py for the metric 'close' failed"),
+        ("import gitbench", "import gitbenhc", "Importing close.py for the metric 'close' failed"),
     ],
 )
 def test_a_malformed_metric_is_refused_by_its_name(write, old: str, new: str, message: str) -> None:
@@ -214,8 +203,8 @@ def test_a_comparison_and_a_leaderboard_write_its_unit(close: None) -> None:
 
 def test_a_run_is_judged_and_printed_by_a_registered_metric(pytester: pytest.Pytester, tiny_npz: Path, warm: None) -> None:
     write_project(pytester, tiny_npz, defense=["none", "gaussian_noise(std=1.0)"], threshold=["close=50"])
-    pytester.makepyfile(mine=CLOSE, test_it="def test_it(gitbench_evaluate):\n    print(gitbench_evaluate('gaussian_noise(std=1.0)'))")
-    pytester.makeconftest("def pytest_gitbench_register(config):\n    return {'metric': {'close': 'mine.py:Close'}}")
+    pytester.makepyfile(close=CLOSE, test_it="def test_it(gitbench_evaluate):\n    print(gitbench_evaluate('gaussian_noise(std=1.0)'))")
+    pytester.makeconftest(HOOK)
     found = run_project(pytester, "--gitbench")
     found.assert_outcomes(passed=2)
     found.stdout.fnmatch_lines(
