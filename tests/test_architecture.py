@@ -111,7 +111,7 @@ def test_two_classes_never_share_a_name() -> None:
     seen: dict[str, str] = {}
     for path in modules():
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ClassDef):
+            if isinstance(node, ast.ClassDef) and node.name != "Options":  # an attack's own, within it
                 assert seen.setdefault(node.name, dotted(path)) == dotted(path), f"{node.name} in {seen[node.name]} and {dotted(path)}"
 
 

@@ -17,6 +17,7 @@ from gitbench.attacker.learning import NoCheckpoint
 from gitbench.attacker.observation import Observation
 from gitbench.attacker.tools.labels import infer_labels
 from gitbench.attacker.tools.matching import Objective
+from gitbench.attacker.tools.optimisation import Best
 from gitbench.clients.client import client_update
 from gitbench.clients.data import Data
 from gitbench.clients.update import Update
@@ -159,7 +160,7 @@ def test_copies_of_a_batch_are_private(data: Data) -> None:
     images = network(codes.flatten(0, 1)).detach()[:, None]
     worst = torch.full((2,), torch.inf)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    found = attack._search_parameters(network, codes, images, worst, lambda inputs: objective(inputs, labels), silent)
+    found = attack._search_parameters(network, codes, Best(images, worst), lambda inputs: objective(inputs, labels), silent).inputs
     assert torch.equal(images[0], images[1])
     assert not torch.equal(found[0], found[1])
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
@@ -177,11 +178,12 @@ def test_parameters_never_match_worse_than_the_code(data: Data, lr: float) -> No
     def matching(inputs: torch.Tensor) -> torch.Tensor:
         return objective(inputs, labels)
 
-    codes, images, losses = attack._search_codes(network, observation, matching, make_generator(0), silent)
+    codes, best = attack._search_codes(network, observation, matching, make_generator(0), silent)
+    images, losses = best.candidates, best.losses
     assert torch.allclose(matching(images), losses, atol=1e-5)
     made = network(codes.flatten(0, 1)).detach()
     assert torch.allclose(made, images.flatten(0, 1), atol=1e-5)
-    found = attack._search_parameters(network, codes, images, losses, matching, silent)
+    found = attack._search_parameters(network, codes, best, matching, silent).inputs
     assert (matching(found) <= losses + 1e-6).all()
     if lr < 1:
         assert (matching(found) < losses - 1e-6).all()
@@ -197,19 +199,19 @@ def test_restarts_are_chosen_by_matching_loss(data: Data) -> None:
         attack = GIAS(**{**FAST_GIAS, "restarts": restarts})
         network = attack._generator(observation)
         network.load_state_dict(dict(state))
-        return attack._search_codes(network, observation, lambda inputs: objective(inputs, labels), make_generator(0), silent)[2]
+        return attack._search_codes(network, observation, lambda inputs: objective(inputs, labels), make_generator(0), silent)[1].losses
 
     assert losses(6).mean() < losses(1).mean()
 
 
 def test_adversarial_training_runs_and_keeps_each_network_to_its_own_loss(data: Data) -> None:
-    from gitbench.attacker.attacks.gias import _Autoencoder
+    from gitbench.attacker.tools.generator import Autoencoder
 
     observation = observe(data)
     plain, adversarial = (fit(GIAS(**FAST_GIAS, adversarial=weight), observation) for weight in (0.0, 0.1))
     assert any(not torch.equal(plain[name], adversarial[name]) for name in plain)
 
-    network = _Autoencoder(Generator(data.input_shape, latent=4, channels=2), data.input_shape, 4, 2)
+    network = Autoencoder(Generator(data.input_shape, latent=4, channels=2), data.input_shape, 4, 2)
     images, codes = data.public.inputs[:8], torch.randn(8, 4, generator=make_generator(0))
     network.adversarial_loss(images, codes).backward()
     judge = torch.nn.functional.softplus(-network.discriminator(images)).mean()
