@@ -181,8 +181,8 @@ def _check(network: nn.Module, data: Data, model: str) -> None:
     except ModelError:
         raise
     except Exception as error:
-        advice = _other_channels(network, data) or _advice(network, data.input_shape)
-        raise ModelError(f"The model {model!r} cannot take images of shape {data.input_shape}: {error}{advice}") from error
+        said = f"{str(error).rstrip('.! ')}{_other_channels(network, data) or _other_sizes(network, data.input_shape)}"
+        raise ModelError(f"The model {model!r} cannot take images of shape {data.input_shape}: {said}") from error
     try:
         copy.deepcopy(network)
         parameters = {name: parameter.detach() for name, parameter in network.named_parameters()}
@@ -191,13 +191,13 @@ def _check(network: nn.Module, data: Data, model: str) -> None:
         raise ModelError(f"The model {model!r} cannot be copied and differentiated: {error}{_of_former_norm(network)}") from error
 
 
-def _advice(network: nn.Module, shape: tuple[int, int, int]) -> str:
-    """What to do about images that a network cannot take: the other shapes that it can."""
+def _other_sizes(network: nn.Module, shape: tuple[int, int, int]) -> str:
+    """What to do where a network takes images of another size; empty where it takes none of those that are tried."""
     size = next((side for side in _SIZES if _takes(network, (shape[0], side, side))), None)
     if size is None:
         return ""
     return (
-        f" It takes {size}x{size} images. Enlarge them inside of the model, for example by a factory:\n"
+        f". It takes {size}x{size} images. Enlarge them inside of the model, for example by a factory:\n"
         "def enlarged(input_shape, classes):\n"
         f"    upsample = torch.nn.Upsample(size={size}, mode='bilinear')\n"
         "    return torch.nn.Sequential(upsample, YourModel(classes))"
@@ -250,4 +250,6 @@ def _train_cached(network: nn.Module, data: Data, *, model: str, epochs: int, se
             warnings.warn(f"{path} is damaged ({error}): the model is trained again.", stacklevel=2)
     train(network, data.public, epochs=epochs, lr=1e-3, batch_size=64, generator=make_generator(seed, "training"), optimizer="adam")
     if path:
-        write_atomic(path, save_tensors({name: tensor.contiguous() for name, tensor in network.state_dict().items()}))
+        # Cloned, because safetensors refuses tensors that layers share.
+        kept = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in network.state_dict().items()}
+        write_atomic(path, save_tensors(kept))
