@@ -16,7 +16,6 @@ from gitbench.clients.data import Data
 from gitbench.clients.model import classes_of, last_linear
 from gitbench.clients.output import output_of
 from gitbench.core.errors import ModelError
-from helpers import make_data
 from support import ZOO, data_of
 
 
@@ -86,11 +85,6 @@ def test_the_way_out_of_a_fixed_size_works(data: Data, tmp_path) -> None:
     other.write_text("\n".join([path.read_text(), *str(error.value).splitlines()[1:], ""]))
     model = gitbench.load_model(f"{other}:enlarged", data)
     assert model(data.public.inputs[:2]).shape == (2, data.classes)
-
-
-def test_grey_images_for_a_colour_model_are_told_of_channels() -> None:
-    with pytest.raises(ModelError, match=r"It takes images of 3 channels: set channels=3"):
-        gitbench.load_model(f"{ZOO}:group_norm", make_data(channels=1))
 
 
 def test_weight_norm_of_old_cannot_be_copied_and_has_a_successor(data: Data) -> None:
