@@ -57,7 +57,7 @@ def loaded(spec: str, data: Data) -> nn.Module:
     return gitbench.load_model(spec, data)
 
 
-def outcome(spec: str, attack: str, data: Data, *, victims: int = 4) -> str:
+def outcome(spec: str, attack: str, data: Data, *, victims: int = 8) -> str:
     """What the attack says of the model; nothing where it reconstructs.
 
     Raises:
@@ -83,7 +83,7 @@ def zoo_outcome(kind: str, attack: str) -> str:
 
 @functools.cache
 def torchvision_outcome(name: str, attack: str) -> str:
-    return outcome(f"torchvision(name={name!r})", attack, images_of(TORCHVISION[name]))
+    return outcome(f"torchvision(name={name!r})", attack, images_of(TORCHVISION[name]), victims=4)
 
 
 def zoo_table() -> str:
@@ -116,7 +116,7 @@ def general(message: str) -> str:
         (r"'[\w.]+' \(\w+: (.*?)\)", r"… (\1)"),
         (r"attack \w+\([^)]*\)", "attack …"),
         (r"but \w+ raised .*?\. Use git", "but it raised an error. Use git"),
-        (r"(logits|gradient|layer) of \w+ (do|has)", r"\1 of … \2"),
+        (r"(logits|gradient|layer) of \w+ (come|has)", r"\1 of … \2"),
         (r"The layer … \(Parameter\)", "The layer …"),
         (r"\s+", " "),
     ):

@@ -11,7 +11,7 @@ from torch.nn import functional
 import gitbench
 from gitbench.attacker.layers.blocks import modules
 from gitbench.attacker.layers.chain import read_chain
-from gitbench.clients.client import gradients
+from gitbench.clients.client import batchnorm_statistics, gradients
 from gitbench.clients.data import Data
 from gitbench.core.errors import AttackError
 from gitbench.core.random import make_generator
@@ -117,3 +117,12 @@ def test_a_layer_without_a_second_derivative_is_said_to_be_one_in_every_matching
     seen = gitbench.Observation(update=gradients(model, *victims(data)), model=model, input_shape=data.input_shape, batch_size=2)
     with pytest.raises(AttackError, match=r"a layer of Deformable has no second derivative .*deform_conv2d.* Use ridge, git"):
         gitbench.load_attack("dlg(iterations=1)")(seen, generator=make_generator(0))
+
+
+def test_batchnorm_statistics_of_a_model_that_branches_are_those_of_each_victim(data: Data) -> None:
+    model = gitbench.load_model(f"{ZOO}:branching_norm", data)
+    inputs, _ = victims(data)
+    mean, var = batchnorm_statistics(model, inputs)["norm"]
+    hidden = model.hidden(inputs[1].flatten(1))
+    torch.testing.assert_close(mean[1], hidden.mean(0))
+    torch.testing.assert_close(var[1], hidden.var(0, unbiased=False))

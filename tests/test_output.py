@@ -13,7 +13,7 @@ import gitbench
 from gitbench.attacker.layers.chain import read_chain
 from gitbench.attacker.tools.labels import infer_labels
 from gitbench.clients.data import Data
-from gitbench.clients.model import classes_of, last_linear
+from gitbench.clients.model import classes_of, last_layer, last_linear
 from gitbench.clients.output import output_of
 from gitbench.core.errors import ModelError
 from support import ZOO, data_of
@@ -97,9 +97,19 @@ def test_the_classifier_is_what_returns_the_logits_not_what_is_registered_last()
     assert last_linear(load("lstm"))[0] == "head"
     assert last_linear(load("probabilities"))[0] == "head"
     assert last_linear(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 4)))[0] == "1"  # nothing was found out about it
-    with pytest.raises(ModelError, match=r"do not come from a torch\.nn\.Linear.* Use lti"):
+    with pytest.raises(ModelError, match=r"come from '2' \(Conv2d\), not from a torch\.nn\.Linear.* Use lti"):
         last_linear(load("no_linear"))
-    assert classes_of(load("no_linear")) == 4
+    assert last_layer(load("no_linear"))[0] == "2"
+    with pytest.raises(ModelError, match=r"No layer of Prototypes has an output for each class.* Use lti"):
+        last_layer(load("prototypes"))
+    assert classes_of(load("prototypes")) == 4
+
+
+def test_a_convolution_that_tells_classes_shows_labels() -> None:
+    model, data = load("no_linear"), data_of("no_linear")
+    inputs, labels = data.public.inputs[:12, None], data.public.labels[:12, None]
+    update = gitbench.client_update(model, inputs, labels)
+    assert torch.equal(infer_labels(gitbench.Observation(update=update, model=model, input_shape=data.input_shape)), labels)
 
 
 @pytest.mark.parametrize("batch", [1, 4])

@@ -112,6 +112,27 @@ class Branching(nn.Module):
         return self.head(found * 2 if float(inputs.detach().mean()) > 0.5 else found)
 
 
+class BranchingNorm(Branching):
+    def __init__(self, classes: int) -> None:
+        super().__init__(classes)
+        self.norm = nn.BatchNorm1d(12)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        found = self.norm(self.hidden(inputs.flatten(1)))
+        return self.head(found * 2 if float(inputs.detach().mean()) > 0.5 else found)
+
+
+class Prototypes(nn.Module):
+    """Its logits are distances to learned points: no layer has an output for each class."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.hidden, self.points = nn.Linear(192, 12), nn.Parameter(torch.randn(classes, 12))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return -(torch.tanh(self.hidden(inputs.flatten(1)))[:, None] - self.points).square().sum(2)
+
+
 class Deformable(nn.Module):
     """A convolution of torchvision that can be differentiated once only."""
 
@@ -179,6 +200,7 @@ KINDS = {
     "grouped": "grouped convolutions",
     "hardsigmoid": "`nn.Hardsigmoid`",
     "no_linear": "no `nn.Linear`: the last layer is a convolution",
+    "prototypes": "logits are distances to learned points",
     "branching": "branches on a value",
     "deformable": "`torchvision.ops.DeformConv2d`",
     "a_tuple": "returns a tuple",
@@ -260,6 +282,10 @@ def no_linear(input_shape, classes):
     )
 
 
+def prototypes(input_shape, classes):
+    return Prototypes(classes)
+
+
 def branching(input_shape, classes):
     return Branching(classes)
 
@@ -322,3 +348,7 @@ def one_logit_chain(input_shape, classes):
 
 def old_weight_norm(input_shape, classes):
     return dense(nn.utils.weight_norm, classes)
+
+
+def branching_norm(input_shape, classes):
+    return BranchingNorm(classes)

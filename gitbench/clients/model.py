@@ -113,21 +113,37 @@ def classes_of(model: nn.Module) -> int:
     return last_linear(model)[1].out_features if output is None else output.classes
 
 
-def last_linear(model: nn.Module) -> tuple[str, nn.Linear]:
-    """Name and module of the classifier: the linear layer whose outputs are the logits, or else the last one.
+def last_layer(model: nn.Module) -> tuple[str, nn.Linear | nn.Conv2d]:
+    """Name and module of the classifier: the layer whose outputs are the logits, or else the last linear one.
 
     Raises:
         ModelError: the model has none.
     """
     output = output_of(model)
-    found = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    name = next(reversed(found), None) if output is None else output.classifier
+    found = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
+    linear = (name for name, module in reversed(found.items()) if isinstance(module, nn.Linear))
+    name = next(linear, None) if output is None else output.classifier
     if name is None:
         raise ModelError(
-            f"The logits of {type(model).__name__} do not come from a torch.nn.Linear, so that neither labels nor the input of the last "
-            "layer can be read off its update. Use lti, dlg(labels='joint') or, where labels are granted, ig(labels='known')."
+            f"No layer of {type(model).__name__} has an output for each class, so that labels cannot be read off its update. "
+            "Use lti, dlg(labels='joint') or, where labels are granted, ig(labels='known')."
         )
     return name, found[name]
+
+
+def last_linear(model: nn.Module) -> tuple[str, nn.Linear]:
+    """The same of a linear layer, whose input can be read off its gradient.
+
+    Raises:
+        ModelError: the model has none.
+    """
+    name, layer = last_layer(model)
+    if not isinstance(layer, nn.Linear):
+        raise ModelError(
+            f"The logits of {type(model).__name__} come from {name!r} ({type(layer).__name__}), not from a torch.nn.Linear, so that "
+            "the input of its last layer cannot be read off the update. Use lti, ig or dlg."
+        )
+    return name, layer
 
 
 def _build(part: Part, data: Data) -> nn.Module:
