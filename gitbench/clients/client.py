@@ -235,7 +235,7 @@ def batchnorm_statistics(model: nn.Module, inputs: torch.Tensor) -> dict[str, tu
 
     def of_stack(batches: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         try:
-            return vmap(of_batch, randomness="different")(batches)  # type: ignore[no-any-return]
+            return vmap(of_batch, randomness="different")(batches)
         except RuntimeError:  # a model that cannot be batched
             rows = [of_batch(batch) for batch in batches]
             return {name: (torch.stack([row[name][0] for row in rows]), torch.stack([row[name][1] for row in rows])) for name in layers}
