@@ -16,6 +16,7 @@ from gitbench.clients.data import Data
 from gitbench.clients.model import classes_of, last_layer, last_linear
 from gitbench.clients.output import output_of
 from gitbench.core.errors import ModelError
+from helpers import make_data
 from support import ZOO, data_of
 
 
@@ -41,6 +42,17 @@ def test_what_is_taken_is_said_and_a_copy_takes_it_too(kind: str, taken: str) ->
     for one in (model, copy.deepcopy(model)):
         assert str(output_of(one)) == taken
         assert one(data.public.inputs[:3]).shape == (3, data.classes)
+
+
+def test_a_factory_may_return_the_same_network_again(tmp_path) -> None:
+    path = tmp_path / "same.py"
+    path.write_text(
+        "from torch import nn\nnet = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))\n"
+        "def same(classes):\n    net[1] = nn.Linear(192, classes)\n    return net\n"
+    )
+    for classes in (2, 4):
+        data = make_data(classes=classes)
+        assert gitbench.load_model(f"{path}:same", data)(input=data.public.inputs[:3]).shape == (3, classes)
 
 
 def test_parameters_keep_their_names() -> None:

@@ -54,7 +54,9 @@ def take_logits(network: nn.Module, classes: int, *, name: str) -> None:
         classes: of the data.
         name: the model's, for errors.
     """
-    network.register_forward_hook(_LogitsHook(classes, name))
+    for key in [key for key, hook in network._forward_hooks.items() if isinstance(hook, _LogitsHook)]:
+        del network._forward_hooks[key]  # of a factory that returns the same network again
+    network.register_forward_hook(_LogitsHook(classes, name), with_kwargs=True)
 
 
 def read_output(network: nn.Module, inputs: torch.Tensor, classes: int) -> Output:
@@ -108,8 +110,9 @@ class _LogitsHook:
         self.name = name
         self.taken = LOGITS
 
-    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: object) -> torch.Tensor:
-        logits, self.taken = _taken(output, len(inputs[0]), self._classes, repr(self.name))
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: object) -> torch.Tensor:
+        rows = len(next(iter((*inputs, *named.values()))))
+        logits, self.taken = _taken(output, rows, self._classes, repr(self.name))
         return logits
 
 
