@@ -112,6 +112,27 @@ class Branching(nn.Module):
         return self.head(found * 2 if float(inputs.detach().mean()) > 0.5 else found)
 
 
+class BranchingNorm(Branching):
+    def __init__(self, classes: int) -> None:
+        super().__init__(classes)
+        self.norm = nn.BatchNorm1d(12)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        found = self.norm(self.hidden(inputs.flatten(1)))
+        return self.head(found * 2 if float(inputs.detach().mean()) > 0.5 else found)
+
+
+class Prototypes(nn.Module):
+    """Its logits are distances to learned points: no layer has an output for each class."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.hidden, self.points = nn.Linear(192, 12), nn.Parameter(torch.randn(classes, 12))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return -(torch.tanh(self.hidden(inputs.flatten(1)))[:, None] - self.points).square().sum(2)
+
+
 class Deformable(nn.Module):
     """A convolution of torchvision that can be differentiated once only."""
 
@@ -157,6 +178,38 @@ def convolutions(*layers: nn.Module, classes: int) -> nn.Module:
 
 def dense(layer, classes: int, head=None) -> nn.Module:
     return nn.Sequential(nn.Flatten(), layer(nn.Linear(192, 12)), nn.Sigmoid(), (head or (lambda found: found))(nn.Linear(12, classes)))
+
+
+KINDS = {
+    "tied": "two layers share a weight",
+    "tied_head": "the last layer shares its weight",
+    "multihead_attention": "`nn.MultiheadAttention`",
+    "transformer_encoder": "`nn.TransformerEncoder`",
+    "lstm": "`nn.LSTM`",
+    "gru": "`nn.GRU`",
+    "position_embedding": "`nn.Embedding` of positions",
+    "pixel_embedding": "`nn.Embedding` of rounded pixels",
+    "spectral_norm": "`parametrizations.spectral_norm`",
+    "weight_norm": "`parametrizations.weight_norm`, also of the last layer",
+    "group_norm": "`nn.GroupNorm`",
+    "layer_norm": "`nn.LayerNorm`",
+    "batch_norm": "`nn.BatchNorm2d`",
+    "batch_norm(mode='train')": "`nn.BatchNorm2d` in train mode",
+    "dropout": "`nn.Dropout`",
+    "dropout(mode='train')": "`nn.Dropout` in train mode",
+    "grouped": "grouped convolutions",
+    "hardsigmoid": "`nn.Hardsigmoid`",
+    "no_linear": "no `nn.Linear`: the last layer is a convolution",
+    "prototypes": "logits are distances to learned points",
+    "branching": "branches on a value",
+    "deformable": "`torchvision.ops.DeformConv2d`",
+    "a_tuple": "returns a tuple",
+    "a_dict": "returns a dict",
+    "probabilities": "returns probabilities",
+    "auxiliary(mode='train')": "auxiliary outputs, in train mode",
+    "one_logit": "one logit, of two classes",
+}
+"""SPEC of a model in this file, and what it stands for."""
 
 
 def tied(input_shape, classes):
@@ -219,10 +272,18 @@ def grouped(input_shape, classes):
     return convolutions(nn.ReLU6(), nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.ReLU6(), nn.Conv2d(8, 8, 1), classes=classes)
 
 
+def hardsigmoid(input_shape, classes):
+    return convolutions(nn.Hardsigmoid(inplace=True), nn.Conv2d(8, 8, 1), nn.Hardswish(), classes=classes)
+
+
 def no_linear(input_shape, classes):
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.Sigmoid(), nn.Conv2d(8, classes, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     )
+
+
+def prototypes(input_shape, classes):
+    return Prototypes(classes)
 
 
 def branching(input_shape, classes):
@@ -259,3 +320,35 @@ def one_probability(input_shape, classes):
 
 def two_candidates(input_shape, classes):
     return Returning(classes, lambda hidden, logits: (logits, functional.log_softmax(logits, dim=1)))
+
+
+def positions(input_shape, classes):
+    return nn.Conv2d(3, classes, 1)
+
+
+def nothing(input_shape, classes):
+    return Returning(classes, lambda hidden, logits: None)
+
+
+def too_many(input_shape, classes):
+    return Returning(classes + 1, lambda hidden, logits: logits)
+
+
+def log_probabilities(input_shape, classes):
+    return Returning(classes, lambda hidden, logits: functional.log_softmax(logits, dim=1))
+
+
+def sigmoids(input_shape, classes):
+    return Returning(classes, lambda hidden, logits: logits.sigmoid())
+
+
+def one_logit_chain(input_shape, classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, 12), nn.Sigmoid(), nn.Linear(12, 1))
+
+
+def old_weight_norm(input_shape, classes):
+    return dense(nn.utils.weight_norm, classes)
+
+
+def branching_norm(input_shape, classes):
+    return BranchingNorm(classes)

@@ -233,5 +233,12 @@ def batchnorm_statistics(model: nn.Module, inputs: torch.Tensor) -> dict[str, tu
                 handle.remove()
         return found
 
-    pieces = [vmap(of_batch, randomness="different")(piece) for piece in inputs.split(CHUNK)]
+    def of_stack(batches: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        try:
+            return vmap(of_batch, randomness="different")(batches)
+        except RuntimeError:  # a model that cannot be batched
+            rows = [of_batch(batch) for batch in batches]
+            return {name: (torch.stack([row[name][0] for row in rows]), torch.stack([row[name][1] for row in rows])) for name in layers}
+
+    pieces = [of_stack(piece) for piece in inputs.split(CHUNK)]
     return {name: (torch.cat([piece[name][0] for piece in pieces]), torch.cat([piece[name][1] for piece in pieces])) for name in layers}

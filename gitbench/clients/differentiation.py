@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from gitbench.core.random import make_generator, seeded
 
@@ -86,14 +89,31 @@ def _dropout(model: nn.Module) -> Iterator[None]:
         yield
 
 
+class _Hardsigmoid(TorchFunctionMode):
+    """Writes ``hardsigmoid`` as ``relu6(x + 3) / 6``, which torch differentiates twice."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is functional.hardsigmoid:
+            return functional.relu6(args[0] + 3) / 6
+        return func(*args, **(kwargs or {}))
+
+
 @contextlib.contextmanager
 def _double_backward(model: nn.Module) -> Iterator[None]:
-    """Take the forms of attention and of recurrent layers that have a second derivative: torch's fused ones have none."""
+    """Take the forms of attention, recurrent layers and hardsigmoid that have a second derivative: torch's own have none.
+
+    That torch takes some operations for one victim after the other, and warns of it, is nothing that a user can change.
+    """
     fast = torch.backends.mha.get_fastpath_enabled()
-    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    kinds = {type(module) for module in model.modules()}
     torch.backends.mha.set_fastpath_enabled(False)
+    kernels = torch.backends.cudnn.flags(enabled=False) if any(issubclass(kind, nn.RNNBase) for kind in kinds) else contextlib.nullcontext()
+    written_out = _Hardsigmoid() if nn.Hardsigmoid in kinds else contextlib.nullcontext()
     try:
-        with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False) if recurrent else contextlib.nullcontext():
+        with sdpa_kernel(SDPBackend.MATH), kernels, written_out, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

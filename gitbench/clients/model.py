@@ -113,21 +113,37 @@ def classes_of(model: nn.Module) -> int:
     return last_linear(model)[1].out_features if output is None else output.classes
 
 
-def last_linear(model: nn.Module) -> tuple[str, nn.Linear]:
-    """Name and module of the classifier: the linear layer whose outputs are the logits, or else the last one.
+def last_layer(model: nn.Module) -> tuple[str, nn.Linear | nn.Conv2d]:
+    """Name and module of the classifier: the layer whose outputs are the logits, or else the last linear one.
 
     Raises:
         ModelError: the model has none.
     """
     output = output_of(model)
-    found = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    name = next(reversed(found), None) if output is None else output.classifier
+    found = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
+    linear = (name for name, module in reversed(found.items()) if isinstance(module, nn.Linear))
+    name = next(linear, None) if output is None else output.classifier
     if name is None:
         raise ModelError(
-            f"The logits of {type(model).__name__} do not come from a torch.nn.Linear, so that neither labels nor the input of the last "
-            "layer can be read off its update. Use lti, dlg(labels='joint') or, where labels are granted, ig(labels='known')."
+            f"No layer of {type(model).__name__} has an output for each class, so that labels cannot be read off its update. "
+            "Use lti, dlg(labels='joint') or, where labels are granted, ig(labels='known')."
         )
     return name, found[name]
+
+
+def last_linear(model: nn.Module) -> tuple[str, nn.Linear]:
+    """The same of a linear layer, whose input can be read off its gradient.
+
+    Raises:
+        ModelError: the model has none.
+    """
+    name, layer = last_layer(model)
+    if not isinstance(layer, nn.Linear):
+        raise ModelError(
+            f"The logits of {type(model).__name__} come from {name!r} ({type(layer).__name__}), not from a torch.nn.Linear, so that "
+            "the input of its last layer cannot be read off the update. Use lti, ig or dlg."
+        )
+    return name, layer
 
 
 def _build(part: Part, data: Data) -> nn.Module:
@@ -181,8 +197,8 @@ def _check(network: nn.Module, data: Data, model: str) -> None:
     except ModelError:
         raise
     except Exception as error:
-        advice = _other_channels(network, data) or _advice(network, data.input_shape)
-        raise ModelError(f"The model {model!r} cannot take images of shape {data.input_shape}: {error}{advice}") from error
+        said = f"{str(error).rstrip('.! ')}{_other_channels(network, data) or _other_sizes(network, data.input_shape)}"
+        raise ModelError(f"The model {model!r} cannot take images of shape {data.input_shape}: {said}") from error
     try:
         copy.deepcopy(network)
         parameters = {name: parameter.detach() for name, parameter in network.named_parameters()}
@@ -191,13 +207,13 @@ def _check(network: nn.Module, data: Data, model: str) -> None:
         raise ModelError(f"The model {model!r} cannot be copied and differentiated: {error}{_of_former_norm(network)}") from error
 
 
-def _advice(network: nn.Module, shape: tuple[int, int, int]) -> str:
-    """What to do about images that a network cannot take: the other shapes that it can."""
+def _other_sizes(network: nn.Module, shape: tuple[int, int, int]) -> str:
+    """What to do where a network takes images of another size; empty where it takes none of those that are tried."""
     size = next((side for side in _SIZES if _takes(network, (shape[0], side, side))), None)
     if size is None:
         return ""
     return (
-        f" It takes {size}x{size} images. Enlarge them inside of the model, for example by a factory:\n"
+        f". It takes {size}x{size} images. Enlarge them inside of the model, for example by a factory:\n"
         "def enlarged(input_shape, classes):\n"
         f"    upsample = torch.nn.Upsample(size={size}, mode='bilinear')\n"
         "    return torch.nn.Sequential(upsample, YourModel(classes))"
@@ -250,4 +266,6 @@ def _train_cached(network: nn.Module, data: Data, *, model: str, epochs: int, se
             warnings.warn(f"{path} is damaged ({error}): the model is trained again.", stacklevel=2)
     train(network, data.public, epochs=epochs, lr=1e-3, batch_size=64, generator=make_generator(seed, "training"), optimizer="adam")
     if path:
-        write_atomic(path, save_tensors({name: tensor.contiguous() for name, tensor in network.state_dict().items()}))
+        # Cloned, because safetensors refuses tensors that layers share.
+        kept = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in network.state_dict().items()}
+        write_atomic(path, save_tensors(kept))

@@ -30,7 +30,8 @@ class Output:
     Args:
         taken: what they are of what the model returns; ``logits`` for a tensor that is taken as it is.
         classes: how many.
-        classifier: name of the linear layer whose outputs they are; None where there is none.
+        classifier: name of the linear layer whose outputs they are, or else of the last layer with one output for each class;
+            None where there is none.
         probabilities: they are probabilities already, so that the loss applies softmax a second time.
         sloped: they change with the images: attacks that match gradients can follow them.
     """
@@ -53,7 +54,9 @@ def take_logits(network: nn.Module, classes: int, *, name: str) -> None:
         classes: of the data.
         name: the model's, for errors.
     """
-    network.register_forward_hook(_LogitsHook(classes, name))
+    for key in [key for key, hook in network._forward_hooks.items() if isinstance(hook, _LogitsHook)]:
+        del network._forward_hooks[key]  # of a factory that returns the same network again
+    network.register_forward_hook(_LogitsHook(classes, name), with_kwargs=True)
 
 
 def read_output(network: nn.Module, inputs: torch.Tensor, classes: int) -> Output:
@@ -107,8 +110,9 @@ class _LogitsHook:
         self.name = name
         self.taken = LOGITS
 
-    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: object) -> torch.Tensor:
-        logits, self.taken = _taken(output, len(inputs[0]), self._classes, repr(self.name))
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: object) -> torch.Tensor:
+        rows = len(next(iter((*inputs, *named.values()))))
+        logits, self.taken = _taken(output, rows, self._classes, repr(self.name))
         return logits
 
 
@@ -164,11 +168,13 @@ def _is_sigmoid(node: torch.autograd.graph.Node | None) -> bool:
 
 
 def _classifier(network: nn.Module, seen: Mapping[str, object], logits: torch.Tensor) -> str | None:
-    """The linear layer that returned the logits, up to a number for each row; or else the last one of as many outputs."""
+    """The linear layer that returned the logits, up to a number for each row; or else the last layer of as many outputs."""
     widths = (logits.shape[1], 1) if logits.shape[1] == 2 else (logits.shape[1],)
-    fitting = [name for name, module in network.named_modules() if isinstance(module, nn.Linear) and module.out_features in widths]
-    same = [name for name in fitting if _same(seen.get(name), logits)]
-    return next(reversed(same or fitting), None)
+    named = [*network.named_modules()]
+    linear = [name for name, module in named if isinstance(module, nn.Linear) and module.out_features in widths]
+    same = [name for name in linear if _same(seen.get(name), logits)]
+    convolutions = [name for name, module in named if isinstance(module, nn.Conv2d) and module.out_channels in widths]
+    return next(reversed(same or linear or convolutions), None)
 
 
 def _same(output: object, logits: torch.Tensor) -> bool:

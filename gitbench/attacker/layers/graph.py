@@ -44,7 +44,7 @@ _RESHAPING_METHODS = frozenset({"reshape", "view", "flatten", "unflatten", "tran
 _RESHAPING_FUNCTIONS = frozenset({torch.reshape, torch.flatten, torch.transpose, torch.permute, torch.squeeze, torch.unsqueeze})
 _RESHAPING_MODULES = (nn.Flatten, nn.Unflatten, nn.Identity)
 _ADDITIONS = frozenset({operator.add, operator.iadd, torch.add})
-_OTHER_VARIANT = "Use git(variant='module'), which needs no graph."
+_OTHER_VARIANT = "Use git(variant='module'), which needs no graph, or lti."
 
 
 @dataclass(frozen=True)

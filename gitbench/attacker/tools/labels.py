@@ -9,7 +9,7 @@ from torch.nn import functional
 from gitbench.attacker.observation import Observation
 from gitbench.attacker.tools.label_counts import most_likely_counts
 from gitbench.clients.defense import Defense
-from gitbench.clients.model import last_linear
+from gitbench.clients.model import last_layer, last_linear
 from gitbench.clients.update import Update
 from gitbench.core.errors import ModelError
 from gitbench.core.random import make_generator
@@ -31,17 +31,17 @@ def class_signal(observation: Observation) -> torch.Tensor:
     alone. It is the bias's gradient; without a bias, the sum of the weight's row, which has its sign
     when the features are not negative (iDLG, arXiv 2001.02610).
     """
-    name, linear = last_linear(observation.architecture)
+    name, layer = last_layer(observation.architecture)
     tensors = observation.update.tensors
     bias, weight = (tensors.get(f"{name}.{part}") for part in ("bias", "weight"))
     if bias is None and weight is None:
         raise ModelError(
-            f"The update holds no gradient of {name!r} ({type(linear).__name__}), the last layer, so that labels cannot be read off it. "
+            f"The update holds no gradient of {name!r} ({type(layer).__name__}), the last layer, so that labels cannot be read off it. "
             "Use lti, dlg(labels='joint') or, where labels are granted, ig(labels='known')."
         )
-    found = weight.sum(dim=2) if bias is None and weight is not None else bias
+    found = weight.flatten(2).sum(dim=2) if bias is None and weight is not None else bias
     assert found is not None
-    return torch.cat([-found, found], dim=1) if linear.out_features == 1 else found
+    return torch.cat([-found, found], dim=1) if found.shape[1] == 1 else found
 
 
 def infer_labels(observation: Observation) -> torch.Tensor:
@@ -91,9 +91,11 @@ def greedy_counts(observation: Observation) -> torch.Tensor:
 
 def _counts(observation: Observation) -> torch.Tensor:
     granted, batch = observation.granted, observation.batch_size
-    name, linear = last_linear(observation.architecture)
-    if linear.out_features == 1 or f"{name}.weight" not in observation.update.tensors:
+    name, linear = last_layer(observation.architecture)
+    if not isinstance(linear, nn.Linear) or f"{name}.weight" not in observation.update.tensors:
         return greedy_counts(observation)
+    if linear.out_features == 1:
+        return _of_one_logit(observation)
     defended = "defense" in granted and not _passes(observation.defense)
     known = "parameters" in granted and not defended
     if known and "public" in granted and not observation.model.training:
@@ -111,6 +113,17 @@ def _counts(observation: Observation) -> torch.Tensor:
         return greedy_counts(observation)
     counts, misfit = found
     return torch.where((misfit < _MISFIT)[:, None], counts, greedy_counts(observation))
+
+
+def _of_one_logit(observation: Observation) -> torch.Tensor:
+    """The signal of class 1 is the mean of ``p - y``; ``p`` is taken from public images, or for a half."""
+    batch, signal, expected = observation.batch_size, class_signal(observation)[:, 1], 0.5
+    if {"public", "parameters"} <= observation.granted:
+        with torch.no_grad():
+            seen = [observation.model(part).softmax(1)[:, 1] for part in observation.public.inputs[:_EXAMPLES].split(256)]
+        expected = float(torch.cat(seen).mean())
+    ones = (batch * (expected - signal)).round().clamp(0, batch).long()
+    return torch.stack([batch - ones, ones], dim=1)
 
 
 def _passes(defense: Defense) -> bool:
