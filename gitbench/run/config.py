@@ -21,7 +21,7 @@ from pydantic import (
 from gitbench.core.errors import ConfigError, nearest
 from gitbench.core.spec import KINDS, Kind, Spec, parse_spec
 from gitbench.core.text import shown
-from gitbench.identity.case import Case, make_case
+from gitbench.identity.case import Case, CellLabels, make_case
 from gitbench.identity.known_metrics import known_metrics
 from gitbench.identity.loading import check_spec
 from gitbench.identity.threat import THREATS
@@ -149,9 +149,13 @@ class Cell:
     known_leak: bool
 
     @property
+    def labels(self) -> CellLabels:
+        return CellLabels(self.dataset.label, self.model.label, self.defense.label, self.attack.label)
+
+    @property
     def name(self) -> str:
         """``dataset/model/defense/attack``."""
-        return "/".join(spec.label for spec in (self.dataset, self.model, self.defense, self.attack))
+        return str(self.labels)
 
     @property
     def group(self) -> tuple[str, str]:

@@ -13,7 +13,7 @@ import pytest
 
 from gitbench.core.errors import ConfigError, GitbenchError, nearest
 from gitbench.core.figures import figure, limit
-from gitbench.identity.case import Case
+from gitbench.identity.case import Case, CellLabels
 from gitbench.identity.known_metrics import known_metrics
 from gitbench.judge.sequential import decide_cell
 from gitbench.judge.statistics import Interval
@@ -24,6 +24,7 @@ from gitbench.store.folder import Store
 from gitbench.store.result import Result, Verdict
 from pytest_gitbench import report as lines
 from pytest_gitbench.options import read_config
+from pytest_gitbench.outcome import Figures
 
 if TYPE_CHECKING:
     from gitbench.clients.defense import Defense
@@ -54,9 +55,13 @@ class CellReport:
     pictures: tuple[Path, ...]
 
     @property
+    def labels(self) -> CellLabels:
+        return self.results[0].case.labels
+
+    @property
     def name(self) -> str:
         """``dataset/model/defense/attack``."""
-        return self.results[0].case.cell
+        return str(self.labels)
 
     @property
     def victims(self) -> int:
@@ -93,7 +98,8 @@ class CellReport:
     @property
     def figures(self) -> str:
         """``+12.4 dB [10.2, 14.8]``, empty where nothing was measured."""
-        return lines.figures({"mean": self.found.mean, "low": self.found.low, "high": self.found.high, "metric": self.metric})
+        found = self.found
+        return lines.figures(Figures(metric=self.metric, mean=found.mean, low=found.low, high=found.high))
 
 
 class Report(str):
@@ -252,7 +258,7 @@ def _worst(cells: Sequence[CellReport]) -> CellReport | None:
 
 def _table(cells: Sequence[CellReport]) -> list[str]:
     marks = {"holds": "ok", "no control": "s"}
-    return lines.table_lines([(cell.name, f"{marks.get(cell.word, 'F')} {cell.word} {cell.figures}".rstrip()) for cell in cells])
+    return lines.table_lines([(cell.labels, f"{marks.get(cell.word, 'F')} {cell.word} {cell.figures}".rstrip()) for cell in cells])
 
 
 def _worst_lines(cells: Sequence[CellReport]) -> list[str]:
