@@ -17,10 +17,9 @@ from gitbench.identity.case import Case, CellLabels
 from gitbench.identity.known_metrics import known_metrics
 from gitbench.judge.sequential import decide_cell
 from gitbench.judge.statistics import Interval
-from gitbench.judge.verdict import Judgement, pooled
+from gitbench.judge.verdict import Judgement
 from gitbench.run.bench import Bench, case_of
 from gitbench.run.config import Config
-from gitbench.store.folder import Store
 from gitbench.store.result import Result, Verdict
 from pytest_gitbench import report as lines
 from pytest_gitbench.options import read_config
@@ -98,8 +97,7 @@ class CellReport:
     @property
     def figures(self) -> str:
         """``+12.4 dB [10.2, 14.8]``, empty where nothing was measured."""
-        found = self.found
-        return lines.figures(Figures(metric=self.metric, mean=found.mean, low=found.low, high=found.high))
+        return lines.figures(Figures.of(self.metric, self.found))
 
 
 class Report(str):
@@ -165,14 +163,7 @@ class Measurer:
             given |= _options(marker.kwargs)
         given |= _options(options)
         config = read_config(self._request.config, defense=["none"], **given)
-        bench = Bench(
-            store=Store(config.results),
-            device=config.device,
-            gate=config.threshold,
-            fresh_since=self._request.config.option.gitbench_started if config.fresh else None,
-            threads=config.threads,
-            timeout=config.timeout,
-        )
+        bench = Bench.of_run(config, started=self._request.config.option.gitbench_started)
         with _threads_restored():
             cells = [
                 _cell(bench, config, [_case(config, dataset, model, defense, attack, seed) for seed in range(config.seeds)], defense)
@@ -215,13 +206,12 @@ def _cell(bench: Bench, config: Config, cases: Sequence[Case], defense: Defense 
     decision = decide_cell(measure, cases, planned=config.looks, gate=config.threshold)
     results = decision.results
     metric, threshold = next(iter(config.threshold.items()))
-    done = all(result.status == "done" for result in results)
     return CellReport(
         results=tuple(results),
         judgement=decision.judgement,
         metric=metric,
         threshold=threshold,
-        found=pooled(results, {metric: None}, estimate=decision.estimate)[metric] if done else Interval(None, None, None),
+        found=decision.interval_of(metric),
         pictures=tuple(config.results / "pictures" / f"{result.case_id}.png" for result in results),
     )
 

@@ -8,6 +8,7 @@ import pytest
 from pydantic import FiniteFloat
 
 from gitbench.identity.case import CellLabels
+from gitbench.judge.statistics import Interval
 from gitbench.run.config import Cell
 from gitbench.store.result import StrictModel, Text
 
@@ -23,6 +24,10 @@ class Figures(StrictModel):
     mean: FiniteFloat | None = None
     low: FiniteFloat | None = None
     high: FiniteFloat | None = None
+
+    @classmethod
+    def of(cls, metric: str, found: Interval) -> Self:
+        return cls(metric=metric, mean=found.mean, low=found.low, high=found.high)
 
 
 class AgainstBaseline(StrictModel):

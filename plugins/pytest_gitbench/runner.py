@@ -45,16 +45,7 @@ class Runner:
         self._config = config
         self._selected = selected
         self._baseline = baseline
-        # As many threads with xdist as without: sums are taken in the same order, and results are the same.
-        self._bench = Bench(
-            store=store,
-            device=config.device,
-            gate=config.threshold,
-            fresh_since=started if config.fresh else None,
-            threads=config.threads,
-            progress=progress,
-            timeout=config.timeout,
-        )
+        self._bench = Bench.of_run(config, started=started, store=store, progress=progress)
 
     @staticmethod
     def check(cells: Sequence[Cell], config: Config) -> None:
@@ -76,14 +67,14 @@ class Runner:
     def run(self, cell: Cell) -> Outcome:
         """Measure a cell and its control (or take them from the store), and judge them."""
         status: Status
+        metric = next(iter(self._config.threshold))
         missing = self._not_granted(cell)
         if missing:
             status = "skipped"
             reason = f"{cell.attack.label} needs {', '.join(missing)}, which the threat model {self._config.threat} does not grant"
-            figures = Figures(metric=next(iter(self._config.threshold)))
             if not cell.is_control and not self._some_control_leaks(cell):
                 reason, status = f"{reason}; and {_NO_CONTROL}", "failed"
-            return Outcome(cell=cell.labels, status=status, word=NOT_GRANTED, reason=reason, figures=figures)
+            return Outcome(cell=cell.labels, status=status, word=NOT_GRANTED, reason=reason, figures=Figures(metric=metric))
         decision = self._decision(cell)
         results = decision.results
         status, reason, word = self._status(cell, results, decision.judgement)
@@ -97,7 +88,7 @@ class Runner:
             status=status,
             word=word,
             reason=reason,
-            figures=self._figures(decision),
+            figures=Figures.of(metric, decision.interval_of(metric)),
             case_ids=tuple(result.case_id for result in results),
             flags=tuple(sorted({flag for result in results for flag in result.flags})),
             baseline=compared,
@@ -164,13 +155,6 @@ class Runner:
 
         attack = load_attack(str(cell.attack), profile=self._config.profile)
         return sorted(attack.requires - knowledge_of(self._config.threat))
-
-    def _figures(self, decision: Decision) -> Figures:
-        metric = next(iter(self._config.threshold))
-        if any(result.status != "done" for result in decision.results):
-            return Figures(metric=metric)
-        found = pooled(decision.results, {metric: None}, estimate=decision.estimate)[metric]
-        return Figures(metric=metric, mean=found.mean, low=found.low, high=found.high)
 
 
 NOT_GRANTED = "n/a"  # the word for a cell whose attack needs more than the threat model grants
