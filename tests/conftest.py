@@ -55,3 +55,11 @@ def warm(tiny_npz: Path) -> None:
         attack="ridge+ig(iterations=1)", defense="gaussian_noise(std=0.1)", model="mlp", dataset=dataset, victims=2, device="cpu"
     )
     assert result.status == "done", result.error
+
+
+@pytest.fixture
+def bench(pytester: pytest.Pytester, tiny_npz: Path) -> pytest.Pytester:
+    """A folder whose [tool.gitbench] makes a matrix of seconds: 8x8 images, mlp, ridge."""
+    from helpers import write_matrix
+
+    return write_matrix(pytester, tiny_npz)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -137,3 +141,70 @@ def write_logged(folder: Path, dataset: Path, *, attacks: int, wait: str) -> Non
     (folder / "pyproject.toml").write_text(
         f"[tool.gitbench]\ndataset = [\"npz(path='{dataset}')\"]\nmodel = ['mlp']\ndefense = ['none']\nvictims = 2\nthreads = 1\nattack = {names!r}\n"
     )
+
+
+DEFENSES = """
+import gitbench
+from gitbench import cli
+
+class Mine(gitbench.Defense):
+    def __init__(self, *, scale: float = 0.1):
+        self.scale = scale
+
+    def protect(self, update, *, generator):
+        return update.map(lambda name, tensor: tensor * self.scale)
+
+class Noise(gitbench.Defense):
+    # strong, and yet unbiased: the updates still point the right way on average
+    def protect(self, update, *, generator):
+        return update.map(lambda name, tensor: tensor + gitbench.randn_like(tensor, generator))
+
+class Half(gitbench.Defense):
+    # hides every other victim
+    def protect(self, update, *, generator):
+        def hide(name, tensor):
+            tensor = tensor.clone()
+            tensor[::2] = 0
+            return tensor
+        return update.map(hide)
+
+class Broken(gitbench.Defense):
+    def protect(self, update, *, generator):
+        raise RuntimeError("my bad")
+
+class Nan(gitbench.Defense):
+    def protect(self, update, *, generator):
+        return update.map(lambda name, tensor: tensor * float("nan"))
+"""
+
+
+def write_matrix(pytester: pytest.Pytester, dataset: Path) -> pytest.Pytester:
+    """A project whose matrix takes seconds, with defenses of every kind in ``defenses.py`` and a test that must not run."""
+    write_project(
+        pytester,
+        dataset,
+        defense=["none", "clipping(max_norm=100.0)", "gaussian_noise(std=1.0)"],
+        known_leaks=["*/clipping(max_norm=100.0)/*", "*/defenses.py:Known/*"],
+        threads=1,
+    )
+    pytester.makepyfile(defenses=DEFENSES)
+    pytester.makepyfile(test_other="def test_other(): raise AssertionError('not mine to run')")
+    return pytester
+
+
+def run_matrix(pytester: pytest.Pytester, *arguments: str) -> pytest.RunResult:
+    return run_project(pytester, "--gitbench", *arguments)
+
+
+def stored_cases(folder: Path) -> dict[str, dict]:
+    return {path.stem: json.loads(path.read_text()) for path in sorted((folder / ".gitbench" / "cases").glob("*.json"))}
+
+
+alarm = pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="this system has no alarm")
+
+
+@contextlib.contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    start = time.monotonic()
+    yield
+    assert time.monotonic() - start < seconds

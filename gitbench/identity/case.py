@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from functools import cache
 
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from gitbench._version import __version__
-from gitbench.core.spec import Kind, Part, Spec, canonical_json, parse_spec
+from gitbench.core.spec import Part, Spec, canonical_json, parse_spec
 from gitbench.identity.known_metrics import digest_of_metrics
 from gitbench.identity.sources import digest_of_module, part_digest
 from gitbench.identity.threat import knowledge_of
 
 UNDEFENDED = "none"
+
+
+@dataclass(frozen=True)
+class CellLabels:
+    """The labels of a cell's four SPECs. As a text they are a path: ``dataset/model/defense/attack``."""
+
+    dataset: str
+    model: str
+    defense: str
+    attack: str
+
+    def __str__(self) -> str:
+        return f"{self.dataset}/{self.model}/{self.defense}/{self.attack}"
 
 
 class Case(BaseModel):
@@ -42,15 +56,19 @@ class Case(BaseModel):
         return hashlib.sha256(canonical_json(self.model_dump(mode="json")).encode()).hexdigest()[:20]
 
     @property
+    def labels(self) -> CellLabels:
+        """The labels of the cell this case belongs to."""
+        return CellLabels(
+            dataset=parse_spec("dataset", self.dataset).label,
+            model=parse_spec("model", self.model).label,
+            defense=parse_spec("defense", self.defense).label,
+            attack=parse_spec("attack", self.attack).label,
+        )
+
+    @property
     def cell(self) -> str:
         """The cell this case belongs to, as a path: ``dataset/model/defense/attack``."""
-        kinds: tuple[tuple[Kind, str], ...] = (
-            ("dataset", self.dataset),
-            ("model", self.model),
-            ("defense", self.defense),
-            ("attack", self.attack),
-        )
-        return "/".join(parse_spec(kind, text).label for kind, text in kinds)
+        return str(self.labels)
 
     @property
     def is_control(self) -> bool:

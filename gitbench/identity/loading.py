@@ -11,7 +11,7 @@ from typing import Any
 
 from gitbench.core.component import Component
 from gitbench.core.errors import SpecError, nearest
-from gitbench.core.spec import Kind, Part, Spec
+from gitbench.core.spec import Kind, Part, Spec, parse_spec
 from gitbench.identity.names import Target, locate, no_such_module
 from gitbench.identity.signatures import FILLED_IN, signature_of
 from gitbench.identity.sources import closure
@@ -43,6 +43,17 @@ def check_spec(spec: Spec) -> None:
                 f"The {spec.kind} {part.label!r} needs {', '.join(missing)}: "
                 f"write {part.target}({', '.join(f'{key}=...' for key in missing)})."
             )
+
+
+def checked_spec(kind: Kind, text: str) -> Spec:
+    """Read a SPEC and check it as :func:`check_spec` does.
+
+    Raises:
+        SpecError: it cannot be read, or the check finds something.
+    """
+    spec = parse_spec(kind, text)
+    check_spec(spec)
+    return spec
 
 
 def load_part(kind: Kind, part: Part) -> Any:

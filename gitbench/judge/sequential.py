@@ -26,6 +26,12 @@ class Decision:
     judgement: Judgement
     estimate: Estimate
 
+    def interval_of(self, metric: str) -> Interval:
+        """Mean and interval of a metric over all seeds; unknown where a case ended in an error."""
+        if any(result.status != "done" for result in self.results):
+            return Interval(None, None, None)
+        return pooled(self.results, {metric: None}, estimate=self.estimate)[metric]
+
 
 def looks(first: int, most: int) -> tuple[int, ...]:
     """Doubling numbers of victims: 8, 16, 32, ... up to ``most``."""

@@ -1,1 +1,1 @@
-"""A run's options and matrix, and cases in, judged results out."""
+"""The options and the matrix of a run, and the bench that measures and judges its cases."""

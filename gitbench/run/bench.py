@@ -1,4 +1,4 @@
-"""Cases in, judged results out: what is stored is taken, what is missing is measured once."""
+"""Measure cases and judge them. A stored result is taken; a missing one is measured once."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import uuid
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from gitbench.core.deadline import checked
 from gitbench.core.errors import ConfigError, GitbenchError, SpecError
 from gitbench.core.progress import Progress, silent
 from gitbench.core.spec import Part, parse_spec
 from gitbench.identity.case import UNDEFENDED, Case, code_digest, make_case
-from gitbench.identity.loading import check_spec
+from gitbench.identity.loading import checked_spec
 from gitbench.identity.names import Target, entry_points
 from gitbench.identity.objects import digest_of_object
 from gitbench.identity.sources import part_digest, source_digest, with_files
 from gitbench.judge.flags import compared_flags, raised_anew
 from gitbench.judge.verdict import DEFAULT_GATE, exposures, judge_results
-from gitbench.run.config import make_config
+from gitbench.run.config import Config, make_config
 from gitbench.store.folder import Store
 from gitbench.store.result import TIMED_OUT, Baselines, Result
 
@@ -73,6 +73,26 @@ class Bench:
         self._memory: dict[str, Result] = {}
         self._own: set[str] = set()  # measured here: fresh, whatever the clock says
         self._chain: Evaluator | None = None
+
+    @classmethod
+    def of_run(cls, config: Config, *, started: float, store: Store | None = None, progress: Progress = silent) -> Self:
+        """The bench of a run with these options.
+
+        Args:
+            config: the options.
+            started: when the run started (seconds since 1970); a fresh run takes nothing older.
+            store: where results are kept; None takes the folder of the options.
+            progress: told what is going on.
+        """
+        return cls(
+            store=store or Store(config.results),
+            device=config.device,
+            gate=config.threshold,
+            fresh_since=started if config.fresh else None,
+            threads=config.threads,  # as many with xdist as without: sums are taken in the same order, and results are the same
+            progress=progress,
+            timeout=config.timeout,
+        )
 
     def measure(self, case: Case, *, defense: Defense | None = None) -> Result:
         """The result of a case, with its verdict. The control is measured first where it is missing.
@@ -222,14 +242,10 @@ def case_of(
         if str(defense_spec) == UNDEFENDED and defense_code != code_digest(defense_spec):
             raise SpecError(f"A defense of one's own cannot go by the name {UNDEFENDED!r}, which means that there is none. Rename it.")
     else:
-        defense_spec, defense_code = parse_spec("defense", defense), None
-        check_spec(defense_spec)
-    specs = {"attack": parse_spec("attack", attack), "model": parse_spec("model", model), "dataset": parse_spec("dataset", dataset)}
-    for spec in specs.values():
-        check_spec(spec)
+        defense_spec, defense_code = checked_spec("defense", defense), None
     return make_case(
-        attack=specs["attack"], model=specs["model"], dataset=specs["dataset"], defense=defense_spec, defense_code=defense_code,
-        threat=threat, profile=profile, victims=victims, batch_size=batch_size, seed=seed,
+        attack=checked_spec("attack", attack), model=checked_spec("model", model), dataset=checked_spec("dataset", dataset),
+        defense=defense_spec, defense_code=defense_code, threat=threat, profile=profile, victims=victims, batch_size=batch_size, seed=seed,
     )  # fmt: skip
 
 

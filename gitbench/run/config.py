@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,11 +20,11 @@ from pydantic import (
 )
 
 from gitbench.core.errors import ConfigError, nearest
-from gitbench.core.spec import KINDS, Kind, Spec, parse_spec
+from gitbench.core.spec import KINDS, Kind, Spec
 from gitbench.core.text import shown
-from gitbench.identity.case import Case, make_case
+from gitbench.identity.case import UNDEFENDED, Case, CellLabels, make_case
 from gitbench.identity.known_metrics import known_metrics
-from gitbench.identity.loading import check_spec
+from gitbench.identity.loading import checked_spec
 from gitbench.identity.threat import THREATS
 from gitbench.judge.sequential import FIRST, looks
 from gitbench.judge.verdict import DEFAULT_GATE
@@ -149,9 +150,13 @@ class Cell:
     known_leak: bool
 
     @property
+    def labels(self) -> CellLabels:
+        return CellLabels(self.dataset.label, self.model.label, self.defense.label, self.attack.label)
+
+    @property
     def name(self) -> str:
         """``dataset/model/defense/attack``."""
-        return "/".join(spec.label for spec in (self.dataset, self.model, self.defense, self.attack))
+        return str(self.labels)
 
     @property
     def group(self) -> tuple[str, str]:
@@ -243,22 +248,16 @@ def make_cells(config: Config) -> list[Cell]:
         SpecError: a SPEC cannot be read or names something unknown.
         ConfigError: two cells would have the same name.
     """
-    axes: dict[Kind, list[Spec]] = {}
-    for kind in KINDS:
-        specs = {spec.label: spec for spec in (parse_spec(kind, text) for text in getattr(config, kind))}
-        if len(specs) < len({str(parse_spec(kind, text)) for text in getattr(config, kind)}):
-            raise ConfigError(f"Two entries of the {kind} axis have one name: {', '.join(getattr(config, kind))}. Rename a class or file.")
-        for spec in specs.values():
-            check_spec(spec)
-        axes[kind] = list(specs.values())
-    axes["defense"].sort(key=lambda spec: str(spec) != "none")
-    return [
-        _cell(config, dataset, model, defense, attack)
-        for dataset in axes["dataset"]
-        for model in axes["model"]
-        for defense in axes["defense"]
-        for attack in axes["attack"]
-    ]
+    axes = {kind: _axis(kind, getattr(config, kind)) for kind in KINDS}
+    axes["defense"].sort(key=lambda spec: str(spec) != UNDEFENDED)
+    return [_cell(config, *specs) for specs in itertools.product(axes["dataset"], axes["model"], axes["defense"], axes["attack"])]
+
+
+def _axis(kind: Kind, texts: Sequence[str]) -> list[Spec]:
+    specs = {str(spec): spec for spec in (checked_spec(kind, text) for text in texts)}
+    if len({spec.label for spec in specs.values()}) < len(specs):
+        raise ConfigError(f"Two entries of the {kind} axis have one name: {', '.join(texts)}. Rename a class or file.")
+    return list(specs.values())
 
 
 def make_cell(config: Config, *, dataset: str, model: str, defense: str, attack: str) -> Cell:
@@ -267,11 +266,13 @@ def make_cell(config: Config, *, dataset: str, model: str, defense: str, attack:
     Raises:
         SpecError: a SPEC cannot be read or names something unknown.
     """
-    texts: dict[Kind, str] = {"dataset": dataset, "model": model, "defense": defense, "attack": attack}
-    specs = {kind: parse_spec(kind, text) for kind, text in texts.items()}
-    for spec in specs.values():
-        check_spec(spec)
-    return _cell(config, specs["dataset"], specs["model"], specs["defense"], specs["attack"])
+    return _cell(
+        config,
+        checked_spec("dataset", dataset),
+        checked_spec("model", model),
+        checked_spec("defense", defense),
+        checked_spec("attack", attack),
+    )
 
 
 def _cell(config: Config, dataset: Spec, model: Spec, defense: Spec, attack: Spec) -> Cell:
@@ -291,4 +292,4 @@ def _cell(config: Config, dataset: Spec, model: Spec, defense: Spec, attack: Spe
     )
     cell = Cell(dataset, model, defense, attack, cases, known_leak=False)
     known = not cell.is_control and any(fnmatch.fnmatchcase(cell.name, pattern) for pattern in config.known_leaks)
-    return Cell(dataset, model, defense, attack, cases, known_leak=known)
+    return replace(cell, known_leak=known)

@@ -12,7 +12,7 @@ from gitbench.core.errors import ConfigError, GitbenchError
 from gitbench.identity.names import register
 from gitbench.run.config import Cell, Config
 from gitbench.store.result import Result
-from pytest_gitbench.report import Row, split_name
+from pytest_gitbench.report import Row
 
 T = TypeVar("T")
 K = TypeVar("K")
@@ -56,8 +56,8 @@ def added_columns(config: pytest.Config, results: Sequence[Result]) -> dict[Row,
     """What ``pytest_gitbench_columns`` adds to each row that has results."""
     rows: dict[Row, list[Result]] = {}
     for result in results:
-        dataset, model, defense, _ = split_name(result.case.cell)
-        rows.setdefault((dataset, model, defense), []).append(result)
+        labels = result.case.labels
+        rows.setdefault((labels.dataset, labels.model, labels.defense), []).append(result)
     found: dict[Row, dict[str, str]] = {}
     for row, its in rows.items():
         dataset, model, defense = row

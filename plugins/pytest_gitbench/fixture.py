@@ -13,17 +13,17 @@ import pytest
 
 from gitbench.core.errors import ConfigError, GitbenchError, nearest
 from gitbench.core.figures import figure, limit
-from gitbench.identity.case import Case
+from gitbench.identity.case import Case, CellLabels
 from gitbench.identity.known_metrics import known_metrics
 from gitbench.judge.sequential import decide_cell
 from gitbench.judge.statistics import Interval
-from gitbench.judge.verdict import Judgement, pooled
+from gitbench.judge.verdict import Judgement
 from gitbench.run.bench import Bench, case_of
 from gitbench.run.config import Config
-from gitbench.store.folder import Store
 from gitbench.store.result import Result, Verdict
 from pytest_gitbench import report as lines
 from pytest_gitbench.options import read_config
+from pytest_gitbench.outcome import Figures
 
 if TYPE_CHECKING:
     from gitbench.clients.defense import Defense
@@ -54,9 +54,13 @@ class CellReport:
     pictures: tuple[Path, ...]
 
     @property
+    def labels(self) -> CellLabels:
+        return self.results[0].case.labels
+
+    @property
     def name(self) -> str:
         """``dataset/model/defense/attack``."""
-        return self.results[0].case.cell
+        return str(self.labels)
 
     @property
     def victims(self) -> int:
@@ -93,7 +97,7 @@ class CellReport:
     @property
     def figures(self) -> str:
         """``+12.4 dB [10.2, 14.8]``, empty where nothing was measured."""
-        return lines.figures({"mean": self.found.mean, "low": self.found.low, "high": self.found.high, "metric": self.metric})
+        return lines.figures(Figures.of(self.metric, self.found))
 
 
 class Report(str):
@@ -159,14 +163,7 @@ class Measurer:
             given |= _options(marker.kwargs)
         given |= _options(options)
         config = read_config(self._request.config, defense=["none"], **given)
-        bench = Bench(
-            store=Store(config.results),
-            device=config.device,
-            gate=config.threshold,
-            fresh_since=self._request.config.option.gitbench_started if config.fresh else None,
-            threads=config.threads,
-            timeout=config.timeout,
-        )
+        bench = Bench.of_run(config, started=self._request.config.option.gitbench_started)
         with _threads_restored():
             cells = [
                 _cell(bench, config, [_case(config, dataset, model, defense, attack, seed) for seed in range(config.seeds)], defense)
@@ -209,13 +206,12 @@ def _cell(bench: Bench, config: Config, cases: Sequence[Case], defense: Defense 
     decision = decide_cell(measure, cases, planned=config.looks, gate=config.threshold)
     results = decision.results
     metric, threshold = next(iter(config.threshold.items()))
-    done = all(result.status == "done" for result in results)
     return CellReport(
         results=tuple(results),
         judgement=decision.judgement,
         metric=metric,
         threshold=threshold,
-        found=pooled(results, {metric: None}, estimate=decision.estimate)[metric] if done else Interval(None, None, None),
+        found=decision.interval_of(metric),
         pictures=tuple(config.results / "pictures" / f"{result.case_id}.png" for result in results),
     )
 
@@ -252,7 +248,7 @@ def _worst(cells: Sequence[CellReport]) -> CellReport | None:
 
 def _table(cells: Sequence[CellReport]) -> list[str]:
     marks = {"holds": "ok", "no control": "s"}
-    return lines.table_lines([(cell.name, f"{marks.get(cell.word, 'F')} {cell.word} {cell.figures}".rstrip()) for cell in cells])
+    return lines.table_lines([(cell.labels, f"{marks.get(cell.word, 'F')} {cell.word} {cell.figures}".rstrip()) for cell in cells])
 
 
 def _worst_lines(cells: Sequence[CellReport]) -> list[str]:

@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from gitbench.run.config import Cell
+from pytest_gitbench.outcome import Outcome
 
 RUN_ID = "gitbench"
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How a cell ended, ready for pytest. ``word`` is what the matrix shows."""
-
-    status: str  # passed, failed, skipped or xfailed
-    reason: str
-    word: str
-    gain: tuple[float | None, float | None, float | None]
-    metric: str
-    case_ids: tuple[str, ...]
-    flags: tuple[str, ...] = ()
-    baseline: str = ""  # what the comparison with the baseline found: a kind of change, and why
+def node_id(cell: Cell) -> str:
+    """What pytest calls a cell."""
+    return f"{RUN_ID}::{cell.name}"
 
 
 class CellItem(pytest.Item):
@@ -32,27 +23,22 @@ class CellItem(pytest.Item):
 
     cell: Cell
     run_cell: Callable[[Cell], Outcome]
+    outcome: Outcome | None = None
 
     def runtest(self) -> None:
-        outcome = self.run_cell(self.cell)
-        mean, low, high = outcome.gain
-        self.user_properties += [
-            ("gitbench", outcome.word),
-            ("metric", outcome.metric),
-            ("mean", mean),
-            ("low", low),
-            ("high", high),
-            ("case_ids", " ".join(outcome.case_ids)),
-            ("reason", outcome.reason),
-            ("flags", " ".join(outcome.flags)),
-            ("baseline", outcome.baseline),
-        ]
+        self.outcome = None  # a plugin may run a cell more than once
+        outcome = self.outcome = self.run_cell(self.cell)
+        shown = outcome.properties
+        self.user_properties[:] = [*(pair for pair in self.user_properties if pair[0] not in shown), *shown.items()]
         if outcome.status == "failed" or (outcome.status == "xfailed" and self.config.option.runxfail):
             pytest.fail(outcome.reason, pytrace=False)
         if outcome.status == "skipped":
             pytest.skip(outcome.reason)
         if outcome.status == "xfailed":
             pytest.xfail(outcome.reason)
+
+    def _initrequest(self) -> None:
+        """Forget a test's fixtures, of which a cell has none: pytest-retry asks that of every item before it runs it again."""
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: object = None) -> str:
         from gitbench.core.errors import GitbenchError
@@ -62,7 +48,7 @@ class CellItem(pytest.Item):
         return str(super().repr_failure(excinfo))
 
     def reportinfo(self) -> tuple[Path, None, str]:
-        return self.path, None, f"{RUN_ID}::{self.name}"
+        return self.path, None, node_id(self.cell)
 
 
 class Matrix(pytest.Collector):

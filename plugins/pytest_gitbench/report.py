@@ -3,37 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import pytest
 
 from gitbench.core.figures import figure, plus
-from gitbench.core.spec import split_outside
+from gitbench.identity.case import CellLabels
 from gitbench.identity.known_metrics import known_metrics
+from pytest_gitbench.outcome import SYMBOLS, Figures, Outcome
 
 _NAMED = 3  # cells per flag
 Row = tuple[str, str, str]
 """Dataset, model and defense of a row of the matrix, as labels."""
-SYMBOLS = {"passed": "ok", "failed": "F", "skipped": "s", "xfailed": "x"}
 
 
-def properties(report: pytest.TestReport) -> dict[str, Any]:
-    """The figures that a cell's report carries, the same with xdist and without."""
-    return {str(key): value for key, value in report.user_properties}
-
-
-def status_of(report: pytest.TestReport) -> str:
-    """``passed``, ``failed``, ``skipped`` or ``xfailed``."""
-    return "xfailed" if hasattr(report, "wasxfail") and report.skipped else str(report.outcome)
-
-
-def figures(found: Mapping[str, Any]) -> str:
+def figures(found: Figures) -> str:
     """``+12.4 dB [10.2, 14.8]``, as far as it is known."""
-    mean, low, high = found.get("mean"), found.get("low"), found.get("high")
-    if mean is None:
+    if found.mean is None:
         return ""
-    metric = known_metrics()[str(found["metric"])]
-    return figure(metric, mean, low, high, sign=plus(metric), brief=True)
+    metric = known_metrics()[found.metric]
+    return figure(metric, found.mean, found.low, found.high, sign=plus(metric), brief=True)
 
 
 def duration(seconds: float) -> str:
@@ -88,33 +74,24 @@ def running_line(what: str, done: int, total: int, left: float | None) -> str:
     return f"      running {what} {done}/{total}{tail}"
 
 
-def progress_line(report: pytest.TestReport, done: int, total: int, left: float | None) -> str:
+def progress_line(outcome: Outcome, done: int, total: int, left: float | None) -> str:
     """One line per finished cell."""
-    found = properties(report)
-    name = report.nodeid.partition("::")[2]
-    word = found.get("gitbench", "error")
     width = len(str(total))
     tail = f"  about {duration(left)} left" if left is not None and done < total else ""
-    symbol = SYMBOLS[status_of(report)]
-    return f"[{done:{width}}/{total}] {symbol:2} {name}  {word} {figures(found)}  {report.duration:.1f} s{tail}"
+    shown = f"{SYMBOLS[outcome.status]:2} {outcome.cell}  {outcome.word} {figures(outcome.figures)}"
+    return f"[{done:{width}}/{total}] {shown}  {outcome.seconds:.1f} s{tail}"
 
 
-def matrix_lines(reports: Sequence[pytest.TestReport], columns: Mapping[Row, Mapping[str, str]]) -> list[str]:
+def matrix_lines(outcomes: Sequence[Outcome], columns: Mapping[Row, Mapping[str, str]]) -> list[str]:
     """The matrix: one table per dataset and model, a row per defense, a column per attack, and what plugins add to rows."""
-    cells = []
-    for report in reports:
-        found = properties(report)
-        shown = f"{SYMBOLS[status_of(report)]} {found.get('gitbench', 'error')} {figures(found)}".strip()
-        cells.append((report.nodeid.partition("::")[2], shown))
-    return table_lines(cells, columns)
+    return table_lines([(one.cell, f"{SYMBOLS[one.status]} {one.word} {figures(one.figures)}".strip()) for one in outcomes], columns)
 
 
-def table_lines(cells: Sequence[tuple[str, str]], columns: Mapping[Row, Mapping[str, str]] | None = None) -> list[str]:
-    """The same from names of cells (``dataset/model/defense/attack``) and what to show of them."""
+def table_lines(cells: Sequence[tuple[CellLabels, str]], columns: Mapping[Row, Mapping[str, str]] | None = None) -> list[str]:
+    """The same from the labels of cells and what to show of them."""
     groups: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
-    for name, shown in cells:
-        dataset, model, defense, attack = split_name(name)
-        groups.setdefault((dataset, model), {}).setdefault(defense, {})[attack] = shown
+    for cell, shown in cells:
+        groups.setdefault((cell.dataset, cell.model), {}).setdefault(cell.defense, {})[cell.attack] = shown
     for (dataset, model, defense), added in (columns or {}).items():
         row = groups.get((dataset, model), {}).get(defense)
         if row is not None:
@@ -130,11 +107,6 @@ def table_lines(cells: Sequence[tuple[str, str]], columns: Mapping[Row, Mapping[
         lines += ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in table]
         lines.append("")
     return lines
-
-
-def flags_of(reports: Sequence[pytest.TestReport]) -> dict[str, list[str]]:
-    """The flags of each cell, by its name."""
-    return {report.nodeid.partition("::")[2]: str(properties(report).get("flags") or "").split() for report in reports}
 
 
 def flag_lines(flags: Mapping[str, Sequence[str]]) -> list[str]:
@@ -157,33 +129,26 @@ def flag_lines(flags: Mapping[str, Sequence[str]]) -> list[str]:
     return [*lines, "gitbench flags explains the flags", ""] if lines else []
 
 
-def baseline_lines(reports: Sequence[pytest.TestReport], not_run: Sequence[str], path: str) -> list[str]:
+def baseline_lines(outcomes: Sequence[Outcome], not_run: Sequence[str], path: str) -> list[str]:
     """What became of every cell of this run and of the baseline: how many were compared, and which could not be.
 
     Args:
-        reports: of the cells that ran.
+        outcomes: of the cells that ran.
         not_run: the cells of the baseline that did not.
         path: of the baseline.
     """
-    found = {report.nodeid.partition("::")[2]: str(properties(report).get("baseline") or "not measured") for report in reports}
-    kinds = {name: text.partition(": ")[0] for name, text in found.items()}
-    compared = [kind for kind in kinds.values() if kind in ("regressed", "improved", "unchanged")]
-    told = [
-        f"baseline {path}: {len(compared)} cells compared, {compared.count('regressed')} regressed, {compared.count('improved')} improved"
-    ]
-    for name, kind in kinds.items():
-        if kind == "new":
-            told.append(f"  not in the baseline: {found[name].removeprefix('new: ')}")
-        elif kind not in ("regressed", "improved", "unchanged"):
-            told.append(f"  not compared: {name}: {found[name].removeprefix('unpaired: ')}")
+    kinds = [one.baseline.kind for one in outcomes if one.baseline is not None]
+    compared = len(kinds) - kinds.count("new") - kinds.count("unpaired")
+    told = [f"baseline {path}: {compared} cells compared, {kinds.count('regressed')} regressed, {kinds.count('improved')} improved"]
+    for one in outcomes:
+        if one.baseline is None:
+            told.append(f"  not compared: {one.cell}: not measured")
+        elif one.baseline.kind == "new":
+            told.append(f"  not in the baseline: {one.baseline.reason}")
+        elif one.baseline.kind == "unpaired":
+            told.append(f"  not compared: {one.cell}: {one.baseline.reason}")
     told += [f"  in the baseline, not run: {name}" for name in not_run]
     return [*told, ""]
-
-
-def split_name(name: str) -> tuple[str, str, str, str]:
-    """Cut a cell's name at its three slashes; those inside brackets or quotes belong to a SPEC."""
-    dataset, model, defense, attack = split_outside(name, "/")
-    return dataset, model, defense, attack
 
 
 def legend(metric: str) -> list[str]:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gitbench.identity.threat import knowledge_of
 from gitbench.judge.sequential import Decision, decide_cell
-from gitbench.judge.statistics import interval
-from gitbench.judge.verdict import Estimate, Judgement, pooled, side
+from gitbench.judge.verdict import Judgement, pooled, side
 from gitbench.publish.baseline import Cells, cells_of, key_of
 from gitbench.publish.comparison import compare_cell, tolerances
 from gitbench.run.bench import Bench
 from gitbench.run.config import Cell, Config
 from gitbench.store.folder import Store
 from gitbench.store.result import Result
-from pytest_gitbench.item import Outcome
+from pytest_gitbench.outcome import AgainstBaseline, Figures, Outcome, Status
 
 if TYPE_CHECKING:
     from gitbench.core.progress import Progress
@@ -47,16 +45,7 @@ class Runner:
         self._config = config
         self._selected = selected
         self._baseline = baseline
-        # As many threads with xdist as without: sums are taken in the same order, and results are the same.
-        self._bench = Bench(
-            store=store,
-            device=config.device,
-            gate=config.threshold,
-            fresh_since=started if config.fresh else None,
-            threads=config.threads,
-            progress=progress,
-            timeout=config.timeout,
-        )
+        self._bench = Bench.of_run(config, started=started, store=store, progress=progress)
 
     @staticmethod
     def check(cells: Sequence[Cell], config: Config) -> None:
@@ -77,39 +66,51 @@ class Runner:
 
     def run(self, cell: Cell) -> Outcome:
         """Measure a cell and its control (or take them from the store), and judge them."""
+        status: Status
+        metric = next(iter(self._config.threshold))
         missing = self._not_granted(cell)
         if missing:
+            status = "skipped"
             reason = f"{cell.attack.label} needs {', '.join(missing)}, which the threat model {self._config.threat} does not grant"
             if not cell.is_control and not self._some_control_leaks(cell):
-                return self._outcome("failed", f"{reason}; and {_NO_CONTROL}", "n/a", [])
-            return self._outcome("skipped", reason, "n/a", [])
+                reason, status = f"{reason}; and {_NO_CONTROL}", "failed"
+            return Outcome(cell=cell.labels, status=status, word=NOT_GRANTED, reason=reason, figures=Figures(metric=metric))
         decision = self._decision(cell)
-        results, judgement = decision.results, decision.judgement
-        status, reason, word = self._status(cell, results, judgement)
-        told = self._compared(results)
-        kind, _, why = told.partition(": ")
-        if kind in ("regressed", "unpaired") and word != "error":
+        results = decision.results
+        status, reason, word = self._status(cell, results, decision.judgement)
+        compared = self._compared(results)
+        if compared is not None and compared.kind in ("regressed", "unpaired") and word != "error":
             # A cell that fails anyway says so first.
-            reason = f"{reason}; regression: {why}" if status == "failed" else f"regression: {why}"
+            reason = f"{reason}; regression: {compared.reason}" if status == "failed" else f"regression: {compared.reason}"
             status, word = "failed", word if status == "failed" else "worse"
-        return dataclasses.replace(self._outcome(status, reason, word, results, decision.estimate), baseline=told)
+        return Outcome(
+            cell=cell.labels,
+            status=status,
+            word=word,
+            reason=reason,
+            figures=Figures.of(metric, decision.interval_of(metric)),
+            case_ids=tuple(result.case_id for result in results),
+            flags=tuple(sorted({flag for result in results for flag in result.flags})),
+            baseline=compared,
+        )
 
-    def _compared(self, results: Sequence[Result]) -> str:
-        """The worst that the comparison with the baseline found: ``kind`` or ``kind: why``; empty without a baseline."""
+    def _compared(self, results: Sequence[Result]) -> AgainstBaseline | None:
+        """The worst that the comparison with the baseline found; None without a baseline."""
         if self._baseline is None:
-            return ""
+            return None
         key = key_of(results[0].case)
         if key not in self._baseline:
-            return f"new: {key}"
+            return AgainstBaseline(kind="new", reason=str(key))
         now = cells_of(results)[key]
         changes = [
             compare_cell(key, self._baseline[key], now, metric=metric, tolerance=tolerances(self._config.tolerance))
             for metric in self._config.threshold
         ]
         worst = min(changes, key=lambda change: ("regressed", "unpaired", "improved", "unchanged").index(change.kind))
-        return f"{worst.kind}: {worst.reason}" if worst.reason else worst.kind
+        return AgainstBaseline(kind=worst.kind, reason=worst.reason)
 
-    def _status(self, cell: Cell, results: Sequence[Result], judgement: Judgement) -> tuple[str, str, str]:
+    def _status(self, cell: Cell, results: Sequence[Result], judgement: Judgement) -> tuple[Status, str, str]:
+        """How pytest counts a cell, why, and the word that the matrix shows."""
         errors = [result for result in results if result.status == "error"]
         if errors:
             return "failed", f"{cell.name}: {errors[0].error}", "error"
@@ -155,21 +156,6 @@ class Runner:
         attack = load_attack(str(cell.attack), profile=self._config.profile)
         return sorted(attack.requires - knowledge_of(self._config.threat))
 
-    def _outcome(self, status: str, reason: str, word: str, results: Sequence[Result], estimate: Estimate = interval) -> Outcome:
-        metric = next(iter(self._config.threshold))
-        gain: tuple[float | None, float | None, float | None] = (None, None, None)
-        if results and all(result.status == "done" for result in results):
-            found = pooled(results, {metric: None}, estimate=estimate)[metric]
-            gain = (found.mean, found.low, found.high)
-        return Outcome(
-            status=status,
-            reason=reason,
-            word=word,
-            gain=gain,
-            metric=metric,
-            case_ids=tuple(result.case_id for result in results),
-            flags=tuple(sorted({flag for result in results for flag in result.flags})),
-        )
 
-
+NOT_GRANTED = "n/a"  # the word for a cell whose attack needs more than the threat model grants
 _NO_CONTROL = "no other attack of this run passed its control either: nothing was shown about this defense"

@@ -20,9 +20,10 @@ from gitbench.store.folder import Store
 from gitbench.store.result import Result
 from pytest_gitbench import report as lines
 from pytest_gitbench.extensions import added_columns, added_lines, shaped
-from pytest_gitbench.item import RUN_ID, CellItem, Matrix, Outcome
+from pytest_gitbench.item import RUN_ID, CellItem, Matrix, node_id
 from pytest_gitbench.options import read_config
-from pytest_gitbench.runner import Runner
+from pytest_gitbench.outcome import Outcome
+from pytest_gitbench.runner import NOT_GRANTED, Runner
 
 if TYPE_CHECKING:
     from _pytest.terminal import TerminalReporter
@@ -50,8 +51,9 @@ class GitbenchSession:
             raise pytest.UsageError(f"gitbench: {error}") from None
         self.store = Store(self.config.results)
         self._runner: Runner | None = None
+        self._cells = {node_id(cell): cell for cell in self.cells}
         self._selected: list[Cell] = []
-        self._reports: dict[str, pytest.TestReport] = {}
+        self._outcomes: dict[str, Outcome] = {}  # by node id, of the cells that are through
         self._durations: dict[str, list[float]] = {}
         self._last_written = 0.0
         self._pace = lines.Pace()
@@ -117,6 +119,16 @@ class GitbenchSession:
             )
         return self._runner.run(cell)
 
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Around all others: a plugin that runs a cell again does so in its own, and the last outcome counts."""
+        report = yield
+        if isinstance(item, CellItem) and call.when == "call" and item.outcome is not None:
+            item.outcome.attach(report)
+        return report
+
     # ---------------------------------------------------------------- telling
 
     @property
@@ -151,87 +163,90 @@ class GitbenchSession:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_report_teststatus(self, report: pytest.CollectReport | pytest.TestReport) -> tuple[str, str, str] | None:
-        if not isinstance(report, pytest.TestReport) or not self._is_final(report):
+        outcome = self._outcome_of(report)
+        if outcome is None:
             return None
-        status = lines.status_of(report)
-        terminal = self._terminal
+        status, terminal = outcome.status, self._terminal
         if terminal is not None and terminal.verbosity == 0:
             return status, "", status.upper()  # pytest_runtest_logreport below writes the line
-        found = lines.properties(report)
         letters = {"passed": ".", "failed": "F", "skipped": "s", "xfailed": "x"}
-        return status, letters[status], f"{status.upper()} {found.get('gitbench', '')} {lines.figures(found)}".rstrip()
+        return status, letters[status], f"{status.upper()} {outcome.word} {lines.figures(outcome.figures)}".rstrip()
 
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if self._worker or not self._is_final(report):
+        outcome = None if self._worker else self._outcome_of(report)
+        if outcome is None:
             return
-        self._reports[report.nodeid] = report
-        self._show_result(report)
+        self._outcomes[report.nodeid] = outcome
+        hook = self._pytest_config.hook.pytest_gitbench_result
+        if hook.get_hookimpls():
+            results = tuple(self._stored(outcome))
+            hook(config=self._pytest_config, cell=self._cells[report.nodeid], outcome=outcome.status, results=results)
         terminal = self._terminal
         if terminal is None:
             return
-        attack = lines.split_name(report.nodeid.partition("::")[2])[3]
-        self._durations.setdefault(attack, []).append(report.duration)
+        self._durations.setdefault(outcome.cell.attack, []).append(outcome.seconds)
         if terminal.verbosity == 0:
-            names = [cell for cell in self._expected() if f"{RUN_ID}::{cell.name}" not in self._reports]
-            workers = max(1, int(getattr(self._pytest_config.option, "numprocesses", None) or 1))
-            left = lines.remaining(self._durations, [cell.attack.label for cell in names], workers)
-            total = len(self._expected())
-            if terminal.isatty:
-                terminal.rewrite("", erase=True)
-            terminal.write_line(lines.progress_line(report, len(self._reports), total, left))
+            self._write_progress(terminal, outcome)
 
-    def _show_result(self, report: pytest.TestReport) -> None:
-        hook = self._pytest_config.hook.pytest_gitbench_result
-        if hook.get_hookimpls():
-            cell = next(cell for cell in self.cells if f"{RUN_ID}::{cell.name}" == report.nodeid)
-            hook(config=self._pytest_config, cell=cell, outcome=lines.status_of(report), results=tuple(self._stored(report)))
+    def _write_progress(self, terminal: TerminalReporter, outcome: Outcome) -> None:
+        expected = self._expected()
+        waiting = [cell.attack.label for cell in expected if node_id(cell) not in self._outcomes]
+        workers = max(1, int(getattr(self._pytest_config.option, "numprocesses", None) or 1))
+        left = lines.remaining(self._durations, waiting, workers)
+        if terminal.isatty:
+            terminal.rewrite("", erase=True)
+        elif terminal._tw.width_of_current_line:
+            terminal.line("")  # another plugin has written its letter, for a cell that it runs again
+        terminal.write_line(lines.progress_line(outcome, len(self._outcomes), len(expected), left))
 
-    def _stored(self, report: pytest.TestReport) -> list[Result]:
-        """The results behind a report, from the store: with xdist another process has measured them."""
-        found = [self.store.load(case_id) for case_id in str(lines.properties(report).get("case_ids", "")).split()]
+    def _stored(self, outcome: Outcome) -> list[Result]:
+        """The results behind an outcome, from the store: with xdist another process has measured them."""
+        found = [self.store.load(case_id) for case_id in outcome.case_ids]
         return [result for result in found if result is not None]
 
     def _expected(self) -> Sequence[Cell]:
         return self._selected or self.cells  # the controller of xdist collects nothing itself
 
-    @staticmethod
-    def _is_final(report: pytest.TestReport) -> bool:
-        return report.nodeid.startswith(f"{RUN_ID}::") and (
-            report.when == "call" or report.failed or (report.when == "setup" and report.skipped)
-        )
+    def _outcome_of(self, report: pytest.CollectReport | pytest.TestReport) -> Outcome | None:
+        """How a cell ended; None of a report that does not say so, and of one that is another plugin's to tell."""
+        cell = self._cells.get(report.nodeid)
+        if cell is None or not isinstance(report, pytest.TestReport):
+            return None
+        final = report.when == "call" or report.failed or (report.when == "setup" and report.skipped)
+        return Outcome.of(report, cell) if final else None
 
     # ---------------------------------------------------------------- the end
 
     @pytest.hookimpl(wrapper=True)
     def pytest_terminal_summary(self, terminalreporter: TerminalReporter) -> Generator[None, Any, Any]:
-        if self._reports:
-            ordered = [self._reports[key] for key in (f"{RUN_ID}::{cell.name}" for cell in self.cells) if key in self._reports]
+        if self._outcomes:
+            ordered = [self._outcomes[key] for key in self._cells if key in self._outcomes]
             terminalreporter.section("gitbench")
             columns, added = self._extended(ordered)
-            told = (*lines.flag_lines(lines.flags_of(ordered)), *self._compared(ordered))
+            told = (*lines.flag_lines({str(outcome.cell): outcome.flags for outcome in ordered}), *self._compared(ordered))
             legend = lines.legend(next(iter(self.config.threshold)))
             for line in (*lines.matrix_lines(ordered, columns), *added, *legend, "", *told, *self._publish(columns)):
                 terminalreporter.write_line(line)
         return (yield)
 
-    def _extended(self, reports: Sequence[pytest.TestReport]) -> tuple[dict[lines.Row, dict[str, str]], list[str]]:
+    def _extended(self, outcomes: Sequence[Outcome]) -> tuple[dict[lines.Row, dict[str, str]], list[str]]:
         """Columns and lines that other plugins add to the summary."""
         hook = self._pytest_config.hook
         if not (hook.pytest_gitbench_columns.get_hookimpls() or hook.pytest_gitbench_summary.get_hookimpls()):
             return {}, []
-        done = [result for report in reports for result in self._stored(report) if result.status == "done"]
+        done = [result for outcome in outcomes for result in self._stored(outcome) if result.status == "done"]
         try:
             added = added_lines(self._pytest_config, done)
             return added_columns(self._pytest_config, done), [*added, ""] if added else []
         except GitbenchError as error:  # the verdicts stand; only what was to be added is missing
             return {}, [f"gitbench: {error}", ""]
 
-    def _compared(self, reports: Sequence[pytest.TestReport]) -> list[str]:
+    def _compared(self, outcomes: Sequence[Outcome]) -> list[str]:
         if self._baseline is None:
             return []
-        run = {key_of(cell.cases[0]) for cell in self.cells if f"{RUN_ID}::{cell.name}" in self._reports}
-        return lines.baseline_lines(reports, [str(key) for key in sorted(self._baseline) if key not in run], str(self.config.baseline))
+        run = {key_of(self._cells[key].cases[0]) for key in self._outcomes}
+        return lines.baseline_lines(outcomes, [str(key) for key in sorted(self._baseline) if key not in run], str(self.config.baseline))
 
     def _publish(self, columns: Mapping[lines.Row, Mapping[str, str]]) -> list[str]:
         """Write the leaderboards that are complete; say what the others lack, and what to type next."""
@@ -240,11 +255,11 @@ class GitbenchSession:
             for group in dict.fromkeys(cell.group for cell in self.cells):
                 told.append(self._publish_one(group, self.config.leaderboard, columns))
         told.append(f"pictures: {self.config.results / 'pictures'}")
-        worst = next((report for report in self._reports.values() if report.failed), None)
+        worst = next((key for key, outcome in self._outcomes.items() if outcome.status == "failed"), None)
         if worst is not None:
             options = [arg for arg in self._pytest_config.invocation_params.args if not str(arg).startswith(f"{RUN_ID}::")]
             command = shlex.join(["pytest", *map(str, options)])
-            told.append(f"next: {command} --lf   or one cell: {command} {shlex.quote(worst.nodeid)}")
+            told.append(f"next: {command} --lf   or one cell: {command} {shlex.quote(worst)}")
         else:
             told.append("next: test your own defense: pytest --gitbench --gitbench-defense path/to/file.py:Name")
         return told
@@ -261,12 +276,6 @@ class GitbenchSession:
             return f"leaderboard {'/'.join(group)}: not written, {error}"
         return f"leaderboard {path}: not written, {refused}" if refused else f"leaderboard: {path}"
 
-    def _case_ids(self, cell: Cell) -> list[str]:
-        """The cases that a cell's verdict was made of: of as many victims as it took, where that was left open."""
-        report = self._reports.get(f"{RUN_ID}::{cell.name}")
-        ran = str(lines.properties(report).get("case_ids") or "").split() if report is not None else []
-        return ran or [case.case_id for case in cell.cases]
-
     def _results_of(
         self, group: tuple[str, str]
     ) -> tuple[dict[tuple[str, str], list[Result]], dict[tuple[str, str], str], list[tuple[str, str]]]:
@@ -276,11 +285,13 @@ class GitbenchSession:
         for cell in (cell for cell in self.cells if cell.group == group):
             key = (cell.defense.label, cell.attack.label)
             expected.append(key)
-            report = self._reports.get(f"{RUN_ID}::{cell.name}")
-            if report is not None and lines.properties(report).get("gitbench") == "n/a":
-                skipped[key] = str(lines.properties(report).get("reason"))
+            outcome = self._outcomes.get(node_id(cell))
+            if outcome is not None and outcome.word == NOT_GRANTED:
+                skipped[key] = outcome.reason
                 continue
-            found = [self.store.load(case_id) for case_id in self._case_ids(cell)]
+            # The cases that the verdict was made of: of as many victims as it took, where that was left open.
+            ran = outcome.case_ids if outcome is not None else ()
+            found = [self.store.load(case_id) for case_id in ran or [case.case_id for case in cell.cases]]
             if all(result is not None for result in found):
                 results[key] = [result for result in found if result is not None]
         return results, skipped, expected
