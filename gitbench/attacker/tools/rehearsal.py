@@ -13,6 +13,7 @@ from gitbench.attacker.observation import Observation
 from gitbench.attacker.tools.labels import infer_labels
 from gitbench.clients.client import blaming, gradients
 from gitbench.clients.defense import Expectation
+from gitbench.clients.model import classes_of
 from gitbench.clients.update import Update
 from gitbench.core.errors import ModelError
 from gitbench.core.random import make_generator, randn_like
@@ -91,9 +92,7 @@ def own_and_expected(observation: Observation, inputs: torch.Tensor, labels: tor
 
 def sent_for(observation: Observation, inputs: torch.Tensor, *, generator: torch.Generator) -> tuple[torch.Tensor, Update]:
     """Random labels ``(N, B)``, sorted in each batch, for made up images ``(N, B, C, H, W)``, and what clients would send."""
-    with torch.no_grad():
-        classes = observation.model(inputs[:1, 0]).shape[1]
-    labels = torch.randint(classes, inputs.shape[:2], generator=generator).sort(dim=1).values.to(inputs.device)
+    labels = torch.randint(classes_of(observation.model), inputs.shape[:2], generator=generator).sort(dim=1).values.to(inputs.device)
     return labels, observation.protected(_gradients(observation, inputs, labels), generator=generator)
 
 
