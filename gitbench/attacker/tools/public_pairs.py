@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator
 
 import torch
 
@@ -67,10 +67,7 @@ class PublicPairs:
         self._kept: Update | None = None
         self._piece = max(1, _PIECE // sum(parameter.numel() for parameter in observation.architecture.parameters()))
         if pairs_memory(observation, len(order)) <= budget:
-            chunks = torch.arange(len(order)).split(observation.chunk)
-            for done, rows in enumerate(chunks):
-                self._keep(rows, self._computed(rows))
-                progress(f"{what}: public gradients", done + 1, len(chunks))
+            self._kept = _stacked(self._all_computed(progress, f"{what}: public gradients"), len(order))
 
     def __len__(self) -> int:
         return len(self.order)
@@ -109,35 +106,36 @@ class PublicPairs:
         """The updates of some rows ``(n,)``, protected with fresh randomness."""
         if self._observation.expectation is None:
             return self.gradients(rows)
-        whole: dict[str, torch.Tensor] = {}
-        done = 0
-        for chunk in rows.split(self._piece):
-            piece = self._observation.protected(self.gradients(chunk), generator=generator).tensors
-            for name, tensor in piece.items():
-                if name not in whole:
-                    whole[name] = tensor.new_empty(len(rows), *tensor.shape[1:])
-                whole[name][done : done + len(chunk)] = tensor
-            done += len(chunk)
-        return Update(whole)
+        pieces = (self._observation.protected(self.gradients(chunk), generator=generator) for chunk in rows.split(self._piece))
+        return _stacked((Update(piece.tensors) for piece in pieces), len(rows))
 
-    def _keep(self, rows: torch.Tensor, piece: Update) -> None:
-        """Write a piece into its place: joining all pieces at the end would take their memory twice."""
-
-        def room(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-            return {name: tensor.new_empty(len(self.order), *tensor.shape[1:]) for name, tensor in tensors.items()}
-
-        if self._kept is None:
-            each = None if piece.per_example is None else room(piece.per_example)
-            one = each is not None and self.order.shape[1] == 1  # their average is a view of them
-            self._kept = Update({name: tensor[:, 0] for name, tensor in each.items()} if one and each else room(piece.tensors), each)
-        for whole, part in ((self._kept.tensors, piece.tensors), (self._kept.per_example or {}, piece.per_example or {})):
-            for name, tensor in part.items():
-                whole[name][rows[0] : rows[-1] + 1] = tensor
+    def _all_computed(self, progress: Progress, what: str) -> Iterator[Update]:
+        chunks = torch.arange(len(self.order)).split(self._observation.chunk)
+        for done, rows in enumerate(chunks):
+            yield self._computed(rows)
+            progress(what, done + 1, len(chunks))
 
     def _computed(self, rows: torch.Tensor) -> Update:
         # Seeded by the rows, so that gradients computed again are the same.
         generator = torch.Generator().manual_seed((self._seed + int(rows[0])) % 2**62)
         return self._observation.public_gradients(self.order[rows.to(self.order.device)], generator=generator)
+
+
+def _stacked(pieces: Iterable[Update], count: int) -> Update:
+    """Pieces of ``count`` updates as one, each written into its place: joining them at the end would take their memory twice."""
+    whole, done = Update({}), 0
+    for piece in pieces:
+        if not done:
+            each = piece.per_example
+            one = each is not None and all(tensor.shape[1] == 1 for tensor in each.values())  # the average is a view of the only example
+            whole = (Update({}, each) if one else piece).map_all(lambda tensor: tensor.new_empty(count, *tensor.shape[1:]))
+            if one and whole.per_example:
+                whole = Update({name: tensor[:, 0] for name, tensor in whole.per_example.items()}, whole.per_example)
+        for target, part in ((whole.tensors, piece.tensors), (whole.per_example or {}, piece.per_example or {})):
+            for name, tensor in part.items():
+                target[name][done : done + len(piece)] = tensor
+        done += len(piece)
+    return whole
 
 
 def pairs_memory(observation: Observation, count: int) -> int:
