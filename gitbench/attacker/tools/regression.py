@@ -66,7 +66,6 @@ def fit_linear(
             they are used: a few wild inputs must not choose the penalty.
         thorough: let all outputs choose the penalty, rather than some; then fit again, on all rows.
     """
-    targets = targets.to(inputs.dtype)
     equations = _NormalEquations(inputs[~held], targets[~held])
     test, test_targets = inputs[held], targets[held]
     every = targets.shape[1]
@@ -75,19 +74,18 @@ def fit_linear(
 
     def error(power: int) -> float:
         if power not in errors:
-            fitted = equations.solved(10.0**power, some)
-            errors[power] = math.inf if fitted is None else _error(fitted, test, test_targets[:, some], bounds)
+            guess = equations.guess(test, 10.0**power, some)
+            errors[power] = math.inf if guess is None else float((guess.clamp(*bounds) - test_targets[:, some]).square().mean())
         return errors[power]
 
     best, highest = _START, _THOROUGH_HIGHEST if thorough else _HIGHEST
     for direction in (-1, 1):  # errors have one valley
         while _LOWEST < best < highest and error(best + direction) < error(best):
             best += direction
-    fitted = equations.solved(10.0**best) or equations.constant
-    left = _error(fitted, test, test_targets, bounds)
     if thorough:
         equations = _NormalEquations(inputs, targets)
-        fitted = equations.solved(10.0**best) or equations.constant
+    fitted = equations.solved(10.0**best) or equations.constant
+    left = error(best) if thorough else float((fitted(test).clamp(*bounds) - test_targets).square().mean())
     return replace(fitted, error=left)
 
 
@@ -95,6 +93,7 @@ class _NormalEquations:
     """Of rows ``(N, F)`` and targets ``(N, P)`` less their means, in whichever of their two forms is the smaller."""
 
     def __init__(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
+        targets = targets.to(inputs.dtype)
         self._input_mean, self._output_mean = inputs.mean(0), targets.mean(0)
         self._inputs, targets = inputs - self._input_mean, targets - self._output_mean
         self._few = len(inputs) < inputs.shape[1]
@@ -105,19 +104,31 @@ class _NormalEquations:
 
     def solved(self, penalty: float, columns: torch.Tensor | slice = _ALL) -> LinearMap | None:
         """The map to some of the outputs, for a penalty in units of the inputs' mean variance; None where it is too small."""
-        ridge = self._gram + penalty * self._scale * torch.eye(len(self._gram), dtype=torch.float64, device=self._gram.device)
-        factor, failed = torch.linalg.cholesky_ex(ridge)
-        if int(failed):
+        factor = self._factor(penalty)
+        if factor is None:
             return None
         solved = torch.cholesky_solve(self._cross[:, columns], factor).to(self._inputs.dtype)
         return LinearMap(self._input_mean, self._output_mean[columns], self._inputs.T @ solved if self._few else solved, math.nan)
+
+    def guess(self, inputs: torch.Tensor, penalty: float, columns: torch.Tensor | slice) -> torch.Tensor | None:
+        """Outputs of rows ``(n, F)``. Of all outputs, without the map: it costs more than a few rows."""
+        if columns is not _ALL:
+            fitted = self.solved(penalty, columns)
+            return None if fitted is None else fitted(inputs)
+        factor = self._factor(penalty)
+        if factor is None:
+            return None
+        rows = inputs - self._input_mean
+        rows = rows @ self._inputs.T if self._few else rows
+        return torch.cholesky_solve(rows.double().T, factor).T @ self._cross + self._output_mean
+
+    def _factor(self, penalty: float) -> torch.Tensor | None:
+        ridge = self._gram + penalty * self._scale * torch.eye(len(self._gram), dtype=torch.float64, device=self._gram.device)
+        factor, failed = torch.linalg.cholesky_ex(ridge)
+        return None if int(failed) else factor
 
     @property
     def constant(self) -> LinearMap:
         """The targets' mean: what is left where the inputs hold nothing but rounding."""
         weight = self._inputs.new_zeros(self._inputs.shape[1], len(self._output_mean))
         return LinearMap(self._input_mean, self._output_mean, weight, math.nan)
-
-
-def _error(fitted: LinearMap, inputs: torch.Tensor, targets: torch.Tensor, bounds: tuple[float, float]) -> float:
-    return float((fitted(inputs).clamp(*bounds) - targets).square().mean())
