@@ -15,6 +15,7 @@ from torch import nn
 from gitbench.clients.client import after_earlier_rounds, local_gradients, protect
 from gitbench.clients.data import Split
 from gitbench.clients.defense import Defense, Expectation, fresh, load_defense
+from gitbench.clients.trained import trained_parameters
 from gitbench.clients.update import Update
 from gitbench.core.errors import AttackError, NotGrantedError
 from gitbench.identity.threat import Knowledge
@@ -132,8 +133,17 @@ class Observation:
     @property
     def chunk(self) -> int:
         """How many updates to ask for at once, so that their raw gradients stay near 256 MiB."""
-        size = sum(parameter.numel() for parameter in self._contents.model.parameters())
-        return max(1, min(256, 2**26 // size))
+        return max(1, min(256, 2**26 // self.entries))
+
+    @property
+    def sent(self) -> Mapping[str, int]:
+        """Names of the parameters that train, which are those of an update, and the entries of each."""
+        return {name: parameter.numel() for name, parameter in trained_parameters(self._contents.model).items()}
+
+    @property
+    def entries(self) -> int:
+        """Of one client's update."""
+        return sum(self.sent.values())
 
     @property
     def architecture(self) -> nn.Module:
@@ -146,10 +156,12 @@ class Observation:
 
     @property
     def model_digest(self) -> str:
-        """Names the model's values without telling them."""
+        """Names the model's values, and which of them are frozen, without telling them."""
         digest = hashlib.sha256()
         for name, tensor in self._contents.model.state_dict().items():
             digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+        for name, parameter in self._contents.model.named_parameters():
+            digest.update(b"" if parameter.requires_grad else f"frozen {name}".encode())
         return digest.hexdigest()[:20]
 
     @property

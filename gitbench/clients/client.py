@@ -13,6 +13,7 @@ from gitbench.clients.data import Split
 from gitbench.clients.defense import Defense, Expectation, fresh, load_defense
 from gitbench.clients.differentiation import CHUNK, stacked_gradients
 from gitbench.clients.output import output_of
+from gitbench.clients.trained import trained_parameters
 from gitbench.clients.update import Update
 from gitbench.core.errors import DefenseError, GitbenchError, ModelError
 from gitbench.core.random import make_generator
@@ -99,6 +100,11 @@ def local_gradients(
         local = defense.local_model(model, public=public, generator=generator)
         if show is not None and local is not model:
             show(local)
+        if list(trained_parameters(local)) != list(trained_parameters(model)):
+            raise DefenseError(
+                f"The local_model() of {defense!r} trains other parameters than the shared model, expected the same. "
+                "Freeze in modify_model(), which server and clients share."
+            )
         inputs, labels = defense.prepare(inputs, labels, generator=generator)
         return gradients(local, inputs, labels, per_example=defense.needs_per_example)
 
@@ -127,7 +133,7 @@ def blaming(defense: Defense) -> Iterator[None]:
 
 
 def gradients(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, *, per_example: bool = False) -> Update:
-    """Gradients of the mean cross-entropy of each victim's batch, all victims at once.
+    """Gradients of the mean cross-entropy of each victim's batch by the parameters that train, all victims at once.
 
     Differentiable in ``inputs`` and in soft ``labels``, so attacks match gradients with it too.
 
@@ -139,7 +145,7 @@ def gradients(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, *, p
     """
     if per_example and model.training and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
         raise ModelError("Per-example gradients do not exist with BatchNorm in train mode. Use mode='eval' in the model's SPEC.")
-    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    parameters = {name: parameter.detach() for name, parameter in trained_parameters(model).items()}
     stacked = stacked_gradients(model, parameters, inputs, labels, per_example=per_example)
     if not per_example:
         return Update(stacked)
@@ -200,7 +206,7 @@ def check_update(update: object, raw: Update, defense: Defense) -> None:
             raise DefenseError(f"{who} returned {bad} NaN or infinite values in {name!r}, expected finite numbers.")
     extra = sorted(set(update.tensors) - set(raw.tensors))
     if extra:
-        raise DefenseError(f"{who} added {extra[0]!r}, which is no parameter of the model.")
+        raise DefenseError(f"{who} added {extra[0]!r}, which is no parameter of the model that trains.")
 
 
 def batchnorm_statistics(model: nn.Module, inputs: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:

@@ -18,6 +18,7 @@ from torch import nn
 from gitbench.clients.data import Data
 from gitbench.clients.differentiation import stacked_gradients
 from gitbench.clients.output import output_of, read_output, take_logits
+from gitbench.clients.trained import freeze, trained_parameters
 from gitbench.clients.training import train
 from gitbench.core.component import Component
 from gitbench.core.errors import GitbenchError, ModelError, SpecError
@@ -68,8 +69,9 @@ class ModelFactory(Component):
 def load_model(model: str, data: Data, *, seed: int = 0, cache: Path | None = None) -> nn.Module:
     """Build a model from its SPEC for a dataset.
 
-    Two options belong to every model: ``trained_epochs=N`` trains it on the public data first, and
-    ``mode="eval"|"train"`` says how BatchNorm and dropout behave when the client takes its gradient.
+    Three options belong to every model: ``frozen=("conv1", "*.bias")`` names modules and parameters that do not train,
+    ``trained_epochs=N`` trains the others on the public data first, and ``mode="eval"|"train"`` says how BatchNorm and
+    dropout behave when the client takes its gradient. What a factory froze stays frozen.
 
     Args:
         model: a SPEC.
@@ -79,18 +81,20 @@ def load_model(model: str, data: Data, *, seed: int = 0, cache: Path | None = No
 
     Raises:
         SpecError: unknown model or option.
-        ModelError: the factory failed, or the network does not map images to logits.
+        ModelError: the factory failed, nothing trains, or the network does not map images to logits.
     """
     part = parse_spec("model", model).parts[0]
     check_spec(parse_spec("model", model))
     options = dict(part.arguments)
-    epochs, mode = options.pop("trained_epochs", 0), options.pop("mode", "eval")
+    epochs, mode, frozen = options.pop("trained_epochs", 0), options.pop("mode", "eval"), options.pop("frozen", ())
     if not isinstance(epochs, int) or epochs < 0:
         raise SpecError(f"Expected trained_epochs of {model!r} to be an integer >= 0, got {epochs!r}.")
     if mode not in MODES:
         raise SpecError(f"Expected mode of {model!r} to be one of {', '.join(MODES)}, got {mode!r}.")
     with seeded(make_generator(seed, "model")):
         network = _build(Part(part.target, tuple(options.items())), data)
+    freeze(network, frozen, model=model)
+    trained_parameters(network)
     take_logits(network, data.classes, name=model)
     if epochs:
         _train_cached(network, data, model=model, epochs=epochs, seed=seed, cache=cache)
@@ -98,7 +102,6 @@ def load_model(model: str, data: Data, *, seed: int = 0, cache: Path | None = No
     if mode == "train":
         # Batch statistics are used and running ones left alone: a client's gradient has no side effect.
         torch.func.replace_all_batch_norm_modules_(network)
-    network.requires_grad_(True)
     _check(network, data, model)
     return network
 
@@ -201,7 +204,7 @@ def _check(network: nn.Module, data: Data, model: str) -> None:
         raise ModelError(f"The model {model!r} cannot take images of shape {data.input_shape}: {said}") from error
     try:
         copy.deepcopy(network)
-        parameters = {name: parameter.detach() for name, parameter in network.named_parameters()}
+        parameters = {name: parameter.detach() for name, parameter in trained_parameters(network).items()}
         stacked_gradients(network, parameters, inputs[None], labels[None], per_example=False)
     except Exception as error:
         raise ModelError(f"The model {model!r} cannot be copied and differentiated: {error}{_of_former_norm(network)}") from error

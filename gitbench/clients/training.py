@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from gitbench.clients.data import Split
+from gitbench.clients.trained import trained_parameters
 from gitbench.core.random import seeded
 
 
@@ -22,9 +23,9 @@ def train(
     generator: torch.Generator,
     optimizer: Literal["sgd", "adam"] = "sgd",
 ) -> None:
-    """Train ``model`` in place with cross-entropy on ``split``, in an order drawn from ``generator``."""
+    """Train ``model`` in place with cross-entropy on ``split``, in an order drawn from ``generator``; what is frozen stays."""
     kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[optimizer]
-    stepper = kind(model.parameters(), lr=lr)
+    stepper = kind(trained_parameters(model).values(), lr=lr)
     was_training = model.training
     model.train()
     with seeded(generator):  # dropout can only be seeded globally

@@ -17,7 +17,7 @@ from gitbench.identity.signatures import FILLED_IN, signature_of
 from gitbench.identity.sources import closure
 
 # Options that the loader of a kind takes itself, whatever the component.
-COMMON_OPTIONS: dict[Kind, frozenset[str]] = {"model": frozenset({"trained_epochs", "mode"})}
+COMMON_OPTIONS: dict[Kind, frozenset[str]] = {"model": frozenset({"frozen", "trained_epochs", "mode"})}
 
 
 def check_spec(spec: Spec) -> None:

@@ -26,6 +26,7 @@ from gitbench.clients.data import Data, Split, load_dataset
 from gitbench.clients.defense import Defense, fresh, load_defense
 from gitbench.clients.model import load_model
 from gitbench.clients.output import output_of
+from gitbench.clients.trained import sent_share
 from gitbench.clients.update import Update
 from gitbench.core.deadline import Deadline, checked
 from gitbench.core.errors import ConfigError, DataError, GitbenchError
@@ -243,7 +244,7 @@ class Evaluator:
                 attack_seconds=round(found.attack_seconds, 4),
                 peak_memory_mb=peak_memory_mb(self.device),
             ),
-            settings={**settings(attack), "model.mode": "train" if model.training else "eval", "model.output": str(output)},
+            settings={**settings(attack), **_of_the_model(model)},
             timeout=deadline.seconds if deadline.over else None,
             **self._unjudged(case),
         )
@@ -289,6 +290,13 @@ class Evaluator:
             device=device,
             threads=torch.get_num_threads(),
         )
+
+
+def _of_the_model(model: nn.Module) -> dict[str, str]:
+    """What of the model stands beside every figure: its mode, where its logits are, and the share that is sent where a part is not."""
+    told = {"model.mode": "train" if model.training else "eval", "model.output": str(output_of(model))}
+    share = sent_share(model)
+    return told if share == 1 else {**told, "model.sent": f"{share:.2%}"}
 
 
 def resolve_device(device: str) -> torch.device:

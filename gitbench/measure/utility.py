@@ -10,6 +10,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from gitbench.clients.client import gradients
+from gitbench.clients.trained import trained_parameters
 from gitbench.clients.update import Update
 from gitbench.judge.statistics import interval
 from gitbench.store.result import Measure, Utility
@@ -69,7 +70,7 @@ def _descent(
     model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, raw: dict[str, torch.Tensor], sent: dict[str, torch.Tensor]
 ) -> float | None:
     """The largest fall of the loss along the one direction over that along the other; None where neither is to be had."""
-    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    parameters = {name: parameter.detach() for name, parameter in trained_parameters(model).items()}
     buffers = dict(model.named_buffers())
     images, targets = inputs.flatten(0, 1), labels.flatten()
     raw_norm, sent_norm = _norm(raw), _norm(sent)

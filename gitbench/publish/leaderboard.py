@@ -134,8 +134,13 @@ def _head(table: Table) -> list[str]:
 
 def _of_the_model(result: Result) -> str:
     """The model's mode, and where its logits are taken from if it does not return them."""
-    mode, output = (result.settings.get(f"model.{name}", usual) for name, usual in (("mode", "eval"), ("output", "logits")))
-    return f"BatchNorm and dropout in {escaped(mode)} mode" + ("" if output == "logits" else f"; the model's logits: {escaped(output)}")
+    told = result.settings
+    lines = [f"BatchNorm and dropout in {escaped(told.get('model.mode', 'eval'))} mode"]
+    if told.get("model.output", "logits") != "logits":
+        lines.append(f"the model's logits: {escaped(told['model.output'])}")
+    if "model.sent" in told:
+        lines.append(f"{escaped(told['model.sent'])} of the parameters are sent, the others are frozen")
+    return "; ".join(lines)
 
 
 def _defenses(table: Table, worsts: Mapping[str, Worst]) -> str:

@@ -120,9 +120,8 @@ class GIAS(Attack):
         """A private generator for each image with its gradient and Adam's moments, and a few gradients of each victim."""
         with torch.device("meta"):
             own = sum(parameter.numel() for parameter in self._generator(observation).parameters())
-        entries = sum(parameter.numel() for parameter in observation.architecture.parameters())
         victims = observation.update.victims
-        return 4 * (6 * own * victims * observation.batch_size + 6 * entries * victims)
+        return 4 * (6 * own * victims * observation.batch_size + 6 * observation.entries * victims)
 
     # ------------------------------------------------------------------ the generator
 

@@ -101,7 +101,7 @@ class LTI(Attack):
     def memory(self, observation: Observation) -> int:
         """The gradients (twice, while they are joined), the features read from them, and eight copies of the network."""
         rows = self._rows(observation)
-        entries = _entries(observation)
+        entries = observation.entries
         features = self._features(entries)
         sizes = self._sizes(features, self._outputs(observation))
         parameters = sum(before * after + after for before, after in itertools.pairwise(sizes))
@@ -306,10 +306,6 @@ def _are_bins(value: object) -> bool:
     if isinstance(value, int) and not isinstance(value, bool):
         return value >= 1
     return value is None or value == "auto" or (isinstance(value, float) and 0 < value < 1)
-
-
-def _entries(observation: Observation) -> int:
-    return sum(parameter.numel() for parameter in observation.architecture.parameters())
 
 
 def _start_at(network: nn.Sequential, pixels: torch.Tensor, *, batch: int) -> None:

@@ -31,7 +31,7 @@ def modules(architecture: nn.Module, input_shape: tuple[int, int, int]) -> tuple
         input_shape: ``(C, H, W)``, for the run that tells the order; where a model cannot be run on the ``meta``
             device, the order is that of registration.
     """
-    sent = {name for name, _ in architecture.named_parameters()}
+    sent = {name for name, parameter in architecture.named_parameters() if parameter.requires_grad}
     named = ((name, tuple(own for own in parameters if own in sent)) for name, parameters in _blocks(architecture, ""))
     blocks = [(name, own) for name, own in named if own]
     order = _order(architecture, [name for name, _ in blocks], input_shape)

@@ -95,10 +95,10 @@ def read_chain(model: nn.Module, input_shape: tuple[int, int, int]) -> Chain | N
 
 
 def own_parameters(model: nn.Module) -> set[str]:
-    """Names of the parameters that one layer alone holds: the gradient of a shared one is a sum over its layers."""
-    named = [(name, id(parameter)) for name, parameter in model.named_parameters(remove_duplicate=False)]
-    count = Counter(which for _, which in named)
-    return {name for name, which in named if count[which] == 1}
+    """Names of the parameters that train and that one layer alone holds: the gradient of a shared one is a sum over its layers."""
+    named = list(model.named_parameters(remove_duplicate=False))
+    count = Counter(id(parameter) for _, parameter in named)
+    return {name for name, parameter in named if count[id(parameter)] == 1 and parameter.requires_grad}
 
 
 def _leaves(module: nn.Module, prefix: str) -> list[tuple[str, nn.Module]] | None:

@@ -122,7 +122,7 @@ class _Values(fx.Interpreter):
 class _Graph:
     def __init__(self, model: nn.Module, input_shape: tuple[int, int, int]) -> None:
         self._modules = dict(model.named_modules())
-        self._parameters = dict(model.named_parameters())
+        self._parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         self._own = own_parameters(model)
         try:
             graph = _Tracer().trace(model)
@@ -154,7 +154,7 @@ class _Graph:
             name=name,
             kind=_STEPS[type(layer)],
             weight=f"{name}.weight",
-            bias=f"{name}.bias" if layer.bias is not None else None,
+            bias=f"{name}.bias" if f"{name}.bias" in self._parameters else None,
             others=others,
             input_shape=tuple(self._values[node.all_input_nodes[0]].shape[1:]),
             output_shape=tuple(self._values[node].shape[1:]),
@@ -181,9 +181,13 @@ class _Graph:
             if sum(other.op == "call_module" and other.target == node.target for other in self._nodes) > 1:
                 raise _unsupported(name, module, "runs more than once, so that its gradient is a sum")
             if f"{name}.weight" not in self._own:
-                raise _unsupported(name, module, "shares its weight with another layer or computes it, so that its gradient is another")
+                raise _unsupported(
+                    name,
+                    module,
+                    "shares, computes or freezes its weight, so that its gradient is another or none",
+                )
             return _STEPS[type(module)]
-        if any(True for _ in module.parameters()) and not isinstance(module, (*_NORMS, nn.PReLU)):
+        if any(parameter.requires_grad for parameter in module.parameters()) and not isinstance(module, (*_NORMS, nn.PReLU)):
             raise _unsupported(name, module, "has a gradient that is no delta a^T of the kind that GIT inverts")
         return None
 

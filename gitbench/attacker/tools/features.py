@@ -42,8 +42,8 @@ def last_features(observation: Observation, update: Update, labels: torch.Tensor
 def input_inverse(observation: Observation) -> Callable[[torch.Tensor], torch.Tensor] | None:
     """The inverse of the activation whose output the features are; None where there is none, or where only their direction is known."""
     model = observation.architecture
-    _, linear = last_linear(model)
-    return inverse_before(model, linear) if linear.bias is not None else None
+    name, linear = last_linear(model)
+    return inverse_before(model, linear) if f"{name}.bias" in observation.sent else None
 
 
 def _without_bias(weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -92,7 +92,8 @@ def greedy_counts(observation: Observation) -> torch.Tensor:
 def _counts(observation: Observation) -> torch.Tensor:
     granted, batch = observation.granted, observation.batch_size
     name, linear = last_layer(observation.architecture)
-    if not isinstance(linear, nn.Linear) or f"{name}.weight" not in observation.update.tensors:
+    sent = {f"{name}.{part}" for part, _ in linear.named_parameters()} <= set(observation.update.tensors)
+    if not isinstance(linear, nn.Linear) or not sent:
         return greedy_counts(observation)
     if linear.out_features == 1:
         return _of_one_logit(observation)

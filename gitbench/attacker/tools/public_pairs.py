@@ -65,7 +65,7 @@ class PublicPairs:
         public = observation.public
         self.order = order.to(public.inputs.device)
         self._kept: Update | None = None
-        self._piece = max(1, _PIECE // sum(parameter.numel() for parameter in observation.architecture.parameters()))
+        self._piece = max(1, _PIECE // observation.entries)
         if pairs_memory(observation, len(order)) <= budget:
             self._kept = _stacked(self._all_computed(progress, f"{what}: public gradients"), len(order))
 
@@ -140,5 +140,5 @@ def _stacked(pieces: Iterable[Update], count: int) -> Update:
 
 def pairs_memory(observation: Observation, count: int) -> int:
     """Bytes that the gradients of ``count`` public batches take up."""
-    size = sum(parameter.numel() for parameter in observation.architecture.parameters())
+    size = observation.entries
     return 4 * size * count

@@ -64,7 +64,7 @@ def rehearse(observation: Observation, *, generator: torch.Generator) -> Rehears
     """
     expectation = observation.expectation
     if expectation is None:
-        return Rehearsal({name: 0.0 for name, _ in observation.model.named_parameters()}, scale="update")
+        return Rehearsal(dict.fromkeys(observation.sent, 0.0), scale="update")
     inputs, labels, sent = _played(observation, max(8, _EXAMPLES // observation.batch_size), generator)
     own, expected = own_and_expected(observation, inputs, labels, sent=sent)
     sloped = _has_slope(expectation, own, sent)

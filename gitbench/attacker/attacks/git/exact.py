@@ -109,9 +109,8 @@ def _weights(
     chain: Chain, observation: Observation, order: torch.Tensor, options: GitOptions, generator: torch.Generator, progress: Progress
 ) -> tuple[Weights, int] | None:
     """Solved or trained on undefended pairs, checked on others where the whole gradient can be rebuilt; and which view fits."""
-    parameters = {name: parameter.numel() for name, parameter in observation.architecture.named_parameters()}
     unknown = 2 * (chain.layers[-1].input_shape[0] + 1)
-    count = min(len(order), _SOLVED_FROM, max(unknown, _SOLVED_BYTES // (4 * sum(parameters.values()))))
+    count = min(len(order), _SOLVED_FROM, max(unknown, _SOLVED_BYTES // (4 * observation.entries)))
     rows = order[: count + count // 4]
     pairs = PublicPairs(observation.undefended(), rows, generator=generator, progress=progress, what="git: recursion")
     everyone = torch.arange(len(rows))
@@ -219,6 +218,5 @@ def _part(state: Mapping[str, torch.Tensor], prefix: str) -> Tensors:
 def exact_memory(observation: Observation, options: GitOptions) -> int:
     """Bytes at the peak of :func:`fit_exact`: gradients twice (raw and defended), and the features of every draw."""
     count = min(options.limit, len(observation.public))
-    entries = sum(parameter.numel() for parameter in observation.architecture.parameters())
     pixels = math.prod(observation.input_shape)
-    return 4 * count * (3 * entries + (2 * options.draws + 4) * pixels)
+    return 4 * count * (3 * observation.entries + (2 * options.draws + 4) * pixels)

@@ -40,9 +40,8 @@ class Recursion(Attack):
     def memory(self, observation: Observation) -> int:
         """Bytes: six dense matrices of the image's size, sixty images and ten updates of each victim."""
         pixels = math.prod(observation.input_shape)
-        size = sum(parameter.numel() for parameter in observation.architecture.parameters())
         dense = 48 * pixels**2 if pixels <= DENSE else 0
-        return dense + observation.victims * (240 * observation.batch_size * pixels + 40 * size)
+        return dense + observation.victims * (240 * observation.batch_size * pixels + 40 * observation.entries)
 
     def fit(self, observation: Observation, *, generator: torch.Generator, progress: Progress, checkpoint: Checkpoint) -> State:
         return learn(observation, options=self.options, generator=generator, progress=progress)

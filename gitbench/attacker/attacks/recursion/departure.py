@@ -79,7 +79,7 @@ def scales(observation: Observation, update: Update, labels: torch.Tensor) -> to
     """By what factor each victim's gradient was scaled before it was sent, ``(V,)``.
 
     The last layer's input does not depend on it, and tells what the bias's gradient was: softmax minus one-hot.
-    1 where the last layer has no bias, or one logit.
+    1 where the last layer has no bias, one logit, or a part that is frozen.
 
     Args:
         observation: needs ``parameters``.
