@@ -13,8 +13,8 @@ import gitbench
 from gitbench.attacker.attack import load_attack
 from gitbench.attacker.attacks.auto.criterion import Criterion
 from gitbench.attacker.tools.rehearsal import rehearse
+from gitbench.clients.data import draw_victims
 from gitbench.core.random import make_generator, randn_like
-from gitbench.measure.evaluator import draw_victims
 from gitbench.measure.scoring import score
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from gitbench.clients.data import Data as Data
     from gitbench.clients.data import Dataset as Dataset
     from gitbench.clients.data import Split as Split
+    from gitbench.clients.data import draw_victims as draw_victims
     from gitbench.clients.data import load_dataset as load_dataset
     from gitbench.clients.defense import Declared as Declared
     from gitbench.clients.defense import Defense as Defense
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from gitbench.core.metric import Metric as Metric
     from gitbench.core.random import make_generator as make_generator
     from gitbench.core.random import randn_like as randn_like
-    from gitbench.measure.evaluator import draw_victims as draw_victims
     from gitbench.measure.scoring import score as score
     from gitbench.run.bench import evaluate as evaluate
     from gitbench.run.config import make_cell as make_cell
@@ -58,7 +58,7 @@ _WHERE = {
     "Split": "clients.data",
     "Update": "clients.update",
     "client_update": "clients.client",
-    "draw_victims": "measure.evaluator",
+    "draw_victims": "clients.data",
     "evaluate": "run.bench",
     "load_attack": "attacker.attack",
     "load_dataset": "clients.data",

@@ -15,6 +15,7 @@ import gitbench
 from gitbench.core.former import FORMER
 
 ROOT = Path(gitbench.__file__).parent
+HERE = Path(__file__).parents[1]
 
 # From the foundations to the entry: a room may import only rooms that stand before it. docs/design.md is the map.
 ROOMS = ["core", "identity", "store", "judge", "clients", "attacker", "measure", "run", "publish", "cli"]
@@ -113,6 +114,19 @@ def test_two_classes_never_share_a_name() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ClassDef) and node.name != "Options":  # an attack's own, within it
                 assert seen.setdefault(node.name, dotted(path)) == dotted(path), f"{node.name} in {seen[node.name]} and {dotted(path)}"
+
+
+FILES = [path for folder in ("gitbench", "plugins", "defenses", "tests", "benchmarks", "fuzz") for path in (HERE / folder).rglob("*.py")]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(HERE)))
+def test_what_is_written_can_be_read(path: Path) -> None:
+    """No function over 50 lines, no file over 350 unless its first line says why."""
+    text = path.read_text()
+    assert text.count("\n") <= 350 or "One file, " in text.partition("\n")[0]
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < 50, node.name
 
 
 def test_only_three_packages_are_installed() -> None:

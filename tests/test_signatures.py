@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -112,47 +111,3 @@ def test_check_names_a_file_that_is_not_python(tmp_path: Path) -> None:
     file.write_bytes(b"\x00\xff")
     with pytest.raises(SpecError, match=r"null.py is not valid Python"):
         check_spec(parse_spec("defense", f"{file}:Mine"))
-
-
-OPTIONS = """
-from dataclasses import dataclass
-import gitbench
-from gitbench.attacker.options import AdaptiveOptions
-
-class Nested(gitbench.Attack):
-    @dataclass(frozen=True, kw_only=True)
-    class Options(AdaptiveOptions):
-        steps: int = 3
-        path: str
-
-@dataclass(frozen=True, kw_only=True)
-class Apart(AdaptiveOptions):
-    rate: float = 0.5
-
-class Named(gitbench.Attack):
-    Options = Apart
-
-class Unseen(gitbench.Attack):
-    Options = Apart if Apart else None
-"""
-
-
-@pytest.mark.parametrize(
-    ("spec", "message"),
-    [
-        ("Nested(step=1, path='')", "takes no option 'step'. Did you mean 'steps'"),
-        ("Nested(steps=1)", "needs path"),
-        ("Named(rates=1)", "takes no option 'rates'. Did you mean 'rate'"),
-        ("Nested(steps=1, path='', adapt=False)", ""),
-        ("Named(rate=1.0, adapt=False)", ""),
-        ("Unseen(rates=1)", ""),
-    ],
-)
-def test_the_options_of_an_attack_are_read_from_its_class_of_options(tmp_path: Path, spec: str, message: str) -> None:
-    (tmp_path / "mine.py").write_text(OPTIONS)
-    parsed = parse_spec("attack", f"{tmp_path / 'mine.py'}:{spec}")
-    if not message:
-        check_spec(parsed)
-        return
-    with pytest.raises(SpecError, match=re.escape(message)):
-        check_spec(parsed)

@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 import gitbench
 from gitbench.attacker import attack as attack_module
 from gitbench.cli import main
+from gitbench.clients.data import draw_victims
 from gitbench.core.errors import AttackError, GitbenchError, StoreError
 from gitbench.core.random import make_generator
 from gitbench.core.spec import parse_spec
-from gitbench.measure.evaluator import draw_victims
 from gitbench.publish.entries import read_entries
 from gitbench.publish.manifest import Claim, read_claim
 from gitbench.publish.submission import read_reconstructions, score_submission, write_observation

@@ -1,4 +1,4 @@
-"""Tiny models of the kinds that people have, for images of 8x8 pixels."""
+"""Tiny models of the kinds that people have, for images of 8x8 pixels. One file, so that a SPEC can name each."""
 
 from __future__ import annotations
 

@@ -61,12 +61,10 @@ def train_network(
     betas: tuple[float, float] = (0.9, 0.999),
     save_seconds: float = 20.0,
 ) -> float:
-    """Train ``network`` in place with Adam and leave it with its best epoch's values, in eval mode.
+    """Train ``network`` in place with Adam, leave it with its best epoch's values, in eval mode, and return its validation loss.
 
-    A resumed call ends with the same bits as an uninterrupted one, provided that everything before it
-    was the same, that ``loss`` draws from its generator (or torch's global one) alone and that
-    ``validate`` is deterministic. A stage that had finished is skipped.
-
+    A resumed call ends with the same bits as an uninterrupted one, where everything before it was the same, ``loss`` draws
+    from its generator (or torch's global one) alone and ``validate`` is deterministic. A stage that had finished is skipped.
     Peak memory beyond activations: about eight times the parameters.
 
     Args:
@@ -87,20 +85,32 @@ def train_network(
         betas: of Adam.
         save_seconds: save no more often than this, except at the end.
 
-    Returns:
-        The best validation loss.
-
     Raises:
         AttackError: the loss was NaN or infinite before any epoch could be kept.
     """
     training = _Training(network, lr=lr, weight_decay=weight_decay, betas=betas, generator=generator)
     stage = _Stage(checkpoint, what, seconds=save_seconds)
-    training.resume(stage.found, what)
     plan = _Plan(rows, batch_size=batch_size, epochs=epochs, lr=lr, schedule=schedule)
+    return _run(training, stage, plan, loss, validate, epochs=epochs, patience=patience, what=what, progress=progress)
+
+
+def _run(
+    training: _Training,
+    stage: _Stage,
+    plan: _Plan,
+    loss: Callable[[torch.Tensor, torch.Generator], torch.Tensor],
+    validate: Callable[[], float],
+    *,
+    epochs: int,
+    patience: int | None,
+    what: str,
+    progress: Progress,
+) -> float:
+    training.resume(stage.found, what)
     clock = _Clock(what, first=training.epoch, epochs=epochs, per_epoch=plan.per_epoch, progress=progress)
     try:
         while not training.finished and training.epoch < epochs and (patience is None or training.waited < patience):
-            with seeded(generator):  # dropout can only be seeded globally; anew each epoch, so that it can be resumed
+            with seeded(training.generator):  # dropout can only be seeded globally; anew each epoch, so that it can be resumed
                 finite = training.run_epoch(loss, plan, clock)
                 with torch.no_grad():
                     found = validate() if finite else math.nan
@@ -112,7 +122,7 @@ def train_network(
         stage.flush()
         raise
     if not training.best:
-        raise AttackError(f"{what}: expected a finite loss in the first epoch, got NaN or infinity. Lower lr={lr}.")
+        raise AttackError(f"{what}: expected a finite loss in the first epoch, got NaN or infinity. Lower lr={plan.lr}.")
     training.end()
     if not training.finished:
         stage.keep(training.outcome())
@@ -126,7 +136,7 @@ class _Plan:
     def __init__(self, rows: int, *, batch_size: int, epochs: int, lr: float, schedule: Schedule) -> None:
         self._rows = rows
         self._batch_size = batch_size
-        self._lr = lr
+        self.lr = lr
         self._schedule = schedule
         self.per_epoch = len(self._batches(torch.arange(rows)))
         self._total = epochs * self.per_epoch
@@ -137,7 +147,7 @@ class _Plan:
 
     def rate(self, done: int) -> float:
         """Of the step that follows ``done`` others."""
-        return self._lr * _scale(self._schedule, done / self._total)
+        return self.lr * _scale(self._schedule, done / self._total)
 
     def _batches(self, order: torch.Tensor) -> list[torch.Tensor]:
         found = list(order.split(self._batch_size))
@@ -178,7 +188,7 @@ class _Training:
         self, network: nn.Module, *, lr: float, weight_decay: float, betas: tuple[float, float], generator: torch.Generator
     ) -> None:
         self._network = network
-        self._generator = generator
+        self.generator = generator
         self._trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
         kind = torch.optim.AdamW if weight_decay else torch.optim.Adam
         self._optimizer: torch.optim.Optimizer = kind(self._trained, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
@@ -193,9 +203,9 @@ class _Training:
         """One pass over the rows, which leaves the network in eval mode; whether all losses were finite."""
         self._network.train()
         finite = torch.ones((), dtype=torch.bool, device=self._trained[0].device)
-        for step, chosen in enumerate(plan.epoch(self._generator)):
+        for step, chosen in enumerate(plan.epoch(self.generator)):
             done = self.epoch * plan.per_epoch + step
-            value = loss(chosen, self._generator)
+            value = loss(chosen, self.generator)
             self._step(value, plan.rate(done))
             finite &= value.detach().isfinite()  # read once an epoch: reading waits for the GPU
             clock.tell(done + 1, self.latest)
@@ -241,7 +251,7 @@ class _Training:
         return {
             **_prefixed("best", self.best),
             "best_loss": torch.tensor(self.best_loss, dtype=torch.float64),
-            "generator": self._generator.get_state(),
+            "generator": self.generator.get_state(),
         }
 
     def resume(self, saved: Tensors, what: str) -> None:
@@ -254,7 +264,7 @@ class _Training:
             return
         self.finished = "finished" in saved
         self.best, self.best_loss = _under("best", saved), float(saved["best_loss"])
-        self._generator.set_state(saved["generator"].cpu())
+        self.generator.set_state(saved["generator"].cpu())
         if self.finished:
             return
         self.epoch, self.waited = (int(count) for count in saved["counts"])
@@ -274,7 +284,7 @@ class _Training:
             if found != expected:
                 names = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
                 return f"{part} differs in {', '.join(names[:3])}"
-        state = self._generator.get_state()
+        state = self.generator.get_state()
         needed = {"best_loss": torch.Size(()), "generator": state.shape}
         if "finished" not in saved:
             needed["counts"] = torch.Size((2,))

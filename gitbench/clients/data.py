@@ -10,6 +10,7 @@ import torch
 
 from gitbench.core.component import Component
 from gitbench.core.errors import DataError
+from gitbench.core.random import make_generator
 from gitbench.core.spec import parse_spec
 from gitbench.identity.loading import build_part, check_spec
 
@@ -84,6 +85,22 @@ def load_dataset(dataset: str | Dataset) -> Data:
             f"{tuple(data.public.inputs.shape[1:])} and {tuple(data.private.inputs.shape[1:])}."
         )
     return data
+
+
+def draw_victims(private: Split, *, victims: int, batch_size: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Private batches without repetition: inputs ``(V, B, C, H, W)`` and labels ``(V, B)``.
+
+    Raises:
+        DataError: the private split is too small.
+    """
+    needed = victims * batch_size
+    if needed > len(private):
+        raise DataError(
+            f"{victims} victims of {batch_size} need {needed} private images, the dataset has {len(private)}. "
+            "Lower --gitbench-victims or --gitbench-batch-size."
+        )
+    chosen = torch.randperm(len(private), generator=make_generator(seed, "victims"))[:needed].reshape(victims, batch_size)
+    return private.inputs[chosen], private.labels[chosen]
 
 
 def from_uint8(images: torch.Tensor, *, channels: int | None = None) -> torch.Tensor:

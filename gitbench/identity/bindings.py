@@ -56,18 +56,15 @@ class Bindings:
         """Names of the classes and functions of the module itself."""
         return list(self._defined)
 
-    def definition(self, name: str) -> Definition | None:
+    def definition(self, name: str, *, decorated: bool = False) -> Definition | None:
         """The class or function of a name, where the text alone says what it is.
 
-        That is a clear file that binds the name once, leaves it undecorated, and hands it to nobody who could change it.
+        That is a clear file that binds the name once, leaves it undecorated (unless ``decorated``: then its decorators are
+        the caller's to judge), and hands it to nobody who could change it.
         """
         found = self._defined.get(name)
-        plain = found is not None and not found.decorator_list and self.times_bound(name) == 1 and name not in self._escaped
+        plain = found is not None and (decorated or not found.decorator_list) and self.times_bound(name) == 1 and name not in self._escaped
         return found if self.clear and plain else None
-
-    def defined(self, name: str) -> Definition | None:
-        """The class or function that the text binds to a name once, whatever decorates it."""
-        return self._defined.get(name) if self.times_bound(name) == 1 else None
 
     def imported(self, name: str) -> str | None:
         """The dotted name of what a name was imported as, where the file binds it to nothing else."""
@@ -153,7 +150,7 @@ def _is_dynamic(node: ast.AST) -> bool:
     if isinstance(node, ast.alias):
         return node.name in ("*", "modules")
     if isinstance(node, ast.Attribute):
-        special = node.attr == "profiles" or (node.attr.startswith("__") and node.attr.endswith("__"))
+        special = node.attr in ("profiles", "Options") or (node.attr.startswith("__") and node.attr.endswith("__"))
         return special and not isinstance(node.ctx, ast.Load)
     if isinstance(node, ast.Call):  # who is told the module's name may look the module up
         logs = (dotted(node.func) or "").endswith("getLogger")

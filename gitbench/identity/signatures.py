@@ -7,7 +7,6 @@ decided by importing, when the component is loaded. Nothing is imported here, si
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from gitbench.core.errors import SpecError, nearest
@@ -39,6 +38,8 @@ class Signature:
     budget: bool = False
 
 
+# What a class says of its keywords.
+_TELLING = ("__init__", "__new__", "__init_subclass__", "profiles", "Options")
 _NONE = Signature()
 _ANY = Signature(open=True)
 
@@ -69,73 +70,34 @@ def default_texts(target: Target) -> dict[str, str]:
             inner = [node] if isinstance(node, ast.FunctionDef) else [item for item in node.body if isinstance(item, ast.FunctionDef)]
             for function in inner:
                 found |= {**_texts(function), **found} if function is node or function.name == "__init__" else {}
-            found |= {**dict(_field_texts(node)), **found}
+            for item in ast.walk(node):
+                if isinstance(item, ast.AnnAssign) and isinstance(item.value, ast.Constant) and isinstance(item.value.value, str):
+                    found.setdefault(ast.unparse(item.target), item.value.value)
             waiting += [base.id for base in getattr(node, "bases", ()) if isinstance(base, ast.Name)]
         seen.add(name)
     return found
-
-
-def _field_texts(node: ast.AST) -> Iterator[tuple[str, str]]:
-    for item in ast.walk(node):
-        if isinstance(item, ast.AnnAssign) and isinstance(item.value, ast.Constant) and isinstance(item.value.value, str):
-            yield ast.unparse(item.target), item.value.value
 
 
 def _of_class(names: Bindings, node: ast.AST | None, seen: tuple[ast.AST, ...]) -> Signature | None:
     """The keywords of a class; None where its metaclass, its bases or its own text leave a doubt."""
     if not isinstance(node, ast.ClassDef) or node.keywords or node in seen:
         return None
-    own = {name: [item for item in scope(node) if name in binds(item)] for name in ("__init__", "__new__", "__init_subclass__", "profiles")}
+    own = {name: [item for item in scope(node) if name in binds(item)] for name in _TELLING}
     bases = [_of_base(names, base, (*seen, node)) for base in node.bases]
     known = [base for base in bases if base is not None]
     if own["__new__"] or own["__init_subclass__"] or len(known) < len(bases):
         return None
     budget = bool(own["profiles"]) or any(base.budget for base in known)
-    if not own["__init__"] and any("Options" in binds(item) for item in scope(node)):
-        fields = _of_options(names, node)
-        return None if fields is None else replace(fields, budget=budget)
     if not own["__init__"]:
         taking = [base for base in known if replace(base, budget=False) != _NONE]
+        if own["Options"]:
+            fields = None if taking or len(own["Options"]) > 1 else _of_options(names, node)
+            return None if fields is None else Signature(fields, budget=budget)
         return replace(taking[0] if taking else _NONE, budget=budget) if len(taking) < 2 else None
     (init, *others) = own["__init__"]
     if others or init not in node.body or not isinstance(init, ast.FunctionDef) or init.decorator_list:
         return None
     return replace(_arguments(init, skip=1), budget=budget)
-
-
-def _of_options(names: Bindings, node: ast.ClassDef) -> Signature | None:
-    """The fields of an attack's ``Options``, a dataclass of its own or one that is named; None where the text does not tell."""
-    if not names.clear or sum("Options" in binds(item) for item in scope(node)) > 1:
-        return None
-    for item in node.body:
-        if isinstance(item, ast.ClassDef) and item.name == "Options":
-            return _fields(names, item)
-        if isinstance(item, ast.Assign) and [dotted(target) for target in item.targets] == ["Options"]:
-            return _fields_of(names, item.value)
-    return None
-
-
-def _fields_of(names: Bindings, written: ast.expr) -> Signature | None:
-    name = dotted(written) or ""
-    found, where = names.defined(name), names
-    full = names.imported(name)
-    if found is None and full is not None and full.partition(".")[0] == "gitbench":
-        path = module_file(full.rpartition(".")[0])
-        where = bindings_of(path) if path else names
-        found = where.defined(full.rpartition(".")[2])
-    return _fields(where, found) if isinstance(found, ast.ClassDef) else None
-
-
-def _fields(names: Bindings, node: ast.ClassDef) -> Signature | None:
-    found = Signature()
-    for base in node.bases:
-        part = _fields_of(names, base)
-        if part is None:
-            return None
-        found = Signature((*found.keywords, *part.keywords), (*found.required, *part.required))
-    own = [(item.target.id, item.value) for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)]
-    required = tuple(name for name, value in own if value is None)
-    return None if node.keywords else Signature((*found.keywords, *(name for name, _ in own)), (*found.required, *required))
 
 
 def _of_base(names: Bindings, base: ast.expr, seen: tuple[ast.AST, ...]) -> Signature | None:
@@ -159,6 +121,45 @@ def _of_base(names: Bindings, base: ast.expr, seen: tuple[ast.AST, ...]) -> Sign
     path = module_file(place)
     found = bindings_of(path) if path else None
     return (_of_class(found, found.definition(name), seen) if found else None) or _ANY
+
+
+def _of_options(names: Bindings, owner: ast.ClassDef) -> tuple[str, ...] | None:
+    """The fields of an attack's class ``Options``; None where the text leaves a doubt."""
+    for item in owner.body:
+        if isinstance(item, ast.ClassDef) and item.name == "Options":
+            return _fields(names, item)
+        if isinstance(item, ast.Assign) and [dotted(target) for target in item.targets] == ["Options"]:
+            return _fields_named(names, item.value)
+    return None
+
+
+def _fields_named(names: Bindings, written: ast.expr) -> tuple[str, ...] | None:
+    """The fields of the dataclass that an expression names: one of this file or of gitbench."""
+    name = dotted(written) or ""
+    if name in names.definitions:
+        return _fields(names, names.definition(name, decorated=True))
+    place, _, attribute = (names.imported(name) or "").rpartition(".")
+    path = module_file(place) if place.partition(".")[0] == "gitbench" else None
+    found = bindings_of(path) if path else None
+    return _fields(found, found.definition(attribute, decorated=True)) if found else None
+
+
+def _fields(names: Bindings, node: ast.AST | None) -> tuple[str, ...] | None:
+    if not isinstance(node, ast.ClassDef) or node.keywords or len(node.decorator_list) != 1:
+        return None
+    decorator = names.imported("dataclass") if ast.unparse(node.decorator_list[0]) == "dataclass(frozen=True, kw_only=True)" else None
+    if decorator != "dataclasses.dataclass" or any(name in _TELLING for item in scope(node) for name in binds(item)):
+        return None
+    found: list[str] = []
+    for base in node.bases:
+        inherited = _fields_named(names, base)
+        if inherited is None:
+            return None
+        found += inherited
+    for item in (item for item in scope(node) if isinstance(item, ast.AnnAssign)):
+        # Others than plain fields (ClassVar, InitVar, field(init=False)) may be no keywords: one too many does no harm.
+        found += [item.target.id] if isinstance(item.target, ast.Name) else []
+    return tuple(found)
 
 
 def _arguments(node: ast.FunctionDef, *, skip: int) -> Signature:

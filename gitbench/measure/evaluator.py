@@ -22,14 +22,14 @@ from gitbench.attacker.fit_cache import FitCache
 from gitbench.attacker.observation import Observation
 from gitbench.attacker.tools.rehearsal import rehearse
 from gitbench.clients.client import batchnorm_statistics, client_update, gradients
-from gitbench.clients.data import Data, Split, load_dataset
+from gitbench.clients.data import Data, Split, draw_victims, load_dataset
 from gitbench.clients.defense import Defense, fresh, load_defense
 from gitbench.clients.model import load_model
 from gitbench.clients.output import output_of
 from gitbench.clients.trained import sent_share
 from gitbench.clients.update import Update
 from gitbench.core.deadline import Deadline, checked
-from gitbench.core.errors import ConfigError, DataError, GitbenchError
+from gitbench.core.errors import ConfigError, GitbenchError
 from gitbench.core.memory import peak_memory_mb, reset_peak
 from gitbench.core.progress import Progress, TimeUp, silent
 from gitbench.core.random import make_generator
@@ -312,22 +312,6 @@ def resolve_device(device: str) -> torch.device:
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("The device cuda was asked for, but torch finds no GPU. Use --gitbench-device auto or cpu.")
     return torch.device(device)
-
-
-def draw_victims(private: Split, *, victims: int, batch_size: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Private batches without repetition: inputs ``(V, B, C, H, W)`` and labels ``(V, B)``.
-
-    Raises:
-        DataError: the private split is too small.
-    """
-    needed = victims * batch_size
-    if needed > len(private):
-        raise DataError(
-            f"{victims} victims of {batch_size} need {needed} private images, the dataset has {len(private)}. "
-            "Lower --gitbench-victims or --gitbench-batch-size."
-        )
-    chosen = torch.randperm(len(private), generator=make_generator(seed, "victims"))[:needed].reshape(victims, batch_size)
-    return private.inputs[chosen], private.labels[chosen]
 
 
 def _measures(found: torch.Tensor, inputs: torch.Tensor, data: Data) -> tuple[dict[str, Measure], Baselines, list[str]]:
