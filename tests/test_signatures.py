@@ -132,8 +132,12 @@ class Apart(AdaptiveOptions):
 class Named(gitbench.Attack):
     Options = Apart
 
+@dataclass(frozen=True, kw_only=True)
+class Other(AdaptiveOptions):
+    rate: float = 0.5
+
 class Unseen(gitbench.Attack):
-    Options = Apart if Apart else None
+    Options = Other if Other else None
 """
 
 

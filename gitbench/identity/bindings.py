@@ -24,7 +24,17 @@ _CALLS = frozenset({"globals", "locals", "vars", "exec", "eval", "setattr", "del
 _WAYS = frozenset(
     {
         *("__getattr__", "__setattr__", "__dict__", "__builtins__", "builtins", "_getframe", "currentframe", "f_globals", "f_locals"),
-        *("getmodule", "__defaults__", "__kwdefaults__", "__code__", "__path__", "extend_path", "meta_path", "path_hooks"),
+        *(
+            "getmodule",
+            "__annotations__",
+            "__defaults__",
+            "__kwdefaults__",
+            "__code__",
+            "__path__",
+            "extend_path",
+            "meta_path",
+            "path_hooks",
+        ),
     }
 )
 # Whose functions bind no names where they are called.
@@ -56,18 +66,19 @@ class Bindings:
         """Names of the classes and functions of the module itself."""
         return list(self._defined)
 
-    def definition(self, name: str) -> Definition | None:
+    def definition(self, name: str, *, decorated: bool = False) -> Definition | None:
         """The class or function of a name, where the text alone says what it is.
 
-        That is a clear file that binds the name once, leaves it undecorated, and hands it to nobody who could change it.
+        That is a clear file that binds the name once, leaves it undecorated (unless ``decorated``), and hands it to nobody
+        who could change it.
         """
         found = self._defined.get(name)
-        plain = found is not None and not found.decorator_list and self.times_bound(name) == 1 and name not in self._escaped
-        return found if self.clear and plain else None
+        plain = found is not None and (decorated or not found.decorator_list) and self.times_bound(name) == 1
+        return found if self.clear and plain and not self.escapes(name) else None
 
-    def defined(self, name: str) -> Definition | None:
-        """The class or function that the text binds to a name once, whatever decorates it."""
-        return self._defined.get(name) if self.times_bound(name) == 1 else None
+    def escapes(self, name: str) -> bool:
+        """Whether what a name stands for is handed to somebody who could change it."""
+        return name in self._escaped
 
     def imported(self, name: str) -> str | None:
         """The dotted name of what a name was imported as, where the file binds it to nothing else."""

@@ -7,6 +7,7 @@ decided by importing, when the component is loaded. Nothing is imported here, si
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -18,7 +19,11 @@ from gitbench.identity.names import Target
 
 # What the loader of a kind gives to whatever asks for it by name: an option may be left out, also where it has no default.
 FILLED_IN: dict[Kind, tuple[str, ...]] = {"model": ("input_shape", "classes")}
-_ROOTS = frozenset({"Attack", "Refiner", "Defense", "Dataset", "Metric", "ModelFactory", "Component"})
+_ROOTS = frozenset({"Defense", "Dataset", "Metric", "ModelFactory", "Component"})
+_ATTACKS = frozenset({"Attack", "Refiner"})
+_CONSTRUCTORS = ("__init__", "__new__", "__init_subclass__")
+_WATCHED = (*_CONSTRUCTORS, "profiles", "Options")  # what a class may bind that decides what it takes
+_DATACLASS_SETTINGS = frozenset({"frozen", "kw_only", "slots", "eq", "repr", "order"})  # that leave its constructor alone
 _TORCH_MODULE = frozenset({"torch.nn.Module", "torch.nn.modules.Module", "torch.nn.modules.module.Module"})
 
 
@@ -31,16 +36,19 @@ class Signature:
         required: those without a default.
         open: any other keyword may be right too.
         budget: an attack's profile may give what is required.
+        by_options: they are the fields of the class ``Options``, which a subclass may replace.
     """
 
     keywords: tuple[str, ...] = ()
     required: tuple[str, ...] = ()
     open: bool = False
     budget: bool = False
+    by_options: bool = False
 
 
 _NONE = Signature()
 _ANY = Signature(open=True)
+_OPTIONS = Signature(by_options=True)
 
 
 def signature_of(target: Target) -> Signature | None:
@@ -85,57 +93,80 @@ def _of_class(names: Bindings, node: ast.AST | None, seen: tuple[ast.AST, ...]) 
     """The keywords of a class; None where its metaclass, its bases or its own text leave a doubt."""
     if not isinstance(node, ast.ClassDef) or node.keywords or node in seen:
         return None
-    own = {name: [item for item in scope(node) if name in binds(item)] for name in ("__init__", "__new__", "__init_subclass__", "profiles")}
+    own = {name: [item for item in scope(node) if name in binds(item)] for name in _WATCHED}
     bases = [_of_base(names, base, (*seen, node)) for base in node.bases]
     known = [base for base in bases if base is not None]
     if own["__new__"] or own["__init_subclass__"] or len(known) < len(bases):
         return None
     budget = bool(own["profiles"]) or any(base.budget for base in known)
-    if not own["__init__"] and any("Options" in binds(item) for item in scope(node)):
-        fields = _of_options(names, node)
-        return None if fields is None else replace(fields, budget=budget)
-    if not own["__init__"]:
-        taking = [base for base in known if replace(base, budget=False) != _NONE]
-        return replace(taking[0] if taking else _NONE, budget=budget) if len(taking) < 2 else None
-    (init, *others) = own["__init__"]
-    if others or init not in node.body or not isinstance(init, ast.FunctionDef) or init.decorator_list:
+    if own["__init__"]:
+        (init, *others) = own["__init__"]
+        plain = not others and init in node.body and isinstance(init, ast.FunctionDef) and not init.decorator_list
+        return replace(_arguments(init, skip=1), budget=budget) if plain and isinstance(init, ast.FunctionDef) else None
+    taking = {replace(base, budget=False) for base in known} - {_NONE}
+    if len(taking) > 1:
         return None
-    return replace(_arguments(init, skip=1), budget=budget)
+    inherited = taking.pop() if taking else _NONE
+    if not own["Options"] or not inherited.by_options:
+        return replace(inherited, budget=budget)
+    fields = _of_options(names, node, own["Options"])
+    return None if fields is None else replace(fields, budget=budget)
 
 
-def _of_options(names: Bindings, node: ast.ClassDef) -> Signature | None:
+def _of_options(names: Bindings, node: ast.ClassDef, bound: list[ast.AST]) -> Signature | None:
     """The fields of an attack's ``Options``, a dataclass of its own or one that is named; None where the text does not tell."""
-    if not names.clear or sum("Options" in binds(item) for item in scope(node)) > 1:
+    if len(bound) > 1 or names.escapes("Options"):
         return None
-    for item in node.body:
-        if isinstance(item, ast.ClassDef) and item.name == "Options":
-            return _fields(names, item)
-        if isinstance(item, ast.Assign) and [dotted(target) for target in item.targets] == ["Options"]:
-            return _fields_of(names, item.value)
-    return None
+    named = [item.value for item in node.body if isinstance(item, ast.Assign) and item.targets == bound]
+    fields = _fields_named(names, named[0]) if named else _fields(names, bound[0])
+    if fields is None:
+        return None
+    return Signature(tuple(fields), tuple(name for name, has_default in fields.items() if not has_default), by_options=True)
 
 
-def _fields_of(names: Bindings, written: ast.expr) -> Signature | None:
+def _fields_named(names: Bindings, written: ast.expr) -> dict[str, bool] | None:
+    """The fields of a dataclass of this file, or of one of ours."""
     name = dotted(written) or ""
-    found, where = names.defined(name), names
     full = names.imported(name)
-    if found is None and full is not None and full.partition(".")[0] == "gitbench":
-        path = module_file(full.rpartition(".")[0])
-        where = bindings_of(path) if path else names
-        found = where.defined(full.rpartition(".")[2])
-    return _fields(where, found) if isinstance(found, ast.ClassDef) else None
+    if full is None or full.partition(".")[0] != "gitbench":
+        return _fields(names, names.definition(name, decorated=True))
+    place, _, name = full.rpartition(".")
+    path = module_file(place)
+    where = bindings_of(path) if path else names
+    return _fields(where, where.definition(name, decorated=True))
 
 
-def _fields(names: Bindings, node: ast.ClassDef) -> Signature | None:
-    found = Signature()
-    for base in node.bases:
-        part = _fields_of(names, base)
-        if part is None:
+def _fields(names: Bindings, node: ast.AST | None) -> dict[str, bool] | None:
+    """The fields of a dataclass, and whether each has a default; None where its text does not tell."""
+    if not isinstance(node, ast.ClassDef) or not _is_dataclass(names, node):
+        return None
+    found: dict[str, bool] = {}
+    for base in reversed(node.bases):
+        fields = _fields_named(names, base)
+        if fields is None:
             return None
-        found = Signature((*found.keywords, *part.keywords), (*found.required, *part.required))
-    own = [(item.target.id, item.value) for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)]
-    required = tuple(name for name, value in own if value is None)
-    return None if node.keywords else Signature((*found.keywords, *(name for name, _ in own)), (*found.required, *required))
+        found |= fields
+    own = [item for item in node.body if isinstance(item, ast.AnnAssign)]
+    if sum(isinstance(item, ast.AnnAssign) for item in scope(node)) > len(own):
+        return None
+    for item in own:
+        if isinstance(item.target, ast.Name) and not {"ClassVar", "KW_ONLY"}.intersection(re.findall(r"\w+", ast.unparse(item.annotation))):
+            found[item.target.id] = item.value is not None
+    return found
+
+
+def _is_dataclass(names: Bindings, node: ast.ClassDef) -> bool:
+    """Whether a class is a dataclass whose constructor takes its fields."""
+    if node.keywords or len(node.decorator_list) != 1 or any(name in binds(item) for item in scope(node) for name in _CONSTRUCTORS):
+        return False
+    decorator = node.decorator_list[0]
+    if isinstance(decorator, ast.Call):
+        if decorator.args or not {keyword.arg or "" for keyword in decorator.keywords} <= _DATACLASS_SETTINGS:
+            return False
+        decorator = decorator.func
+    written = dotted(decorator) or ""
+    full = f"{names.imported(written.partition('.')[0])}{written.partition('.')[1]}{written.partition('.')[2]}"
+    return full == "dataclasses.dataclass"
 
 
 def _of_base(names: Bindings, base: ast.expr, seen: tuple[ast.AST, ...]) -> Signature | None:
@@ -152,10 +183,12 @@ def _of_base(names: Bindings, base: ast.expr, seen: tuple[ast.AST, ...]) -> Sign
     if full in _TORCH_MODULE:
         return _ANY
     place, _, name = full.rpartition(".")
-    if full == "abc.ABC" or (place.partition(".")[0] == "gitbench" and name in _ROOTS):
+    if full == "abc.ABC":
         return _NONE
     if place.partition(".")[0] not in ("gitbench", "gitbench_defenses"):
         return None  # who knows what its metaclass does
+    if name in _ROOTS | _ATTACKS:
+        return _NONE if name in _ROOTS else _OPTIONS
     path = module_file(place)
     found = bindings_of(path) if path else None
     return (_of_class(found, found.definition(name), seen) if found else None) or _ANY
