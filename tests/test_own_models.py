@@ -62,6 +62,9 @@ def needs(missing, /):
 def colour(classes, channels=3):
     return nn.Sequential(nn.Conv2d(channels, 4, 3), nn.Flatten(), nn.Linear(4 * 6 * 6, classes))
 
+def lazy(classes):
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(classes))
+
 def flat(classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, classes))
 """
@@ -100,6 +103,7 @@ def test_what_is_not_filled_in_is_refused_by_the_check(own: str, call: str, mess
         ("Short", r"build\(\) of the model 'own.py:Short' raised TypeError: .*positional argument.*Expected build\(self, data\) -> torch.nn.Module\."),
         ("Failing", r"build\(\) of the model 'own.py:Failing' raised AttributeError: 'Data' object has no attribute 'nothing'"),
         ("Empty", r"Expected build\(\) of the model 'own.py:Empty' to return a torch.nn.Module, got NoneType"),
+        ("lazy", r"those of 1 have no shape yet\. Call the network once on zeros"),
         ("Undone", r"must define build\(self, data\) -> torch.nn.Module"),
         ("needs(missing=1)", r"the model factory .* raised TypeError: .*Expected a function or class that takes the options"),
     ],
