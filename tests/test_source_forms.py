@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gitbench.attacker.attack import load_attack
 from gitbench.clients.defense import Defense
 from gitbench.core.errors import SpecError
 from gitbench.core.spec import Part, parse_spec
@@ -225,21 +224,6 @@ def test_what_a_function_of_another_module_binds_is_not_refused(tmp_path: Path) 
         spec = parse_spec("defense", f"{file_of(tmp_path, statement)}:Mine")
         check_spec(spec)
         assert load_part("defense", spec.parts[0]).name == "none"
-
-
-def test_a_profile_may_give_what_an_attack_needs(tmp_path: Path) -> None:
-    source = (
-        "class Mine(gitbench.Attack):\n"
-        "    profiles = {'quick': {'steps': 1}}\n"
-        "    def __init__(self, *, steps): self.steps = steps\n"
-        "class Child(Mine):\n"
-        "    def __init__(self, *, steps): self.steps = steps\n"
-    )
-    file = file_of(tmp_path, source)
-    for name in ("Mine", "Child"):
-        assert load_attack(f"{file}:{name}", profile="quick").steps == 1
-        with pytest.raises(SpecError, match="steps"):
-            load_attack(f"{file}:{name}")
 
 
 def test_modules_that_python_can_import_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

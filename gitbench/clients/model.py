@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from gitbench.clients.data import Data
 from gitbench.clients.differentiation import stacked_gradients
@@ -189,6 +190,12 @@ def _made(what: str, signature: str, make: Callable[[], object]) -> nn.Module:
         raise ModelError(f"Making a network failed: {what} raised {type(error).__name__}: {str(error).rstrip('.')}{hint}") from error
     if not isinstance(network, nn.Module):
         raise ModelError(f"Expected {what} to return a torch.nn.Module, got {type(network).__name__}.")
+    lazy = [name for name, parameter in network.named_parameters() if is_lazy(parameter)]
+    if lazy:
+        raise ModelError(
+            f"Expected {what} to return a network with parameters, but those of {lazy[0].rpartition('.')[0]} have no shape yet. "
+            "Call the network once on zeros of (1, *input_shape) before you return it."
+        )
     return network
 
 
