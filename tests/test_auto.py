@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from gitbench import Defense, Observation, client_update, load_attack, load_model
 from gitbench.attacker.attack import Fitted
 from gitbench.attacker.attacks.auto.attack import Auto
-from gitbench.attacker.attacks.auto.attack import _weights as weights_of
 from gitbench.attacker.attacks.auto.criterion import Criterion
 from gitbench.attacker.learning import NoCheckpoint
 from gitbench.attacker.tools.labels import infer_labels
@@ -181,16 +180,6 @@ def test_more_time_never_gives_less(model: torch.nn.Module, data: Data, monkeypa
         gains.append(gain(auto(observation, generator=make_generator(0), fits=Seeded()).inputs, data))
     # What more time finds is weighed on the few images that play victims here: a tenth of a dB is their noise.
     assert all(later >= earlier - 0.3 for earlier, later in itertools.pairwise(gains)), gains
-
-
-def test_the_shares_of_the_candidates_are_those_that_serve_played_victims_best() -> None:
-    generator = make_generator(0)
-    truth = torch.rand(8, 1, 1, 4, 4, generator=generator)
-    noise = torch.randn(3, *truth.shape, generator=generator) * torch.tensor([0.1, 0.1, 1.0]).reshape(3, 1, 1, 1, 1, 1)
-    found = weights_of(truth + noise, truth)
-    assert torch.allclose(found, torch.tensor([0.5, 0.5, 0.0]), atol=0.1)
-    exact = weights_of(torch.stack([truth, truth + noise[0]]), truth)
-    assert torch.equal(exact, torch.tensor([1.0, 0.0]))
 
 
 def test_no_attack_is_fitted_on_the_images_that_play_victims(model: torch.nn.Module, data: Data) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -119,7 +120,8 @@ def test_attack_returns_finite_pixels_in_range_and_the_same_for_the_same_seed(sp
     before = update.flatten().clone()
     attack = load_attack(spec, profile="quick")
     for part in (attack.prior, attack.refiner) if isinstance(attack, Hybrid) else (attack,):
-        part.iterations = 5
+        if hasattr(part.options, "iterations"):
+            part.options = replace(part.options, iterations=5)
     found = [attack(observe(data, model, update, labels), generator=make_generator(0)).inputs for _ in range(2)]
     assert found[0].shape == inputs.shape
     assert torch.isfinite(found[0]).all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,10 +12,11 @@ from hypothesis import strategies as st
 
 import gitbench
 from gitbench.attacker.attack import load_attack
-from gitbench.attacker.attacks.gias import GIAS, Generator
+from gitbench.attacker.attacks.gias import GIAS, CodeSearch, ParameterSearch
 from gitbench.attacker.attacks.lti import LTI, UpdateReader, matched_error
 from gitbench.attacker.learning import NoCheckpoint
 from gitbench.attacker.observation import Observation
+from gitbench.attacker.tools.generator import Autoencoder, Generator
 from gitbench.attacker.tools.labels import infer_labels
 from gitbench.attacker.tools.matching import Objective
 from gitbench.attacker.tools.optimisation import Best
@@ -149,18 +151,35 @@ def test_a_victim_does_not_depend_on_the_others(data: Data, batch: int) -> None:
     assert not torch.allclose(among[0], among[1], atol=1e-3)
 
 
+def search_codes(attack: GIAS, network: Generator, matching: Callable[[torch.Tensor], torch.Tensor], *, victims: int) -> Best:
+    starts = torch.randn(victims, attack.options.restarts, 1, attack.options.latent, generator=make_generator(0))
+    search = CodeSearch(matching, attack.options, network, starts, silent)
+    search.run()
+    return search.best
+
+
+def search_parameters(attack: GIAS, network: Generator, matching: Callable[[torch.Tensor], torch.Tensor], codes: Best) -> torch.Tensor:
+    search = ParameterSearch(matching, attack.options, network, codes, silent)
+    search.run()
+    return search.best.found[0]
+
+
+def matching_of(observation: Observation) -> Callable[[torch.Tensor], torch.Tensor]:
+    objective, labels = Objective(observation, distance="layerwise"), infer_labels(observation)
+    return lambda inputs: objective(inputs, labels)
+
+
 def test_copies_of_a_batch_are_private(data: Data) -> None:
     """Two images with one code and one generator part ways: each has its own parameters."""
     attack = GIAS(**FAST_GIAS)
     observation = observe(data, victims=2)
     network = Generator(data.input_shape, latent=16, channels=4)
-    objective = Objective(observation, distance="layerwise")
-    labels = infer_labels(observation)
     codes = torch.zeros(2, 1, 16)
     images = network(codes.flatten(0, 1)).detach()[:, None]
-    worst = torch.full((2,), torch.inf)
+    start = Best(2, images.device)
+    start.offer(start.losses, images, codes)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    found = attack._search_parameters(network, codes, Best(images, worst), lambda inputs: objective(inputs, labels), silent).inputs
+    found = search_parameters(attack, network, matching_of(observation), start)
     assert torch.equal(images[0], images[1])
     assert not torch.equal(found[0], found[1])
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
@@ -172,18 +191,13 @@ def test_parameters_never_match_worse_than_the_code(data: Data, lr: float) -> No
     observation = observe(data, victims=4)
     network = attack._generator(observation)
     network.load_state_dict(dict(fit(attack, observation)))
-    objective = Objective(observation, distance="layerwise")
-    labels = infer_labels(observation)
-
-    def matching(inputs: torch.Tensor) -> torch.Tensor:
-        return objective(inputs, labels)
-
-    codes, best = attack._search_codes(network, observation, matching, make_generator(0), silent)
-    images, losses = best.candidates, best.losses
+    matching = matching_of(observation)
+    best = search_codes(attack, network, matching, victims=4)
+    (images, codes), losses = best.found, best.losses
     assert torch.allclose(matching(images), losses, atol=1e-5)
     made = network(codes.flatten(0, 1)).detach()
     assert torch.allclose(made, images.flatten(0, 1), atol=1e-5)
-    found = attack._search_parameters(network, codes, best, matching, silent).inputs
+    found = search_parameters(attack, network, matching, best)
     assert (matching(found) <= losses + 1e-6).all()
     if lr < 1:
         assert (matching(found) < losses - 1e-6).all()
@@ -192,21 +206,17 @@ def test_parameters_never_match_worse_than_the_code(data: Data, lr: float) -> No
 def test_restarts_are_chosen_by_matching_loss(data: Data) -> None:
     observation = observe(data, victims=4)
     state = fit(GIAS(**FAST_GIAS), observation)
-    objective = Objective(observation, distance="layerwise")
-    labels = infer_labels(observation)
 
     def losses(restarts: int) -> torch.Tensor:
         attack = GIAS(**{**FAST_GIAS, "restarts": restarts})
         network = attack._generator(observation)
         network.load_state_dict(dict(state))
-        return attack._search_codes(network, observation, lambda inputs: objective(inputs, labels), make_generator(0), silent)[1].losses
+        return search_codes(attack, network, matching_of(observation), victims=4).losses
 
     assert losses(6).mean() < losses(1).mean()
 
 
 def test_adversarial_training_runs_and_keeps_each_network_to_its_own_loss(data: Data) -> None:
-    from gitbench.attacker.tools.generator import Autoencoder
-
     observation = observe(data)
     plain, adversarial = (fit(GIAS(**FAST_GIAS, adversarial=weight), observation) for weight in (0.0, 0.1))
     assert any(not torch.equal(plain[name], adversarial[name]) for name in plain)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from dataclasses import dataclass
 
@@ -15,9 +14,9 @@ from gitbench.attacker.options import AdaptiveOptions
 from gitbench.attacker.tools.labels import infer_labels
 from gitbench.attacker.tools.lbfgs import BatchedLbfgs
 from gitbench.attacker.tools.matching import INITS, Init, Objective, initial_images
-from gitbench.attacker.tools.optimisation import Best, Falling
+from gitbench.attacker.tools.optimisation import Best, Optimisation
 from gitbench.clients.model import classes_of
-from gitbench.core.progress import Progress, TimeUp
+from gitbench.core.progress import Progress
 from gitbench.identity.threat import Knowledge
 
 _PRECISION = 1e-10
@@ -75,68 +74,76 @@ class DLG(Refiner):
     def refine(
         self, observation: Observation, start: torch.Tensor | None, *, generator: torch.Generator, progress: Progress
     ) -> torch.Tensor | Candidates:
-        objective = Objective(observation, distance="l2")
-        problem = _Problem(observation, objective, self._fixed_labels(observation), self.options.init)
-        points = problem.start(generator)
-        if start is not None:
-            points[:, : problem.pixels] = start.flatten(1)
-        optimizer = BatchedLbfgs(points, lr=self.options.lr, history=self.options.history)
-        best = Best(points.clone(), points.new_full((len(points),), math.inf))
-        run_loss, since = best.losses.clone(), torch.zeros_like(best.losses)
-        # Matched to float32's precision: the squared distance of the gradients against their square.
-        matched = _PRECISION * observation.update.flatten().square().sum(1)
-        falling = Falling(self.options.iterations)
-        with contextlib.suppress(TimeUp):
-            for iteration in range(self.options.iterations):
-                active = best.losses > matched
-                if not active.any():
-                    break
-                before = optimizer.points
-                losses = optimizer.step(problem.closure, active=active)
-                losses = torch.where(losses.isfinite(), losses, math.inf)
-                best.offer(before, losses)
-                falling.see(iteration, best.losses)
-                since = torch.where(losses < run_loss, 0, since + 1)
-                run_loss = torch.minimum(run_loss, losses)
-                lost = active & ((since > self.options.patience) | ~losses.isfinite() | ~optimizer.points.isfinite().all(1))
-                if lost.any():
-                    optimizer.restart(lost, problem.start(generator))
-                    run_loss[lost], since[lost] = math.inf, 0
-                progress("dlg", iteration + 1, self.options.iterations)
-        return Candidates(problem.images(best.candidates).clamp(0, 1), still_improving=falling.still)
-
-    def _fixed_labels(self, observation: Observation) -> torch.Tensor | None:
-        if self.options.labels == "joint":
-            return None
-        return observation.labels if self.options.labels == "known" else infer_labels(observation)
+        search = _JointSearch(observation, self.options, start, generator, progress)
+        search.run()
+        return Candidates(search.images(search.best.found[0]).clamp(0, 1), still_improving=search.falling.still)
 
 
-class _Problem:
-    """Pixels, and label logits where labels are optimised too, as one flat point per victim."""
+class _JointSearch(Optimisation):
+    """Over pixels, and label logits where labels are optimised too, as one flat point per victim."""
 
-    def __init__(self, observation: Observation, objective: Objective, labels: torch.Tensor | None, init: Init) -> None:
-        self._objective = objective
-        self._init = init
-        self._labels = labels
+    def __init__(
+        self, observation: Observation, options: DLG.Options, start: torch.Tensor | None, generator: torch.Generator, progress: Progress
+    ) -> None:
+        self._objective = Objective(observation, distance="l2")
+        self._options = options
+        self._labels: torch.Tensor | None = None
+        if options.labels != "joint":
+            self._labels = observation.labels if options.labels == "known" else infer_labels(observation)
+        self._start = start
+        self._generator = generator
         self._shape = (observation.update.victims, observation.batch_size, *observation.input_shape)
         self._device = observation.device
         self._classes = classes_of(observation.architecture)
-        self.pixels = math.prod(self._shape[1:])
+        self._pixels = math.prod(self._shape[1:])
+        # Matched to float32's precision: the squared distance of the gradients against their square.
+        self._matched = _PRECISION * observation.update.flatten().square().sum(1)
+        super().__init__("dlg", Best(self._shape[0], self._device), iterations=options.iterations, progress=progress)
 
-    def start(self, generator: torch.Generator) -> torch.Tensor:
-        pixels = initial_images((self._shape[0], self.pixels), init=self._init, generator=generator)
-        free = self._shape[1] * self._classes if self._labels is None else 0
-        logits = torch.randn(self._shape[0], free, generator=generator)
-        return torch.cat([pixels, logits], dim=1).to(self._device)
+    def begin(self, restart: int) -> None:
+        points = self._drawn()
+        if self._start is not None:
+            points[:, : self._pixels] = self._start.flatten(1)
+        self._lbfgs = BatchedLbfgs(points, lr=self._options.lr, history=self._options.history)
+        self._lowest = torch.full_like(self.best.losses, math.inf)  # since a victim's last start
+        self._since = torch.zeros_like(self._lowest)
+        self.best.offer(self._lowest, points)
+
+    def iterate(self, iteration: int) -> bool:
+        active = self.best.losses > self._matched
+        if not active.any():
+            return False
+        before = self._lbfgs.points
+        losses = self._lbfgs.step(self._closure, active=active)
+        losses = torch.where(losses.isfinite(), losses, math.inf)
+        self.best.offer(losses, before)
+        self.falling.see(iteration, self.best.losses)
+        self._since = torch.where(losses < self._lowest, 0, self._since + 1)
+        self._lowest = torch.minimum(self._lowest, losses)
+        lost = active & ((self._since > self._options.patience) | ~losses.isfinite() | ~self._lbfgs.points.isfinite().all(1))
+        if lost.any():
+            self._lbfgs.restart(lost, self._drawn())
+            self._lowest[lost], self._since[lost] = math.inf, 0
+        return True
+
+    def finish(self) -> None:
+        """The last points are not judged: that would take another gradient."""
 
     def images(self, points: torch.Tensor) -> torch.Tensor:
-        return points[:, : self.pixels].reshape(self._shape)
+        """Of flat points: ``(V, B, C, H, W)``."""
+        return points[:, : self._pixels].reshape(self._shape)
 
-    def closure(self, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _drawn(self) -> torch.Tensor:
+        pixels = initial_images((self._shape[0], self._pixels), init=self._options.init, generator=self._generator)
+        free = self._shape[1] * self._classes if self._labels is None else 0
+        logits = torch.randn(self._shape[0], free, generator=self._generator)
+        return torch.cat([pixels, logits], dim=1).to(self._device)
+
+    def _closure(self, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         points = points.detach().requires_grad_(True)
         labels = self._labels
         if labels is None:
-            logits = points[:, self.pixels :].reshape(*self._shape[:2], self._classes)
+            logits = points[:, self._pixels :].reshape(*self._shape[:2], self._classes)
             labels = functional.softmax(logits, dim=-1)
         losses = self._objective(self.images(points), labels)
         (gradient,) = torch.autograd.grad(losses.sum(), points)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -14,18 +13,15 @@ from gitbench.attacker.attack import Attack, Candidates, State
 from gitbench.attacker.learning import Checkpoint, train_network
 from gitbench.attacker.observation import Observation
 from gitbench.attacker.options import PublicOptions
-from gitbench.attacker.tools.generator import Autoencoder, Generator
+from gitbench.attacker.tools.generator import ADVERSARIAL_BETAS, Autoencoder, Generator
 from gitbench.attacker.tools.labels import infer_labels
 from gitbench.attacker.tools.matching import DISTANCES, Distance, Objective, total_variation
-from gitbench.attacker.tools.optimisation import SCHEDULES, Best, Falling, adam
+from gitbench.attacker.tools.optimisation import SCHEDULES, AdamOptimisation, Best
 from gitbench.core.errors import AttackError
-from gitbench.core.progress import Progress, TimeUp
+from gitbench.core.progress import Progress
 from gitbench.core.random import seeded
 
 Matching = Callable[[torch.Tensor], torch.Tensor]
-"""Images ``(V, B, C, H, W)`` to their matching losses ``(V,)``."""
-
-_ADVERSARIAL_BETAS = (0.5, 0.999)  # as DCGANs are trained
 
 
 class GIAS(Attack):
@@ -123,138 +119,121 @@ class GIAS(Attack):
         victims = observation.update.victims
         return 4 * (6 * own * victims * observation.batch_size + 6 * observation.entries * victims)
 
-    # ------------------------------------------------------------------ the generator
-
     def fit(self, observation: Observation, *, generator: torch.Generator, progress: Progress, checkpoint: Checkpoint) -> State:
-        public = observation.public
-        count = min(self.options.limit, len(public))
-        held = max(1, round(self.options.holdout * count))
+        options, public = self.options, observation.public
+        count = min(options.limit, len(public))
+        held = max(1, round(options.holdout * count))
         if count <= held:
             raise AttackError(f"{self!r} needs at least 2 public images to train its generator on, found {count}: use more public data.")
         order = torch.randperm(len(public), generator=generator)[:count].to(public.inputs.device)
         images, kept = public.inputs[order[held:]], public.inputs[order[:held]]
         with seeded(generator):
-            network = Autoencoder(self._generator(observation), observation.input_shape, self.options.latent, self.options.channels)
+            network = Autoencoder(self._generator(observation), observation.input_shape, options.latent, options.channels)
         network.to(observation.device)
 
         def loss(chosen: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-            batch = images[chosen.to(images.device)]
-            noise = torch.randn(2, len(batch), self.options.latent, generator=generator).to(batch.device)
-            found = network.loss(batch, noise[0], kl=self.options.kl)
-            return found + self.options.adversarial * network.adversarial_loss(batch, noise[1]) if self.options.adversarial else found
-
-        def validate() -> float:
-            return sum(float((network(batch) - batch).square().mean()) * len(batch) for batch in kept.split(256)) / len(kept)
+            return network.loss(images[chosen.to(images.device)], generator, kl=options.kl, adversarial=options.adversarial)
 
         train_network(
-            network,
-            loss=loss,
-            rows=len(images),
-            validate=validate,
-            epochs=self.options.epochs,
-            batch_size=self.options.batch_size,
-            lr=self.options.generator_lr,
-            generator=generator,
-            progress=progress,
-            what="gias: generator",
-            checkpoint=checkpoint,
-            betas=_ADVERSARIAL_BETAS if self.options.adversarial else (0.9, 0.999),
-        )
+            network, loss=loss, rows=len(images), validate=lambda: network.error(kept), epochs=options.epochs,
+            batch_size=options.batch_size, lr=options.generator_lr, generator=generator, progress=progress, what="gias: generator",
+            checkpoint=checkpoint, betas=ADVERSARIAL_BETAS if options.adversarial else (0.9, 0.999),
+        )  # fmt: skip
         return {name: tensor.detach().clone() for name, tensor in network.generator.state_dict().items()}
-
-    def _generator(self, observation: Observation) -> Generator:
-        return Generator(observation.input_shape, latent=self.options.latent, channels=self.options.channels)
-
-    # ------------------------------------------------------------------ the victims
 
     def run(self, observation: Observation, state: State, *, generator: torch.Generator, progress: Progress) -> Candidates:
         network = self._generator(observation)
         network.load_state_dict(dict(state))
         network.to(observation.device).requires_grad_(False)
         matching = functools.partial(Objective(observation, distance=self.options.distance), labels=infer_labels(observation))
-        codes, best = self._search_codes(network, observation, matching, generator, progress)
-        return self._search_parameters(network, codes, best, matching, progress)
-
-    def _search_codes(
-        self, network: Generator, observation: Observation, matching: Matching, generator: torch.Generator, progress: Progress
-    ) -> tuple[torch.Tensor, Best]:
-        """Codes ``(V, B, latent)``, and their images with their matching losses."""
-        options, victims, batch = self.options, observation.victims, observation.batch_size
         # Victims come first, so that one victim's codes are the same however many others there are.
-        starts = torch.randn(victims, options.restarts, batch, options.latent, generator=generator).to(observation.device)
-        best, codes = Best(), Best(starts[:, 0].clone())
+        shape = (observation.victims, self.options.restarts, observation.batch_size, self.options.latent)
+        starts = torch.randn(shape, generator=generator).to(observation.device)
+        codes = CodeSearch(matching, self.options, network, starts, progress)
+        codes.run()
+        parameters = ParameterSearch(matching, self.options, network, codes.best, progress)
+        parameters.run()
+        return Candidates(parameters.best.found[0].clamp(0, 1), still_improving=parameters.falling.still)
 
-        def images_of(code: torch.Tensor) -> torch.Tensor:
-            made: torch.Tensor = network(code.flatten(0, 1))
-            return made.reshape(victims, batch, *made.shape[1:])
-
-        for restart in range(options.restarts):
-            code = starts[:, restart].clone()
-
-            def see(images: torch.Tensor, losses: torch.Tensor, code: torch.Tensor = code) -> None:
-                best.offer(images, losses)
-                codes.offer(code, losses)
-
-            done, total = restart * options.latent_iterations, options.restarts * options.latent_iterations
-            tell = functools.partial(_tell, progress, "gias: codes", done, total)
-            search = functools.partial(images_of, code)
-            if not self._descend((code,), search, matching, see, iterations=options.latent_iterations, lr=options.latent_lr, tell=tell):
-                break
-        if best.empty:
-            raise TimeUp
-        return codes.candidates, best
-
-    def _search_parameters(self, network: Generator, codes: torch.Tensor, best: Best, matching: Matching, progress: Progress) -> Candidates:
-        """Images ``(V, B, C, H, W)`` of private generators, none a worse match than the best so far."""
-        names = [name for name, _ in network.named_parameters()]
-        flat = codes.flatten(0, 1)
-        copies = tuple(parameter.detach().expand(len(flat), *parameter.shape).clone() for parameter in network.parameters())
-        falling, steps = Falling(self.options.iterations), itertools.count()
-
-        def image_of(own: Mapping[str, torch.Tensor], code: torch.Tensor) -> torch.Tensor:
-            made: torch.Tensor = functional_call(network, dict(own), (code[None],))[0]
-            return made
-
-        def images_of() -> torch.Tensor:
-            made: torch.Tensor = vmap(image_of)(dict(zip(names, copies, strict=True)), flat)
-            return made.reshape(*codes.shape[:2], *made.shape[1:])
-
-        def see(images: torch.Tensor, losses: torch.Tensor) -> None:
-            falling.see(next(steps), losses)
-            best.offer(images, losses)
-
-        tell = functools.partial(_tell, progress, "gias: parameters", 0, self.options.iterations)
-        self._descend(copies, images_of, matching, see, iterations=self.options.iterations, lr=self.options.lr, tell=tell)
-        return Candidates(best.candidates.clamp(0, 1), still_improving=falling.still)
-
-    def _descend(
-        self,
-        points: tuple[torch.Tensor, ...],
-        images_of: Callable[[], torch.Tensor],
-        matching: Matching,
-        see: Callable[[torch.Tensor, torch.Tensor], object],
-        *,
-        iterations: int,
-        lr: float,
-        tell: Callable[[int], None],
-    ) -> bool:
-        """Adam on the matching loss plus total variation; ``see`` is shown every point, the last included.
-
-        Returns:
-            Whether all iterations were made before time was up.
-        """
-
-        def losses_of() -> torch.Tensor:
-            images = images_of()
-            losses = matching(images)
-            see(images, losses)
-            return losses + self.options.tv * total_variation(images)
-
-        if not adam(points, losses_of, iterations=iterations, lr=lr, schedule=self.options.schedule, tell=tell):
-            return False
-        losses_of()
-        return True
+    def _generator(self, observation: Observation) -> Generator:
+        return Generator(observation.input_shape, latent=self.options.latent, channels=self.options.channels)
 
 
-def _tell(progress: Progress, what: str, before: int, total: int, step: int) -> None:
-    progress(what, before + step, total)
+class _GeneratedSearch(AdamOptimisation):
+    """Lowers the matching loss plus total variation of images that the generator makes."""
+
+    network: Generator
+    matching: Matching
+    tv: float
+
+    def loss(self, images: torch.Tensor) -> torch.Tensor:
+        return self.matching(images)
+
+    def minimised(self, images: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
+        return losses + self.tv * total_variation(images)
+
+
+class CodeSearch(_GeneratedSearch):
+    """Over the generator's codes: the best images, and their codes ``(V, B, latent)``, are kept.
+
+    Args:
+        matching: losses ``(V,)`` of images.
+        options: of the attack.
+        network: makes the images.
+        starts: codes ``(V, restarts, B, latent)``.
+        progress: told after each step.
+    """
+
+    def __init__(self, matching: Matching, options: GIAS.Options, network: Generator, starts: torch.Tensor, progress: Progress) -> None:
+        super().__init__(
+            "gias: codes", Best(len(starts), starts.device), iterations=options.latent_iterations, restarts=options.restarts,
+            schedule=options.schedule, progress=progress,
+        )  # fmt: skip
+        self.matching, self.network, self.tv = matching, network, options.tv
+        self._starts = starts
+        self._lr = options.latent_lr
+
+    def begin(self, restart: int) -> None:
+        self.start(self._starts[:, restart], lr=self._lr)
+
+    def images(self) -> torch.Tensor:
+        made: torch.Tensor = self.network(self.points[0].flatten(0, 1))
+        return made.reshape(*self.points[0].shape[:2], *made.shape[1:])
+
+    def keep(self, images: torch.Tensor, losses: torch.Tensor) -> None:
+        self.best.offer(losses, images, self.points[0])
+
+
+class ParameterSearch(_GeneratedSearch):
+    """Over private copies of the generator's parameters, one for each image; no worse a match than the codes' is kept.
+
+    Args:
+        matching: losses ``(V,)`` of images.
+        options: of the attack.
+        network: is copied.
+        codes: what :class:`CodeSearch` found.
+        progress: told after each step.
+    """
+
+    def __init__(self, matching: Matching, options: GIAS.Options, network: Generator, codes: Best, progress: Progress) -> None:
+        images, self._codes = codes.found
+        super().__init__(
+            "gias: parameters", Best(len(images), images.device), iterations=options.iterations,
+            schedule=options.schedule, progress=progress,
+        )  # fmt: skip
+        self.best.offer(codes.losses, images)
+        self.matching, self.network, self.tv = matching, network, options.tv
+        self._lr = options.lr
+
+    def begin(self, restart: int) -> None:
+        count = self._codes.shape[:2].numel()
+        self.start(*(parameter.expand(count, *parameter.shape) for parameter in self.network.parameters()), lr=self._lr)
+
+    def images(self) -> torch.Tensor:
+        names = [name for name, _ in self.network.named_parameters()]
+        made: torch.Tensor = vmap(self._image)(dict(zip(names, self.points, strict=True)), self._codes.flatten(0, 1))
+        return made.reshape(*self._codes.shape[:2], *made.shape[1:])
+
+    def _image(self, own: Mapping[str, torch.Tensor], code: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = functional_call(self.network, dict(own), (code[None],))[0]
+        return made

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,11 +11,9 @@ from gitbench.attacker.observation import Observation
 from gitbench.attacker.options import AdaptiveOptions
 from gitbench.attacker.tools.labels import infer_labels
 from gitbench.attacker.tools.matching import DISTANCES, Distance, Objective, initial_images, total_variation
-from gitbench.attacker.tools.optimisation import SCHEDULES, Best, Falling, adam
+from gitbench.attacker.tools.optimisation import SCHEDULES, AdamOptimisation, Best
 from gitbench.core.progress import Progress
 from gitbench.identity.threat import Knowledge
-
-Watch = tuple[Falling, Iterator[int]]
 
 
 class IG(Refiner):
@@ -84,35 +79,58 @@ class IG(Refiner):
     def refine(
         self, observation: Observation, start: torch.Tensor | None, *, generator: torch.Generator, progress: Progress
     ) -> torch.Tensor | Candidates:
-        options, objective = self.options, Objective(observation, distance=self.options.distance)
-        labels = observation.labels if options.labels == "known" else infer_labels(observation)
-        shape = (len(labels), observation.batch_size, *observation.input_shape)
-        best = Best()
-        for restart in range(options.restarts):
-            if start is not None and restart == 0:
-                inputs, lr, tv = start.clone(), options.start_lr, options.start_tv
-            else:
-                inputs = initial_images(shape, init="normal", generator=generator).to(observation.device)
-                lr, tv = options.lr, options.tv
-            falling, steps = Falling(options.iterations), itertools.count()
-
-            def losses_of(inputs: torch.Tensor = inputs, tv: float = tv, watch: Watch = (falling, steps)) -> torch.Tensor:
-                losses = objective(inputs, labels) + tv * total_variation(inputs)
-                watch[0].see(next(watch[1]), losses)
-                return losses
-
-            tell = functools.partial(_tell, progress, restart * options.iterations, options.restarts * options.iterations)
-            in_time = adam(
-                (inputs,), losses_of, iterations=options.iterations, lr=lr, schedule=options.schedule, tell=tell,
-                signed=options.signed, bounded=True,
-            )  # fmt: skip
-            found = inputs.detach().clamp(0, 1)
-            with torch.no_grad():
-                best.offer(found, objective(found, labels))
-            if not in_time:
-                break
-        return Candidates(best.candidates, still_improving=falling.still)
+        search = _PixelSearch(observation, self.options, start, generator, progress)
+        search.run()
+        return Candidates(search.best.found[0], still_improving=search.falling.still)
 
 
-def _tell(progress: Progress, before: int, total: int, step: int) -> None:
-    progress("ig", before + step, total)
+class _PixelSearch(AdamOptimisation):
+    """What is kept of a restart is where it ends, judged by the matching loss alone."""
+
+    def __init__(
+        self, observation: Observation, options: IG.Options, start: torch.Tensor | None, generator: torch.Generator, progress: Progress
+    ) -> None:
+        self._objective = Objective(observation, distance=options.distance)
+        self._labels = observation.labels if options.labels == "known" else infer_labels(observation)
+        self._options = options
+        self._first = start
+        self._generator = generator
+        self._shape = (*self._labels.shape, *observation.input_shape)
+        self._device = observation.device
+        best = Best(len(self._labels), self._device)
+        super().__init__(
+            "ig", best, iterations=options.iterations, restarts=options.restarts, schedule=options.schedule, progress=progress
+        )  # fmt: skip
+
+    def begin(self, restart: int) -> None:
+        options = self._options
+        if self._first is not None and restart == 0:
+            self._tv = options.start_tv
+            self.start(self._first, lr=options.start_lr)
+        else:
+            self._tv = options.tv
+            drawn = initial_images(self._shape, init="normal", generator=self._generator)
+            self.start(drawn.to(self._device), lr=options.lr)
+
+    def images(self) -> torch.Tensor:
+        return self.points[0]
+
+    def loss(self, images: torch.Tensor) -> torch.Tensor:
+        return self._objective(images, self._labels) + self._tv * total_variation(images)
+
+    def keep(self, images: torch.Tensor, losses: torch.Tensor) -> None:
+        """No iterate: :meth:`finish` keeps the last."""
+
+    def followed(self, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient.sign() if self._options.signed else gradient
+
+    def project(self) -> None:
+        self.points[0].clamp_(0, 1)
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        found = self.points[0].detach().clamp(0, 1)
+        self.best.offer(self._objective(found, self._labels), found)
+
+    def interrupted(self) -> None:
+        self.finish()

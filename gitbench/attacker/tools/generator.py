@@ -1,4 +1,4 @@
-"""A generator of images, and the autoencoder that it is trained in."""
+"""A generator of images: the decoder of a variational autoencoder, trained on public images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional
 
-_SCALES = 3  # of the generator: it starts at an eighth of the image's sides
+_SCALES = 3  # it starts at an eighth of the image's sides
+ADVERSARIAL_BETAS = (0.5, 0.999)
+"""Of Adam, as DCGANs are trained."""
 
 
 class Generator(nn.Module):
@@ -53,14 +55,22 @@ class Autoencoder(nn.Module):
         made: torch.Tensor = self.generator(self.encoder(images).chunk(2, dim=1)[0])
         return made
 
-    def loss(self, images: torch.Tensor, noise: torch.Tensor, *, kl: float) -> torch.Tensor:
-        """Squared error of a pixel plus ``kl`` times the divergence of a code dimension from N(0, 1)."""
+    def loss(self, images: torch.Tensor, generator: torch.Generator, *, kl: float, adversarial: float) -> torch.Tensor:
+        """Squared error of a pixel plus ``kl`` times the divergence of a code dimension from N(0, 1).
+
+        ``adversarial`` times the DCGAN's losses are added, where it is not zero.
+        """
         mean, logarithm = self.encoder(images).chunk(2, dim=1)
+        noise, codes = torch.randn(2, *mean.shape, generator=generator).to(images.device)
         logarithm = logarithm.clamp(-10, 10)  # of the variance
         made = self.generator(mean + (logarithm / 2).exp() * noise)
         divergence = (mean.square() + logarithm.exp() - 1 - logarithm) / 2
         total: torch.Tensor = (made - images).square().mean() + kl * divergence.mean()
-        return total
+        return total + adversarial * self.adversarial_loss(images, codes) if adversarial else total
+
+    def error(self, images: torch.Tensor) -> float:
+        """Mean squared error of images through their codes."""
+        return sum(float((self(batch) - batch).square().mean()) * len(batch) for batch in images.split(256)) / len(images)
 
     def adversarial_loss(self, images: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         """The DCGAN's two losses as one sum: each network gets the gradient of its own loss alone."""

@@ -10,11 +10,13 @@ from gitbench.core.progress import TimeUp
 
 _HISTORY = 5
 _BACKTRACK = 1 / 3
-_CURVED = 1e-10  # below it, a step tells nothing of the curvature
+_CURVED = 1e-10
 
-Pair = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Closure = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """Points ``(V, N)`` to losses ``(V,)`` and gradients ``(V, N)``."""
+Map = Callable[[torch.Tensor], torch.Tensor]
+Pair = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""A step and the gradient's change along it, ``(V, N)``, and one over their product, ``(V, 1)``."""
 
 
 class BatchedLbfgs:
@@ -33,9 +35,7 @@ class BatchedLbfgs:
         self._lr = lr
         self._limit = history
         victims = len(points)
-        self._steps: list[torch.Tensor] = []
-        self._changes: list[torch.Tensor] = []
-        self._inverse: list[torch.Tensor] = []
+        self._pairs: list[Pair] = []
         self._scale = points.new_ones(victims, 1)
         self._last_gradient: torch.Tensor | None = None
         self._last_step = torch.zeros_like(points)
@@ -47,8 +47,8 @@ class BatchedLbfgs:
         self._fresh |= chosen
         self._scale[chosen] = 1
         self._last_step[chosen] = 0
-        for stack in (self._steps, self._changes, self._inverse):
-            for tensor in stack:
+        for pair in self._pairs:
+            for tensor in pair:
                 tensor[chosen] = 0
 
     def step(self, closure: Closure, *, active: torch.Tensor) -> torch.Tensor:
@@ -57,7 +57,7 @@ class BatchedLbfgs:
         gradient = torch.where(active[:, None] & gradient.isfinite().all(1, keepdim=True), gradient, 0)
         if self._last_gradient is not None:
             self._remember(gradient - self._last_gradient)
-        direction = self._direction(gradient)
+        direction = -_towards_the_minimum(gradient, self._pairs, lambda vectors: vectors * self._scale)
         length = torch.full_like(self._scale, self._lr)
         first = (1 / gradient.abs().sum(1, keepdim=True).clamp_min(1e-30)).clamp_max(1) * self._lr
         length = torch.where(self._fresh[:, None], first, length)
@@ -68,30 +68,19 @@ class BatchedLbfgs:
         return losses
 
     def _remember(self, change: torch.Tensor) -> None:
-        step = self._last_step
-        curvature = (step * change).sum(1, keepdim=True)
-        usable = (curvature > _CURVED) & ~self._fresh[:, None]
+        pair = _pair(self._last_step, change, ~self._fresh[:, None])
+        usable = pair[2] > 0
         if not usable.any():
             return
-        # A problem without a usable pair stores zeros, which the recursion passes over.
-        self._steps.append(torch.where(usable, step, 0))
-        self._changes.append(torch.where(usable, change, 0))
-        self._inverse.append(torch.where(usable, 1 / curvature, 0))
-        norm = change.square().sum(1, keepdim=True)
-        self._scale = torch.where(usable, curvature / norm.clamp_min(1e-30), self._scale)
-        if len(self._steps) > self._limit:
-            for stack in (self._steps, self._changes, self._inverse):
-                stack.pop(0)
-
-    def _direction(self, gradient: torch.Tensor) -> torch.Tensor:
-        pairs = list(zip(self._steps, self._changes, self._inverse, strict=True))
-        return -two_loop(gradient, pairs, lambda direction: direction * self._scale)
+        self._pairs = [*self._pairs, pair][-self._limit :]
+        curvature = (self._last_step * change).sum(1, keepdim=True)
+        self._scale = torch.where(usable, curvature / change.square().sum(1, keepdim=True).clamp_min(1e-30), self._scale)
 
 
 def descend(
     start: torch.Tensor,
     objective: Closure,
-    precondition: Callable[[torch.Tensor], torch.Tensor],
+    precondition: Map,
     iterations: int,
     *,
     history: int = _HISTORY,
@@ -112,12 +101,9 @@ def descend(
     length = torch.ones_like(values)[:, None]
     pairs: list[Pair] = []
     for iteration in range(iterations):
-        direction = two_loop(gradients, pairs, precondition)
-        there = points - length * direction
+        there = points - length * _towards_the_minimum(gradients, pairs, precondition)
         found, slopes = objective(there)
-        step, change = there - points, slopes - gradients
-        curvature = (step * change).sum(1, keepdim=True)
-        pairs = [*pairs, (step, change, torch.where(curvature > _CURVED, 1 / curvature.clamp_min(_CURVED), 0))][-history:]
+        pairs = [*pairs, _pair(there - points, slopes - gradients)][-history:]
         better = (found < values)[:, None]
         points, gradients = torch.where(better, there, points), torch.where(better, slopes, gradients)
         values = torch.where(better[:, 0], found, values)
@@ -129,18 +115,26 @@ def descend(
     return points
 
 
-def two_loop(gradients: torch.Tensor, pairs: Sequence[Pair], precondition: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """The two-loop recursion of L-BFGS, an inverse curvature applied to gradients ``(V, n)``; a pair whose inverse is zero does not count.
+def _pair(step: torch.Tensor, change: torch.Tensor, usable: torch.Tensor | bool = True) -> Pair:
+    """What a step says of the curvature; zeros, which count for nothing, where it is not positive."""
+    curvature = (step * change).sum(1, keepdim=True)
+    usable = usable & (curvature > _CURVED)
+    return torch.where(usable, step, 0), torch.where(usable, change, 0), torch.where(usable, 1 / curvature, 0)
+
+
+def _towards_the_minimum(gradients: torch.Tensor, pairs: Sequence[Pair], precondition: Map) -> torch.Tensor:
+    """The two-loop recursion: gradients ``(V, N)`` times the approximate inverse of the curvature.
 
     Args:
-        gradients: of the present points.
-        pairs: step, change of the gradient, and the inverse of their product ``(V, 1)``; oldest first.
-        precondition: the inverse curvature to begin with.
+        gradients: at the points.
+        pairs: of past steps, the oldest first.
+        precondition: the inverse of the curvature that is known beforehand.
     """
     direction, shares = gradients, []
     for step, change, inverse in reversed(pairs):
-        shares.append((step * direction).sum(1, keepdim=True) * inverse)
-        direction = direction - shares[-1] * change
+        share = (step * direction).sum(1, keepdim=True) * inverse
+        shares.append(share)
+        direction = direction - share * change
     direction = precondition(direction)
     for (step, change, inverse), share in zip(pairs, reversed(shares), strict=True):
         direction = direction + step * (share - (change * direction).sum(1, keepdim=True) * inverse)

@@ -1,114 +1,17 @@
-"""What iterative attacks share: Adam with a schedule, the best candidate of each victim, and whether the loss still fell."""
+"""Searches for images whose update is the observed one: restarts, the best victim by victim, and an end when time is up."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 
-from gitbench.core.progress import TimeUp
+from gitbench.core.progress import Progress, TimeUp
 
-Schedule = Literal["cosine", "step"]
-SCHEDULES: tuple[str, ...] = get_args(Schedule)
+SCHEDULES = ("cosine", "step")
 _STILL = 0.05
-
-Losses = Callable[[], torch.Tensor]
-"""Losses ``(V,)`` of the present points, differentiable in them."""
-
-
-def adam(
-    points: Sequence[torch.Tensor],
-    losses_of: Losses,
-    *,
-    iterations: int,
-    lr: float,
-    schedule: str,
-    tell: Callable[[int], None],
-    signed: bool = False,
-    bounded: bool = False,
-) -> bool:
-    """Minimise the sum of losses over points, which are changed in place. One Adam over a stack is one for each of it.
-
-    Args:
-        points: leaves, whose first dimension is that of victims or images.
-        losses_of: of the points.
-        iterations: one gradient each.
-        lr: first step size.
-        schedule: ``cosine``, or ``step``: tenfold down after 3/8, 5/8 and 7/8 of the iterations.
-        tell: told how many iterations are done.
-        signed: use the sign of the gradient.
-        bounded: keep the points in [0, 1].
-
-    Returns:
-        Whether all iterations were made before time was up.
-    """
-    for point in points:
-        point.requires_grad_(True)
-    optimizer = torch.optim.Adam(points, lr=lr)
-    falls = _schedule(optimizer, schedule, iterations)
-    try:
-        for iteration in range(iterations):
-            gradients = torch.autograd.grad(losses_of().sum(), points)
-            for point, gradient in zip(points, gradients, strict=True):
-                point.grad = gradient.sign() if signed else gradient
-            optimizer.step()
-            falls.step()
-            if bounded:
-                with torch.no_grad():
-                    for point in points:
-                        point.clamp_(0, 1)
-            tell(iteration + 1)
-    except TimeUp:
-        return False
-    return True
-
-
-def _schedule(optimizer: torch.optim.Optimizer, schedule: str, iterations: int) -> torch.optim.lr_scheduler.LRScheduler:
-    if schedule == "cosine":
-        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
-    milestones = [iterations * eighths // 8 for eighths in (3, 5, 7)]
-    return torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
-
-
-class Best:
-    """The candidates with the lowest loss, victim by victim.
-
-    Args:
-        candidates: ``(V, ...)`` to begin with; None begins with the first that is offered.
-        losses: theirs, ``(V,)``; None takes any candidate for better.
-    """
-
-    def __init__(self, candidates: torch.Tensor | None = None, losses: torch.Tensor | None = None) -> None:
-        self._candidates = candidates
-        self._losses = losses
-
-    @property
-    def empty(self) -> bool:
-        return self._candidates is None
-
-    @property
-    def candidates(self) -> torch.Tensor:
-        assert self._candidates is not None
-        return self._candidates
-
-    @property
-    def losses(self) -> torch.Tensor:
-        assert self._losses is not None
-        return self._losses
-
-    def offer(self, candidates: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
-        """Keep what is better; returns for which victims ``(V,)`` it was. A loss that is no number is no better."""
-        candidates, losses = candidates.detach(), losses.detach()
-        if self._candidates is None:
-            self._candidates = candidates.clone()
-        if self._losses is None:
-            self._losses = torch.full_like(losses, math.inf)
-        better = losses < self._losses
-        self._candidates = torch.where(better.reshape(-1, *(1,) * (candidates.ndim - 1)), candidates, self._candidates)
-        self._losses = torch.where(better, losses, self._losses)
-        return better
 
 
 class Falling:
@@ -140,3 +43,157 @@ class Falling:
         whole, late = self._first - self._last, self._then - self._last
         fell = whole.isfinite() & (whole > 0)
         return bool(fell.any()) and float((late[fell] / whole[fell]).median()) > _STILL
+
+
+class Best:
+    """What had the lowest loss, victim by victim.
+
+    Args:
+        victims: how many.
+        device: where they are.
+    """
+
+    def __init__(self, victims: int, device: torch.device) -> None:
+        self.losses = torch.full((victims,), math.inf, device=device)
+        self.found: tuple[torch.Tensor, ...] = ()
+        """Stacks ``(V, ...)`` that are kept together; empty as long as nothing was offered."""
+
+    def offer(self, losses: torch.Tensor, *found: torch.Tensor) -> None:
+        """Keep what is better; of a victim that had nothing before, anything."""
+        better = losses.detach() < self.losses  # False for NaN
+        pairs = zip(found, self.found or found, strict=True)
+        self.found = tuple(torch.where(better.reshape(-1, *(1,) * (new.ndim - 1)), new.detach(), old.detach()) for new, old in pairs)
+        self.losses = torch.where(better, losses.detach(), self.losses)
+
+
+class Optimisation(ABC):
+    """A search for all victims side by side. A subclass says where a restart begins and what an iteration is.
+
+    Args:
+        what: it is called where progress is told.
+        best: where what is found is kept.
+        iterations: of a restart, at most.
+        progress: told after each of them.
+        restarts: how often the search begins.
+    """
+
+    def __init__(self, what: str, best: Best, *, iterations: int, progress: Progress, restarts: int = 1) -> None:
+        self.best = best
+        self.iterations = iterations
+        self.restarts = restarts
+        self.falling = Falling(iterations)
+        """Of the last restart."""
+        self._what = what
+        self._progress = progress
+
+    def run(self) -> None:
+        """Search until nothing is left to do, or time is up; :attr:`best` has what was found by then.
+
+        Raises:
+            TimeUp: nothing was found by then.
+        """
+        for restart in range(self.restarts):
+            self.falling = Falling(self.iterations)
+            self.begin(restart)
+            try:
+                for iteration in range(self.iterations):
+                    if not self.iterate(iteration):
+                        break
+                    self._progress(self._what, restart * self.iterations + iteration + 1, self.restarts * self.iterations)
+                self.finish()
+            except TimeUp:
+                self.interrupted()
+                break
+
+    @abstractmethod
+    def begin(self, restart: int) -> None:
+        """Where a restart begins, counted from 0."""
+
+    @abstractmethod
+    def iterate(self, iteration: int) -> bool:
+        """One step, counted from 0; False where there is nothing left to do."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """What is to be done after the last step of a restart."""
+
+    def interrupted(self) -> None:
+        """What is to be done when time is up."""
+        if not self.best.found:
+            raise TimeUp
+
+
+class AdamOptimisation(Optimisation):
+    """Adam on all victims' points at once: its steps are elementwise, so that each victim has its own.
+
+    A subclass says which images points stand for, and what their loss is; it may change what is minimised, kept and followed.
+
+    Args:
+        what: it is called where progress is told.
+        best: where what is found is kept.
+        iterations: of a restart.
+        progress: told after each of them.
+        schedule: ``cosine``, or ``step``: tenfold down after 3/8, 5/8 and 7/8 of the iterations.
+        restarts: how often the search begins.
+    """
+
+    points: Sequence[torch.Tensor]
+
+    def __init__(self, what: str, best: Best, *, iterations: int, progress: Progress, schedule: str, restarts: int = 1) -> None:
+        super().__init__(what, best, iterations=iterations, progress=progress, restarts=restarts)
+        self._cosine = schedule == "cosine"
+
+    def start(self, *points: torch.Tensor, lr: float) -> None:
+        """Begin at copies of these points."""
+        self.points = [point.detach().clone().requires_grad_() for point in points]
+        self._adam = torch.optim.Adam(self.points, lr=lr)
+        milestones = [self.iterations * eighths // 8 for eighths in (3, 5, 7)]
+        self._schedule: torch.optim.lr_scheduler.LRScheduler = (
+            torch.optim.lr_scheduler.CosineAnnealingLR(self._adam, self.iterations)
+            if self._cosine
+            else torch.optim.lr_scheduler.MultiStepLR(self._adam, milestones, gamma=0.1)
+        )
+
+    @abstractmethod
+    def images(self) -> torch.Tensor:
+        """What the points stand for: ``(V, B, C, H, W)``, differentiable."""
+
+    @abstractmethod
+    def loss(self, images: torch.Tensor) -> torch.Tensor:
+        """By which images are judged: ``(V,)``, differentiable."""
+
+    def minimised(self, images: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
+        """What the steps lower, ``(V,)``."""
+        return losses
+
+    def keep(self, images: torch.Tensor, losses: torch.Tensor) -> None:
+        """Offer what was found."""
+        self.best.offer(losses, images)
+
+    def followed(self, gradient: torch.Tensor) -> torch.Tensor:
+        """The gradient that Adam is given."""
+        return gradient
+
+    def project(self) -> None:
+        """Bring the points back to where they may be."""
+
+    def iterate(self, iteration: int) -> bool:
+        images = self.images()
+        losses = self.loss(images)
+        self.falling.see(iteration, losses)
+        self.keep(images, losses)
+        gradients = torch.autograd.grad(self.minimised(images, losses).sum(), self.points)
+        for point, gradient in zip(self.points, gradients, strict=True):
+            point.grad = self.followed(gradient)
+        self._adam.step()
+        self._schedule.step()
+        with torch.no_grad():
+            self.project()
+        return True
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        images = self.images()
+        losses = self.loss(images)
+        self.falling.see(self.iterations, losses)
+        self.keep(images, losses)

@@ -23,18 +23,17 @@ from gitbench.attacker.options import AttackOptions
 from gitbench.attacker.tools.labels import infer_labels
 from gitbench.attacker.tools.priors import Gaussian
 from gitbench.attacker.tools.rehearsal import rehearse
+from gitbench.attacker.tools.trust import fitted_shares
 from gitbench.clients.client import batchnorm_statistics
 from gitbench.clients.model import classes_of
 from gitbench.clients.update import Update
 from gitbench.core.errors import AttackError, ModelError, NotGrantedError
 from gitbench.core.progress import Progress, TimeUp
 
-_BLIND = ("git", "lti", "ridge")  # best first, where nothing can be matched for want of parameters
-_CLASSES = 20  # of which each is tried where labels cannot be read
+_WITHOUT_PARAMETERS = ("git", "lti", "ridge")  # best first, where nothing can be matched for want of parameters
+_MOST_CLASSES = 20  # of which each is tried where labels cannot be read
 _SURE = 0.99  # of rehearsed batches whose labels are read right
 _EXPLAINED = 4.0  # squared deviations of an entry
-_STEPS = 300  # of the search for weights
-_RATE = 0.1
 
 
 @dataclass(frozen=True)
@@ -100,16 +99,16 @@ class Auto(Attack):
 
     def memory(self, observation: Observation) -> int:
         """Of the least demanding part: one that does not fit is left out (:meth:`_fitted`)."""
-        return min((prior.memory(prior.seen_of(observation)) for prior in self._able(observation).values()), default=0)
+        return min((prior.memory(prior.seen_of(observation)) for prior in self._that_can_run(observation).values()), default=0)
 
-    def _able(self, observation: Observation) -> dict[str, Attack]:
+    def _that_can_run(self, observation: Observation) -> dict[str, Attack]:
         return {name: prior for name, prior in self._priors.items() if prior.requires <= observation.granted}
 
     def _fitted(self, observation: Observation, *, generator: torch.Generator, progress: Progress, fits: Fits | None) -> Fitted:
         """The states of all parts under their own names, so that they share what they learn with the attacks alone."""
         state: dict[str, torch.Tensor] = {}
         seconds = 0.0
-        for name, prior in self._able(observation).items():
+        for name, prior in self._that_can_run(observation).items():
             with contextlib.suppress(AttackError, ModelError):  # one that cannot be had here (its memory, a layer) is none
                 share = prior.seen_of(observation)
                 prior._check_memory(share)
@@ -130,19 +129,19 @@ class Auto(Attack):
             return _inputs(priors[name].run(known, own, generator=generator, progress=progress))
 
         if "parameters" not in observation.granted:
-            best = next((name for name in _BLIND if name in priors), None)
+            best = next((name for name in _WITHOUT_PARAMETERS if name in priors), None)
             if best is None:
                 raise NotGrantedError("The attack auto needs parameters or public data, and the threat model grants neither.")
             return candidate(best, observation)
         budget = _BUDGETS[self.options.profile]
-        stack, played = _beside_the_victims(observation, budget.played, generator)
+        stack, played = _with_played_victims(observation, budget.played, generator)
         prior = Gaussian.stored(state, "recursion.image") if "recursion.image.mean" in state else None
         search = _Search(stack, prior=prior, generator=generator, progress=progress, seconds=self.options.seconds)
         with contextlib.suppress(TimeUp):  # what was found by then is returned
             for name in priors:
                 search.consider(candidate(name, stack))
-            search.go(budget)
-        return search.believed(played)
+            search.run(budget)
+        return search.mixed(played)
 
 
 class _Search:
@@ -167,44 +166,44 @@ class _Search:
         self.candidates = [self.best.clone()]  # each of all victims
         self.energy = torch.full(shape[:1], math.inf, device=observation.device)
         self.misfit = self.energy.clone()
-        self._keep(self.best.clone(), self._everyone)
+        self._keep(self.best.clone(), self._all_rows)
 
     def _inferred(self) -> torch.Tensor:
         """Labels ``(V, B)``; any, where they cannot be read and all are tried."""
         try:
             return infer_labels(self._observation)
         except ModelError:
-            if self._observation.batch_size > 1 or self._classes > _CLASSES:
+            if self._observation.batch_size > 1 or self._classes > _MOST_CLASSES:
                 raise
             return torch.zeros(self._observation.update.victims, 1, dtype=torch.long, device=self._observation.device)
 
     @property
-    def _everyone(self) -> torch.Tensor:
+    def _all_rows(self) -> torch.Tensor:
         return torch.arange(len(self.best), device=self.best.device)
 
     @property
-    def open(self) -> torch.Tensor:
+    def unmatched(self) -> torch.Tensor:
         """Victims whose update is not matched to numerical precision."""
         return (~self.criterion.matched(self.misfit)).nonzero().flatten()
 
     @property
     def unexplained(self) -> torch.Tensor:
         """Those among them that leave more than the noise."""
-        found = self.open
+        found = self.unmatched
         return found[self.misfit[found] > _EXPLAINED * self.criterion.entries[found]]
 
     def consider(self, inputs: torch.Tensor, rows: torch.Tensor | None = None) -> None:
         """Candidates ``(N, B, C, H, W)`` of some victims; the best so far are those of the others."""
-        rows = self._everyone if rows is None else rows
+        rows = self._all_rows if rows is None else rows
         found, every = inputs.clamp(0, 1), self.best.clone()
         every[rows] = found
         self._keep(found, rows)
         self.candidates.append(every)
 
-    def go(self, budget: _Budget) -> None:
+    def run(self, budget: _Budget) -> None:
         """Every step once; again with other starts as long as there is time, if time is the limit."""
-        if len(self.open):
-            self._minimise(self.open, budget.posterior, whitened=True)
+        if len(self.unmatched):
+            self._minimise(self.unmatched, budget.posterior, whitened=True)
         # Where noise explains the rest, what follows would only fit the noise.
         steps: tuple[Callable[[torch.Tensor, _Budget], None], ...] = (self._pixels, self._ig, self._pixels)
         for step in steps:
@@ -213,7 +212,7 @@ class _Search:
         while self._bounded and len(self.unexplained):
             self._restart(self.unexplained, budget)
 
-    def believed(self, played: torch.Tensor | None) -> torch.Tensor:
+    def mixed(self, played: torch.Tensor | None) -> torch.Tensor:
         """The candidates of the victims, in the shares that serve those that are played best.
 
         Args:
@@ -222,14 +221,14 @@ class _Search:
         if played is None or not len(played):
             return self.best
         candidates = torch.stack([*self.candidates, self.best])
-        weights = _weights(candidates[:, -len(played) :], played)
-        blended = torch.einsum("k,kvbchw->vbchw", weights, candidates)
+        shares = fitted_shares(candidates[:, -len(played) :], played)
+        mixed = torch.einsum("k,kvbchw->vbchw", shares, candidates)
         matched = self.criterion.matched(self.misfit)[:, None, None, None, None]
-        return torch.where(matched, self.best, blended)[: -len(played)].clamp(0, 1)
+        return torch.where(matched, self.best, mixed)[: -len(played)].clamp(0, 1)
 
     @torch.no_grad()
     def _keep(self, inputs: torch.Tensor, rows: torch.Tensor) -> None:
-        for labels in self._hypotheses(rows):
+        for labels in self._labels_to_try(rows):
             misfit = self.criterion.misfit(inputs, labels, rows=rows)
             energy = self.criterion.energy(misfit, rows=rows) + self.criterion.prior(inputs)
             better = energy < self.energy[rows]
@@ -237,8 +236,8 @@ class _Search:
             self.best[chosen], self.labels[chosen] = inputs[better], labels[better]
             self.energy[chosen], self.misfit[chosen] = energy[better], misfit[better]
 
-    def _hypotheses(self, rows: torch.Tensor) -> list[torch.Tensor]:
-        if self._sure or self._observation.batch_size > 1 or self._classes > _CLASSES:
+    def _labels_to_try(self, rows: torch.Tensor) -> list[torch.Tensor]:
+        if self._sure or self._observation.batch_size > 1 or self._classes > _MOST_CLASSES:
             return [self.labels[rows]]
         return [torch.full_like(self.labels[rows], label) for label in range(self._classes)]
 
@@ -274,7 +273,7 @@ def _inputs(found: torch.Tensor | Candidates) -> torch.Tensor:
     return found.inputs if isinstance(found, Candidates) else found
 
 
-def _beside_the_victims(observation: Observation, most: int, generator: torch.Generator) -> tuple[Observation, torch.Tensor | None]:
+def _with_played_victims(observation: Observation, most: int, generator: torch.Generator) -> tuple[Observation, torch.Tensor | None]:
     """The victims, followed by public images that play victims, and the truth ``(R, B, C, H, W)`` of these."""
     # Images of a batch have no order: candidates from different attacks cannot be mixed pixel by pixel.
     if not {"public", "defense"} <= observation.granted or observation.batch_size > 1 or not len(observation.kept):
@@ -291,27 +290,6 @@ def _beside_the_victims(observation: Observation, most: int, generator: torch.Ge
         own = observation.batchnorm_statistics
         statistics = {name: (torch.cat([own[name][0], mean]), torch.cat([own[name][1], var])) for name, (mean, var) in theirs.items()}
     return observation.with_update(update, labels=labels, batchnorm_statistics=statistics), public.inputs[rows]
-
-
-def _weights(candidates: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Shares ``(K,)``, positive and of sum one, that give played victims ``(K, R, B, C, H, W)`` the highest mean PSNR."""
-    errors = (candidates - truth).flatten(2).double()
-    products = torch.einsum("krp,lrp->rkl", errors, errors) / errors.shape[2]
-
-    def loss(weights: torch.Tensor) -> torch.Tensor:
-        return torch.einsum("k,rkl,l->r", weights, products, weights).clamp_min(1e-12).log().mean()
-
-    eye = torch.eye(len(candidates), dtype=torch.float64, device=truth.device)
-    best = eye[min(range(len(candidates)), key=lambda index: float(loss(eye[index])))]
-    with torch.enable_grad():
-        logits = (0.9 * best + 0.1 / len(best)).log().requires_grad_()
-        optimizer = torch.optim.Adam([logits], lr=_RATE)
-        for _ in range(_STEPS):
-            optimizer.zero_grad()
-            loss(logits.softmax(0)).backward()
-            optimizer.step()
-        blended = logits.detach().softmax(0)
-    return (blended if float(loss(blended)) < float(loss(best)) else best).float()
 
 
 class _Stopwatch:

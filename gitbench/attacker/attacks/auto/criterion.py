@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Mapping
 
 import torch
 
 from gitbench.attacker.observation import Observation
 from gitbench.attacker.tools.lbfgs import BatchedLbfgs
+from gitbench.attacker.tools.optimisation import Best
 from gitbench.attacker.tools.priors import Gaussian, Whitened, natural, of_samples
 from gitbench.attacker.tools.rehearsal import Rehearsal, rescaled
 from gitbench.clients.client import batchnorm_statistics, expected_update
@@ -112,16 +112,16 @@ class Criterion:
             return values.detach(), self._prior.slope(slope) if whitened else slope.flatten(1)
 
         optimizer = BatchedLbfgs(points, history=_HISTORY)
-        best, lowest = points.clone(), torch.full((len(points),), math.inf, device=points.device)
+        best = Best(len(points), points.device)
+        best.offer(best.losses, points)
         everyone = torch.ones(len(points), dtype=torch.bool, device=points.device)
         with contextlib.suppress(TimeUp):
             for iteration in range(iterations):
                 points = optimizer.points
                 values = optimizer.step(closure, active=everyone)
-                better = values < lowest
-                best[better], lowest[better] = points[better], values[better]
+                best.offer(values, points)
                 tell(iteration + 1)
-        return images(best)
+        return images(best.found[0])
 
     def _departure(self, inputs: torch.Tensor, labels: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
         """Difference of each entry of the update, in deviations: ``(V, D)``."""

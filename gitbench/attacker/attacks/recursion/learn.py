@@ -17,6 +17,7 @@ from gitbench.attacker.tools.linear_image import fit_linear_image
 from gitbench.attacker.tools.priors import DENSE, Gaussian, natural, of_samples, of_spectrum
 from gitbench.attacker.tools.public_pairs import public_batches
 from gitbench.attacker.tools.rehearsal import sent_for
+from gitbench.attacker.tools.trust import chosen_shares
 from gitbench.clients.model import Normalize
 from gitbench.core.progress import Progress
 
@@ -71,11 +72,9 @@ def _trust(found: Images, truth: torch.Tensor) -> torch.Tensor:
     if bool(found.matched.all()):
         return torch.tensor(1.0)
     rows = ~found.matched
-    mine, other, aim = found.found[rows].clamp(0, 1), found.start[rows], truth[rows]
     shares = torch.linspace(0, 1, _SHARES)
-    errors = torch.stack([(share * mine + (1 - share) * other - aim).square().flatten(1).mean(1) for share in shares])
-    scores = errors.clamp_min(1e-12).log().mean(1)  # of victims' PSNR, which no single one can spoil
-    return shares[int(scores.argmin())]
+    candidates = torch.stack([found.found[rows].clamp(0, 1), found.start[rows]])
+    return chosen_shares(candidates, truth[rows], torch.stack([shares, 1 - shares], dim=1))[0]
 
 
 def _priors(observation: Observation, images: torch.Tensor, image: Gaussian, progress: Progress) -> Tensors:
