@@ -82,9 +82,8 @@ def fit_linear(
     for direction in (-1, 1):  # errors have one valley
         while _LOWEST < best < highest and error(best + direction) < error(best):
             best += direction
-    if thorough:
-        equations = _NormalEquations(inputs, targets)
-    fitted = equations.solved(10.0**best) or equations.constant
+    final = _NormalEquations(inputs, targets) if thorough else equations
+    fitted = final.solved(10.0**best) or final.constant
     left = error(best) if thorough else float((fitted(test).clamp(*bounds) - test_targets).square().mean())
     return replace(fitted, error=left)
 

@@ -70,10 +70,10 @@ def fit_exact(
         start, behind = _polished(polish, walk, updates, features[0], images.flatten(1), pixels, held, options.polish, progress)
         learned, features = learned | start, [behind]
     del pairs, updates
+    first = walk.reaches_input and view == 0 and polish is None
     return learned | fit_head(
-        features, pixels, held=held, first=walk.reaches_input and view == 0 and polish is None,
-        width=options.width, epochs=options.epochs, lr=options.lr, generator=generator, progress=progress, checkpoint=checkpoint,
-    )  # fmt: skip
+        features, pixels, held=held, first=first, options=options, generator=generator, progress=progress, checkpoint=checkpoint
+    )
 
 
 def run_exact(observation: Observation, state: Mapping[str, torch.Tensor], *, polish: int, progress: Progress) -> torch.Tensor:

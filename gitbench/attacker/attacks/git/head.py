@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from gitbench.attacker.attacks.git.options import GitOptions
 from gitbench.attacker.learning import Checkpoint, train_network
 from gitbench.attacker.tools.regression import LinearMap, fit_linear
 from gitbench.core.progress import Progress
@@ -83,9 +84,7 @@ def fit_head(
     *,
     held: torch.Tensor,
     first: bool,
-    width: int,
-    epochs: int,
-    lr: float,
+    options: GitOptions,
     generator: torch.Generator,
     progress: Progress,
     checkpoint: Checkpoint,
@@ -97,9 +96,7 @@ def fit_head(
         pixels: of these images, ``(N, P)``.
         held: ``(N,)`` bool: rows that choose the penalty and the epoch.
         first: the first features are estimates of the pixels themselves.
-        width: of the network's two hidden layers.
-        epochs: of its training.
-        lr: of its first step.
+        options: the network's width and the budget of its training.
         generator: for its start and its training.
         progress: told what is going on.
         checkpoint: for :func:`gitbench.attacker.learning.train_network`.
@@ -110,21 +107,21 @@ def fit_head(
     progress("git: fitting the linear path", 0, 1)
     linear = _linear(features, pixels, held, first)
     with seeded(generator):
-        network = _network(features[0].shape[1], width, pixels.shape[1]).to(pixels.device).eval()
+        network = _network(features[0].shape[1], options.width, pixels.shape[1]).to(pixels.device).eval()
     lessons = _Remainder(network, features, [pixels - linear(part) for part in features], held)
     with torch.no_grad():
         before = after = lessons.validate()
     if float(lessons.scale) > _EXACT:  # a linear map that is exact leaves nothing to learn but rounding
         after = train_network(
-            network, loss=lessons.loss, rows=lessons.rows, validate=lessons.validate, epochs=epochs, batch_size=128, lr=lr,
-            generator=generator, progress=progress, what="git", checkpoint=checkpoint, weight_decay=0.05, patience=3,
+            network, loss=lessons.loss, rows=lessons.rows, validate=lessons.validate, epochs=options.epochs, batch_size=128,
+            lr=options.lr, generator=generator, progress=progress, what="git", checkpoint=checkpoint, weight_decay=0.05, patience=3,
         )  # fmt: skip
     return {
         **linear.tensors("final"),
         **{f"head.net.{name}": tensor.detach().clone() for name, tensor in network.state_dict().items()},
         "head.mean": lessons.mean,
         "head.deviation": lessons.deviation,
-        "head.width": torch.tensor(width),
+        "head.width": torch.tensor(options.width),
         "head.trust": lessons.scale * float(after < before),
     }
 
