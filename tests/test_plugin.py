@@ -29,9 +29,16 @@ def test_the_matrix_runs_and_only_it(bench: pytest.Pytester, extra: tuple[str, .
     result.stdout.fnmatch_lines(["*gitbench: 3 cells, profile quick*", "*none/ridge*leaks*dB*", "npz(*mlp*ridge*", "*next:*"])
     result.stdout.no_fnmatch_line("*test_other*")
     result.stdout.fnmatch_lines(["leaderboard: leaderboards/*"])
-    names = [case.get("name") for case in ET.parse(bench.path / "out.xml").iter("testcase")]
-    assert len(names) == 3
-    assert all(name.endswith("/ridge") for name in names)
+    told = list(ET.parse(bench.path / "out.xml").iter("testcase"))
+    assert len(told) == 3
+    for case in told:
+        assert case.get("name").endswith("/ridge")
+        properties = [(one.get("name"), one.get("value")) for one in case.iter("property")]
+        names = ["gitbench", "metric", "mean", "low", "high", "case_ids", "reason", "flags", "baseline"]
+        assert [name for name, _ in properties] == names  # users may rely on them
+        found = dict(properties)
+        assert float(found["low"]) <= float(found["mean"]) <= float(found["high"])
+        assert found["case_ids"] in stored_cases(bench.path)
 
 
 def test_results_are_the_same_plain_with_xdist_and_without_it(bench: pytest.Pytester) -> None:
