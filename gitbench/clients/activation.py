@@ -37,7 +37,7 @@ def inverse_before(model: nn.Module, layer: nn.Module) -> Callable[[torch.Tensor
         layer: one of them.
     """
     leaves = [module for module in model.modules() if not any(module.children())]
-    before = leaves[: next(index for index, module in enumerate(leaves) if module is layer)]
+    before = leaves[: next((index for index, module in enumerate(leaves) if module is layer), 0)]  # one with a computed weight is no leaf
     passed_over = (nn.Flatten, nn.Identity, nn.Dropout)
     last = next((module for module in reversed(before) if not isinstance(module, passed_over)), None)
     if isinstance(last, nn.Sigmoid):
