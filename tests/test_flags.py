@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gitbench.attacker.tools.matching import Falling
+from gitbench.attacker.tools.optimisation import Falling
 from gitbench.cli import main
 from gitbench.identity.case import Case
 from gitbench.judge.flags import FLAGS, blocking, compared_flags, explained, own_flags
