@@ -24,7 +24,8 @@ _CALLS = frozenset({"globals", "locals", "vars", "exec", "eval", "setattr", "del
 _WAYS = frozenset(
     {
         *("__getattr__", "__setattr__", "__dict__", "__builtins__", "builtins", "_getframe", "currentframe", "f_globals", "f_locals"),
-        *("getmodule", "__annotations__", "__defaults__", "__kwdefaults__", "__code__", "__path__", "extend_path", "meta_path", "path_hooks"),
+        *("getmodule", "__annotations__", "__defaults__", "__kwdefaults__", "__code__", "__path__", "extend_path", "meta_path"),
+        "path_hooks",
     }
 )
 # Whose functions bind no names where they are called.
