@@ -16,8 +16,8 @@ from gitbench.core.component import Component
 from gitbench.core.errors import AttackError, GitbenchError, NotGrantedError, SpecError, nearest
 from gitbench.core.memory import available_memory
 from gitbench.core.progress import Progress, silent
-from gitbench.core.spec import Part, parse_spec
-from gitbench.identity.loading import build_part, check_spec, load_part
+from gitbench.core.spec import Part
+from gitbench.identity.loading import build_part, checked_spec, load_part
 from gitbench.identity.threat import KNOWLEDGE, Knowledge
 
 State = Mapping[str, torch.Tensor]
@@ -299,9 +299,7 @@ def load_attack(attack: str | Attack, *, profile: str = "standard") -> Attack:
     """
     if isinstance(attack, Attack):
         return attack
-    spec = parse_spec("attack", attack)
-    check_spec(spec)
-    built = [_build(part, profile) for part in spec.parts]
+    built = [_build(part, profile) for part in checked_spec("attack", attack).parts]
     joined = built[0]
     for refiner in built[1:]:
         if not isinstance(refiner, Refiner):

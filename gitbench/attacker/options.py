@@ -76,6 +76,21 @@ class AdaptiveOptions(AttackOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LabelOptions(AdaptiveOptions):
+    """Of an attack that matches gradients for labels.
+
+    Args:
+        labels: ``inferred`` from the update, or ``known`` where the threat model grants them.
+    """
+
+    labels: str = "inferred"
+
+    @property
+    def needs(self) -> frozenset[Knowledge]:
+        return frozenset({"labels"}) if self.labels == "known" else frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
 class PublicOptions(AdaptiveOptions):
     """Of an attack that learns from public examples.
 

@@ -11,8 +11,7 @@ import torch
 from gitbench.core.component import Component
 from gitbench.core.errors import DataError
 from gitbench.core.random import make_generator
-from gitbench.core.spec import parse_spec
-from gitbench.identity.loading import build_part, check_spec
+from gitbench.identity.loading import build_part, checked_spec
 
 
 @dataclass(frozen=True)
@@ -64,9 +63,7 @@ def load_dataset(dataset: str | Dataset) -> Data:
         DataError: the files cannot be used.
     """
     if isinstance(dataset, str):
-        spec = parse_spec("dataset", dataset)
-        check_spec(spec)
-        built: Dataset = build_part("dataset", spec.parts[0], Dataset)
+        built: Dataset = build_part("dataset", checked_spec("dataset", dataset).parts[0], Dataset)
     else:
         built = dataset
     data = built.load()

@@ -14,8 +14,7 @@ from gitbench.clients.update import Update
 from gitbench.core.component import Component
 from gitbench.core.errors import DefenseError
 from gitbench.core.random import make_generator
-from gitbench.core.spec import parse_spec
-from gitbench.identity.loading import build_part, check_spec
+from gitbench.identity.loading import build_part, checked_spec
 
 _COPIES, _FEW_COPIES = 64, 4  # of an update that is_random() looks at; few of a large one
 _ENTRIES = 2**20  # that make an update large, all copies together
@@ -213,9 +212,7 @@ def load_defense(defense: str | Defense) -> Defense:
     """
     if isinstance(defense, Defense):
         return defense
-    spec = parse_spec("defense", defense)
-    check_spec(spec)
-    parts: list[Defense] = [build_part("defense", part, Defense) for part in spec.parts]
+    parts: list[Defense] = [build_part("defense", part, Defense) for part in checked_spec("defense", defense).parts]
     return parts[0] if len(parts) == 1 else Composition(defenses=parts)
 
 

@@ -25,7 +25,7 @@ from gitbench.core.component import Component
 from gitbench.core.errors import GitbenchError, ModelError, SpecError
 from gitbench.core.random import make_generator, seeded
 from gitbench.core.spec import Part, canonical_json, parse_spec
-from gitbench.identity.loading import build_part, check_spec, load_part
+from gitbench.identity.loading import build_part, checked_spec, load_part
 from gitbench.identity.signatures import FILLED_IN
 from gitbench.identity.sources import digest_of_module, part_digest
 from gitbench.store.folder import write_atomic
@@ -84,8 +84,7 @@ def load_model(model: str, data: Data, *, seed: int = 0, cache: Path | None = No
         SpecError: unknown model or option.
         ModelError: the factory failed, nothing trains, or the network does not map images to logits.
     """
-    part = parse_spec("model", model).parts[0]
-    check_spec(parse_spec("model", model))
+    part = checked_spec("model", model).parts[0]
     options = dict(part.arguments)
     epochs, mode, frozen = options.pop("trained_epochs", 0), options.pop("mode", "eval"), options.pop("frozen", ())
     if not isinstance(epochs, int) or epochs < 0:

@@ -10,14 +10,13 @@ from torch.nn import functional
 
 from gitbench.attacker.attack import Candidates, Refiner
 from gitbench.attacker.observation import Observation
-from gitbench.attacker.options import AdaptiveOptions
+from gitbench.attacker.options import LabelOptions
 from gitbench.attacker.tools.labels import infer_labels
 from gitbench.attacker.tools.lbfgs import BatchedLbfgs
 from gitbench.attacker.tools.matching import INITS, Init, Objective, initial_images
 from gitbench.attacker.tools.optimisation import Best, Optimisation
 from gitbench.clients.model import classes_of
 from gitbench.core.progress import Progress
-from gitbench.identity.threat import Knowledge
 
 _PRECISION = 1e-10
 
@@ -40,7 +39,7 @@ class DLG(Refiner):
     }
 
     @dataclass(frozen=True, kw_only=True)
-    class Options(AdaptiveOptions):
+    class Options(LabelOptions):
         """Of :class:`DLG`.
 
         Args:
@@ -64,10 +63,6 @@ class DLG(Refiner):
             self.check_choice("init", INITS)
             self.check_least(1, "iterations", "history", "patience")
             self.check_positive("lr")
-
-        @property
-        def needs(self) -> frozenset[Knowledge]:
-            return frozenset({"labels"}) if self.labels == "known" else frozenset()
 
     options: Options
 

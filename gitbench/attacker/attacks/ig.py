@@ -8,12 +8,11 @@ import torch
 
 from gitbench.attacker.attack import Candidates, Refiner
 from gitbench.attacker.observation import Observation
-from gitbench.attacker.options import AdaptiveOptions
+from gitbench.attacker.options import LabelOptions
 from gitbench.attacker.tools.labels import infer_labels
 from gitbench.attacker.tools.matching import DISTANCES, Distance, Objective, initial_images, total_variation
 from gitbench.attacker.tools.optimisation import SCHEDULES, AdamOptimisation, Best
 from gitbench.core.progress import Progress
-from gitbench.identity.threat import Knowledge
 
 
 class IG(Refiner):
@@ -35,7 +34,7 @@ class IG(Refiner):
     }
 
     @dataclass(frozen=True, kw_only=True)
-    class Options(AdaptiveOptions):
+    class Options(LabelOptions):
         """Of :class:`IG`.
 
         Args:
@@ -48,7 +47,6 @@ class IG(Refiner):
             schedule: ``cosine``, or ``step``: tenfold down after 3/8, 5/8 and 7/8 of the iterations.
             distance: ``layerwise``, ``cosine`` or ``l2``.
             signed: use the sign of the gradient.
-            labels: ``inferred`` from the update, or ``known`` where the threat model grants them.
         """
 
         iterations: int = 2000
@@ -60,7 +58,6 @@ class IG(Refiner):
         schedule: str = "cosine"
         distance: Distance = "layerwise"
         signed: bool = False
-        labels: str = "inferred"
 
         def __post_init__(self) -> None:
             self.check_choice("labels", ("inferred", "known"))
@@ -69,10 +66,6 @@ class IG(Refiner):
             self.check_least(1, "iterations", "restarts")
             self.check_positive("lr", "start_lr")
             self.check_least(0, "tv", "start_tv")
-
-        @property
-        def needs(self) -> frozenset[Knowledge]:
-            return frozenset({"labels"}) if self.labels == "known" else frozenset()
 
     options: Options
 
