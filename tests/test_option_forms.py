@@ -1,4 +1,4 @@
-"""The options of an attack are read from its source, and no attack that Python builds is refused for them."""
+"""What an attack may be told is written in many ways, and none that Python builds is refused."""
 
 from __future__ import annotations
 
@@ -14,13 +14,10 @@ from gitbench.identity.loading import build_part, check_spec
 from helpers import write
 
 HEADER = """
-import sys
-from dataclasses import dataclass
-import gitbench
+from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
-from dataclasses import KW_ONLY, field
+import gitbench
 from gitbench.attacker.options import AttackOptions
-from gitbench.attacker.attacks.ig import IG
 
 @dataclass(frozen=True, kw_only=True)
 class Base(AttackOptions):
@@ -28,35 +25,19 @@ class Base(AttackOptions):
 """
 # What a SPEC calls, and the body of an attack with a class of options.
 FORMS = {
-    "fields": ("Mine(a=1)", "class Mine(gitbench.Attack):\n    @dataclass(frozen=True)\n    class Options(AttackOptions):\n        a: int"),
-    "named": ("Mine(b=1)", "class Mine(gitbench.Attack):\n    Options = Base"),
     "a default for a field of the base": (
         "Mine",
-        "class Mine(gitbench.Attack):\n    @dataclass(frozen=True)\n    class Options(Base):\n        b: int = 2",
+        "class Mine(gitbench.Attack):\n    @dataclass(frozen=True, kw_only=True)\n    class Options(Base):\n        b: int = 2",
     ),
-    "no fields": (
+    "a field of the class alone": (
         "Mine(a=1)",
-        "class Mine(gitbench.Attack):\n    @dataclass(frozen=True)\n    class Options(AttackOptions):\n        c: ClassVar[int]\n        _: KW_ONLY\n        a: int",
+        "class Mine(gitbench.Attack):\n    @dataclass(frozen=True, kw_only=True)\n    class Options(AttackOptions):\n        c: ClassVar[int]\n        _: KW_ONLY\n        a: int",
     ),
     "a constructor of its own": (
         "Mine(c=1)",
         "class Mine(gitbench.Attack):\n    class Options(AttackOptions):\n        a: int\n        def __init__(self, *, c): ...",
     ),
-    "a constructor of the attack's base": (
-        "Mine(c=1)",
-        "class Parent(gitbench.Attack):\n    def __init__(self, *, c): ...\nclass Mine(Parent):\n    @dataclass(frozen=True)\n    class Options(AttackOptions):\n        a: int",
-    ),
-    "under if": (
-        "Mine",
-        "class Mine(gitbench.Attack):\n    @dataclass(frozen=True)\n    class Options(AttackOptions):\n        if not sys:\n            a: int",
-    ),
     "one of two": ("Mine", "class Mine(gitbench.Attack):\n    Options = Base\n    Options = AttackOptions"),
-    "another decorator": (
-        "Mine(c=1)",
-        ("def made(cls):\n    return dataclass(frozen=True)(type('Made', (AttackOptions,), {'__annotations__': {'c': int}}))\n"
-        "class Mine(gitbench.Attack):\n    @made\n    class Options:\n        a: int"),
-    ),
-    "inherited": ("Mine(iterations=3)", "class Mine(IG):\n    name = 'mine'"),
     "a profile gives it": ("Mine", "class Mine(gitbench.Attack):\n    profiles = {'quick': {'b': 1}}\n    Options = Base"),
     "a dataclass that is no constructor": (
         "Mine(c=1)",
