@@ -47,8 +47,13 @@ def stacked_gradients(
 
     with _double_backward(model):
         if not any(isinstance(module, nn.RNNBase) for module in model.modules()):
-            with contextlib.suppress(RuntimeError), _dropout(model):  # what is wrong with the model comes up below as well
-                return _at_once(loss, parameters, inputs, labels, per_example=per_example)
+            try:
+                with _dropout(model):
+                    return _at_once(loss, parameters, inputs, labels, per_example=per_example)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError:  # so says vmap where it cannot; what is wrong with the model itself comes up below as well
+                pass
         with _dropout(model):
             return _one_by_one(loss, parameters, inputs, labels, per_example=per_example)
 
