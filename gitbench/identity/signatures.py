@@ -159,7 +159,7 @@ def _fields(names: Bindings, node: ast.AST | None) -> tuple[str, ...] | None:
     for item in (item for item in scope(node) if isinstance(item, ast.AnnAssign)):
         # Others than plain fields (ClassVar, InitVar, field(init=False)) may be no keywords: one too many does no harm.
         found += [item.target.id] if isinstance(item.target, ast.Name) else []
-    return tuple(found)
+    return tuple(dict.fromkeys(found))  # a class may give an inherited option another default
 
 
 def _arguments(node: ast.FunctionDef, *, skip: int) -> Signature:
