@@ -54,6 +54,14 @@ def options(tiny_npz: Path) -> dict[str, object]:
 # ------------------------------------------------------------------ hooks and names
 
 
+def test_the_values_of_a_new_layer_follow_from_the_seed(options) -> None:
+    found = []
+    for state in (1, 2):
+        torch.manual_seed(state)
+        found.append(gitbench.evaluate(defense=OnModel(), **options).metrics["psnr"].values)
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("defense", [OnUpdate(), OnBatch(), OnModel(), OnExamples(), OnExamples() | Halved()])
 def test_a_defense_acts_on_update_batch_model_or_examples(options, defense: gitbench.Defense) -> None:
     result = gitbench.evaluate(defense=defense, **{**options, "victims": 12})

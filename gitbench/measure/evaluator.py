@@ -32,7 +32,7 @@ from gitbench.core.deadline import Deadline, checked
 from gitbench.core.errors import ConfigError, GitbenchError
 from gitbench.core.memory import peak_memory_mb, reset_peak
 from gitbench.core.progress import Progress, TimeUp, silent
-from gitbench.core.random import make_generator
+from gitbench.core.random import make_generator, seeded
 from gitbench.identity.case import Case
 from gitbench.judge.flags import own_flags
 from gitbench.judge.statistics import interval
@@ -125,7 +125,7 @@ class Evaluator:
             GitbenchError: a part of the case cannot be built.
         """
         scene = self._scene(case, defense)
-        return self._observed(case, scene, scene.defense.modify_model(scene.original))
+        return self._observed(case, scene, _shared_model(case, scene))
 
     def truth(self, case: Case) -> torch.Tensor:
         """The private images of a case's victims ``(V, B, C, H, W)``.
@@ -210,7 +210,7 @@ class Evaluator:
         if deadline.seconds is not None:
             _warm_up()
         deadline.begin()
-        model = scene.defense.modify_model(scene.original)
+        model = _shared_model(case, scene)
         character = None if case.is_control else self._conforms(case, scene.defense, model, data)
         local: list[tuple[float, ...]] = []
         observation = self._observed(case, scene, model, show=lambda drifted: local.append(fingerprint(model, drifted)))
@@ -312,6 +312,12 @@ def resolve_device(device: str) -> torch.device:
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("The device cuda was asked for, but torch finds no GPU. Use --gitbench-device auto or cpu.")
     return torch.device(device)
+
+
+def _shared_model(case: Case, scene: _Scene) -> nn.Module:
+    """The model of server and client. The values of layers that a defense makes anew follow from the case's seed."""
+    with seeded(make_generator(case.seed, "shared model", case.defense)):
+        return scene.defense.modify_model(scene.original)
 
 
 def _measures(found: torch.Tensor, inputs: torch.Tensor, data: Data) -> tuple[dict[str, Measure], Baselines, list[str]]:
