@@ -20,14 +20,16 @@ class Ridge(Attack):
     With the last layer's weight gradient ``W_k = b_k a`` and bias gradient ``b_k``, its input is
     ``a = sum_k b_k W_k / sum_k b_k²``, exact for one example. A ridge regression fitted on public pairs
     (passed through the defense) maps it to the image. The penalty is chosen on held-out public pairs.
-    For a batch, the row of each example's class is read: ``W_y / b_y``. After a sigmoid or tanh the
+    For a batch, each example's input is solved with the layer's own weights, where they are known and the
+    defense leaves that layer's gradient as it is (:mod:`gitbench.attacker.tools.last_layer`); else the row
+    of each example's class is read: ``W_y / b_y``. After a sigmoid or tanh the
     regression may start from the activation's input instead, which is closer to linear in the pixels;
     the held-out pairs decide that too.
     """
 
     name = "ridge"
     requires = frozenset({"architecture", "public"})
-    uses = frozenset({"defense"})
+    uses = frozenset({"defense", "parameters"})  # parameters for the labels and inputs of batches alone
     profiles = {"quick": {"limit": 2048}}
 
     Options = PublicOptions

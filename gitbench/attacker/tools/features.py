@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import nn
 
 from gitbench.attacker.observation import Observation
 from gitbench.clients.activation import inverse_before
@@ -37,6 +38,18 @@ def last_features(observation: Observation, update: Update, labels: torch.Tensor
     rows = torch.arange(len(labels), device=weight.device)[:, None]
     scale = bias[rows, labels][..., None]
     return torch.where(scale.abs() > 1e-20, weight[rows, labels] / scale, 0)
+
+
+def forward_features(model: nn.Module, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the last linear layer reads of inputs ``(N, C, H, W)``, and the logits, both in float64."""
+    seen: list[torch.Tensor] = []
+    handle = last_linear(model)[1].register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].detach()))
+    try:
+        with torch.no_grad():
+            logits = torch.cat([model(part) for part in inputs.split(256)])
+    finally:
+        handle.remove()
+    return torch.cat(seen).double(), logits.double()
 
 
 def input_inverse(observation: Observation) -> Callable[[torch.Tensor], torch.Tensor] | None:

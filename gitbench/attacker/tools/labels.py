@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from gitbench.attacker.observation import Observation
+from gitbench.attacker.tools.features import forward_features
 from gitbench.attacker.tools.label_counts import most_likely_counts
 from gitbench.clients.defense import Defense
 from gitbench.clients.model import last_layer, last_linear
@@ -151,7 +152,8 @@ def _from_features(observation: Observation, linear: nn.Linear) -> tuple[torch.T
     """From the probabilities and features of public images, class by class."""
     public, model, classes = observation.public, observation.model, linear.out_features
     chosen = torch.randperm(len(public), generator=make_generator(0, "labels"))[:_EXAMPLES].to(public.inputs.device)
-    features, probabilities = _forward(model, public.inputs[chosen])
+    features, logits = forward_features(model, public.inputs[chosen])
+    probabilities = logits.softmax(1)
     if features.ndim != 2 or probabilities.shape[1] != classes:
         return None
     directions = _directions(features, linear, _ENTRIES)
@@ -174,18 +176,6 @@ def _class_means(values: torch.Tensor, members: torch.Tensor) -> torch.Tensor:
     """Means ``(classes, D)`` of values ``(N, D)``; of a class with few examples closer to the mean of all."""
     found: torch.Tensor = (members.T @ values + _SHRINK * values.mean(0)) / (members.sum(0)[:, None] + _SHRINK)
     return found
-
-
-def _forward(model: nn.Module, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs of the last linear layer and probabilities, in double precision."""
-    seen: list[torch.Tensor] = []
-    handle = last_linear(model)[1].register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].detach()))
-    try:
-        with torch.no_grad():
-            logits = torch.cat([model(part) for part in inputs.split(256)])
-    finally:
-        handle.remove()
-    return torch.cat(seen).double(), logits.double().softmax(1)
 
 
 def _from_rows(observation: Observation) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,8 @@
-"""The image that a linear map reads off the last layer's input: a closed form, fitted on public images."""
+"""The image that a linear map reads off the last layer's input: a closed form, fitted on public images.
+
+Of a batch the inputs are solved where that can be done (:mod:`gitbench.attacker.tools.last_layer`). Where it fails, as under
+noise, the row of each example's class is read, and the map is one from what public batches show there.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,13 @@ from collections.abc import Mapping
 import torch
 
 from gitbench.attacker.observation import Observation
-from gitbench.attacker.tools.features import input_inverse, last_features
+from gitbench.attacker.tools.features import forward_features, input_inverse, last_features
+from gitbench.attacker.tools.last_layer import can_be_solved, solved_inputs
 from gitbench.attacker.tools.regression import LinearMap, fit_linear
 from gitbench.clients.update import Update
 from gitbench.core.progress import Progress
+
+_SOLVED = "start.solved"  # the map from a layer's exact inputs, which a batch's average gradient gives where it can be solved
 
 
 def fit_linear_image(
@@ -43,12 +50,24 @@ def fit_linear_image(
         update = observation.public_updates(rows, generator=generator)
         parts.append(_inputs(observation, update, public.labels[rows], thorough=thorough))
         progress(f"{what}: public updates", done + 1, len(chunks))
-    pixels = public.inputs[batches.flatten()].flatten(1)
-    held = torch.arange(len(pixels), device=pixels.device) >= len(pixels) - max(1, round(holdout * len(pixels)))
     alternatives = [torch.cat(inputs).flatten(0, 1) for inputs in zip(*parts, strict=True)]
+    images = public.inputs[batches.flatten()]
+    state = _fitted(alternatives, images, holdout=holdout, thorough=thorough, prefix="start")
+    if can_be_solved(observation):
+        exact, _ = forward_features(observation.model, images)
+        state |= _fitted(_alternatives(observation, exact, thorough=thorough), images, holdout=holdout, thorough=thorough, prefix=_SOLVED)
+    return state
+
+
+def _fitted(
+    alternatives: list[torch.Tensor], images: torch.Tensor, *, holdout: float, thorough: bool, prefix: str
+) -> dict[str, torch.Tensor]:
+    """The best of the maps from alternative inputs ``(N, F)`` to ``N`` images."""
+    pixels = images.flatten(1)
+    held = torch.arange(len(pixels), device=pixels.device) >= len(pixels) - max(1, round(holdout * len(pixels)))
     maps = [fit_linear(inputs, pixels, held=held, bounds=(0, 1), thorough=thorough) for inputs in alternatives]
     best = min(range(len(maps)), key=lambda index: maps[index].error)
-    return {**maps[best].tensors("start"), "start.inverse": torch.tensor(best)}
+    return {**maps[best].tensors(prefix), f"{prefix}.inverse": torch.tensor(best)}
 
 
 def linear_image(observation: Observation, labels: torch.Tensor, state: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -59,18 +78,34 @@ def linear_image(observation: Observation, labels: torch.Tensor, state: Mapping[
         labels: ``(V, B)``, sorted in each batch.
         state: of :func:`fit_linear_image`.
     """
-    read = LinearMap.stored(state, "start")
-    thorough = read.weight.dtype == torch.float64
-    inputs = _inputs(observation, observation.update, labels, thorough=thorough)[int(state["start.inverse"])]
-    return read(inputs).float().clamp(0, 1).reshape(*labels.shape, *observation.input_shape)
+    thorough = state["start.weight"].dtype == torch.float64
+    found = last_features(observation, observation.update, labels).double()
+    images = _read(observation, found, state, "start", thorough=thorough)
+    if f"{_SOLVED}.weight" in state:
+        solution = solved_inputs(observation, labels)
+        exact = _read(observation, solution.inputs, state, _SOLVED, thorough=thorough)
+        images = torch.where(solution.solved[:, None, None], exact, images)
+    return images.float().clamp(0, 1).reshape(*labels.shape, *observation.input_shape)
+
+
+def _read(
+    observation: Observation, inputs: torch.Tensor, state: Mapping[str, torch.Tensor], prefix: str, *, thorough: bool
+) -> torch.Tensor:
+    """Pixels ``(V, B, P)`` that the stored map reads off the last layer's inputs ``(V, B, F)``."""
+    chosen = _alternatives(observation, inputs, thorough=thorough)[int(state[f"{prefix}.inverse"])]
+    return LinearMap.stored(state, prefix)(chosen)
 
 
 def _inputs(observation: Observation, update: Update, labels: torch.Tensor, *, thorough: bool) -> list[torch.Tensor]:
-    """The last layer's inputs, and those of the activation before it where that has an inverse: ``(V, B, F)`` each.
+    """What the update tells of the last layer's inputs, ``(V, B, F)`` each."""
+    return _alternatives(observation, last_features(observation, update, labels).double(), thorough=thorough)
+
+
+def _alternatives(observation: Observation, inputs: torch.Tensor, *, thorough: bool) -> list[torch.Tensor]:
+    """The last layer's inputs, and those of the activation before it where that has an inverse.
 
     After a sigmoid or a tanh the second are closer to linear in the pixels.
     """
     inverse = input_inverse(observation)
-    found = last_features(observation, update, labels).double()
-    alternatives = [found] if inverse is None else [found, inverse(found)]
-    return [one if thorough else one.float() for one in alternatives]
+    found = [inputs] if inverse is None else [inputs, inverse(inputs)]
+    return [one if thorough else one.float() for one in found]

@@ -1,0 +1,143 @@
+"""The last layer's inputs of a batch: the equations against autograd, and what is solved of real models' updates."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
+from torch.nn import functional
+
+import gitbench
+from gitbench.attacker.attacks.lti import matched_error
+from gitbench.attacker.attacks.ridge import Ridge
+from gitbench.attacker.learning import NoCheckpoint
+from gitbench.attacker.observation import Observation
+from gitbench.attacker.tools.features import forward_features
+from gitbench.attacker.tools.labels import infer_labels
+from gitbench.attacker.tools.last_layer import _Point, can_be_solved, minimised, solved_inputs
+from gitbench.clients.data import Data
+from gitbench.core.progress import silent
+from gitbench.core.random import make_generator
+from helpers import make_data
+
+
+@pytest.fixture(scope="module")
+def ten() -> Data:
+    return make_data(classes=10, public=600, private=64, size=12)
+
+
+def observe(
+    data: Data,
+    *,
+    batch_size: int = 4,
+    victims: int = 6,
+    model: str = "mlp(hidden=(40,))",
+    defense: str = "none",
+    known: str = "none",
+    **granted,
+):
+    network = gitbench.load_model(model, data)
+    inputs, labels = gitbench.draw_victims(data.private, victims=victims, batch_size=batch_size, seed=0)
+    update = gitbench.client_update(network, inputs, labels, defense=defense, generator=make_generator(0), public=data.public)
+    found = {"public": data.public, "defense": defense, **granted}
+    observation = Observation(update=update, model=network, input_shape=data.input_shape, batch_size=batch_size, **found)
+    return observation, inputs
+
+
+def problem(seed: int, batch: int, classes: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The logits ``(1, B, C)`` of a batch, its one-hot labels, and what the server sees of them."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(1, batch, classes, generator=generator, dtype=torch.float64)
+    labels = functional.one_hot(torch.randint(classes, (1, batch), generator=generator), classes).double()
+    nothing = logits.new_zeros(1, classes, classes + 1)
+    return logits, labels, _Point(logits, labels, nothing).residual
+
+
+@given(seed=st.integers(0, 10_000), batch=st.integers(1, 4), classes=st.integers(2, 5))
+def test_the_jacobian_s_products_are_those_of_autograd(seed: int, batch: int, classes: int) -> None:
+    _, labels, target = problem(seed, batch, classes)
+    start = problem(seed + 1, batch, classes)[0]
+    point = _Point(start, labels, target)
+
+    def residual(flat: torch.Tensor) -> torch.Tensor:
+        errors = (flat.reshape(batch, classes).softmax(1) - labels[0]) / batch
+        extended = torch.cat([flat.reshape(batch, classes), flat.new_ones(batch, 1)], dim=1)
+        return (torch.stack([torch.outer(errors[row], extended[row]) for row in range(batch)]).sum(0) - target[0]).flatten()
+
+    jacobian = torch.func.jacfwd(residual)(start.flatten())
+    step = torch.randn_like(start)
+    assert torch.allclose(point.residual.flatten(), residual(start.flatten()))
+    assert torch.allclose(point.pushed_forward(step).flatten(), jacobian @ step.flatten())
+    assert torch.allclose(point.pulled_back(point.residual).flatten(), jacobian.T @ point.residual.flatten())
+    assert torch.allclose(point.normal()[0], jacobian.T @ jacobian)
+
+
+def test_a_search_that_starts_at_the_solution_stays_there_and_others_fall() -> None:
+    logits, labels, target = problem(0, 3, 6)
+    starts = torch.cat([logits, logits + 0.3 * torch.randn_like(logits)])
+    found, residual = minimised(starts, labels.expand(2, -1, -1), target.expand(2, -1, -1))
+    assert torch.equal(found[0], logits[0])
+    assert residual[1] < _Point(starts[1:], labels, target).value[0]
+
+
+@pytest.mark.parametrize("model", ["mlp(hidden=(40,))", "lenet"])
+def test_every_example_s_own_input_is_found(ten: Data, model: str) -> None:
+    observation, inputs = observe(ten, model=model)
+    assert can_be_solved(observation)
+    found = solved_inputs(observation, infer_labels(observation))
+    assert found.solved.float().mean() > 0.8
+    truth = forward_features(observation.model, inputs.flatten(0, 1))[0].reshape(found.inputs.shape)
+    for solution, own in zip(found.inputs[found.solved], truth[found.solved], strict=True):
+        distances = torch.cdist(own, solution)
+        rows, columns = linear_sum_assignment(distances.numpy())
+        assert distances[rows, columns].max() < 1e-2 * own.norm(dim=1).max()
+
+
+def test_two_runs_find_the_same(ten: Data) -> None:
+    observation, _ = observe(ten)
+    labels = infer_labels(observation)
+    assert torch.equal(solved_inputs(observation, labels).inputs, solved_inputs(observation, labels).inputs)
+
+
+@pytest.mark.parametrize("defense", ["gaussian_noise(std=0.01)", "clipping(max_norm=0.01)"])
+def test_an_update_that_was_changed_is_not_said_to_be_solved(ten: Data, defense: str) -> None:
+    observation, _ = observe(ten, defense=defense)
+    found = solved_inputs(observation, infer_labels(observation))
+    assert not found.solved.any() and not found.inputs.any()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"batch_size": 1}, {"batch_size": 10}, {"public": None}, {"parameters": False}],
+    ids=str,
+)
+def test_where_nothing_can_be_solved(ten: Data, changes: dict) -> None:
+    known = {name: changes[name] for name in ("public", "parameters") if name in changes}
+    observation, _ = observe(ten, batch_size=changes.get("batch_size", 4), victims=2, **known)
+    assert not can_be_solved(observation)
+
+
+def test_a_frozen_bias_leaves_nothing_to_solve(ten: Data) -> None:
+    observation, _ = observe(ten, victims=2)
+    list(observation.model.parameters())[-1].requires_grad_(False)
+    assert not can_be_solved(observation)
+
+
+def test_ridge_sees_each_image_of_a_batch_where_rows_show_a_mixture(ten: Data) -> None:
+    observation, inputs = observe(ten, victims=8)
+
+    def error(seen: Observation) -> float:
+        attack, generator = Ridge(), make_generator(0)
+        state = attack.fit(seen.without_update(), generator=generator, progress=silent, checkpoint=NoCheckpoint())
+        found = attack.run(seen, state, generator=generator, progress=silent)
+        return float(matched_error(found.flatten(2), inputs.flatten(2)))
+
+    rows = error(observation.restricted(frozenset({"architecture", "public", "defense"})))
+    assert error(observation) < 0.5 * rows
+
+
+def test_a_defense_that_spares_the_last_layer_does_not_hide_its_inputs(ten: Data) -> None:
+    observation, _ = observe(ten, defense="pruning(rate=0.5)")  # takes the small entries, which are those of the first layer
+    assert solved_inputs(observation, infer_labels(observation)).solved.any()
