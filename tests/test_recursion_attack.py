@@ -121,8 +121,14 @@ def test_a_residual_network_is_better_than_where_it_starts(smooth: Data) -> None
 
 
 def test_a_batch_is_looked_for_with_all_its_images(smooth: Data) -> None:
-    start = psnr("recursion(iterations=0)", smooth, gitbench.load_model("mlp", smooth), count=3, batch=2)
-    assert psnr("recursion(iterations=60)", smooth, gitbench.load_model("mlp", smooth), count=3, batch=2).mean() > start.mean() + 3
+    # As many examples as classes: the last layer's inputs cannot be solved, and the start shows mixtures.
+    model = gitbench.load_model("mlp", smooth)
+    start = psnr("recursion(iterations=0)", smooth, model, count=3, batch=4)
+    assert psnr("recursion(iterations=60)", smooth, model, count=3, batch=4).mean() > start.mean() + 3
+
+
+def test_a_batch_whose_last_layer_is_solved_starts_near_its_images(smooth: Data) -> None:
+    assert psnr("recursion(iterations=0)", smooth, gitbench.load_model("mlp", smooth), count=3, batch=2).mean() > 40
 
 
 def test_unsupported_layers_are_all_named(smooth: Data) -> None:
