@@ -42,4 +42,4 @@ class Ridge(Attack):
         )
 
     def run(self, observation: Observation, state: State, *, generator: torch.Generator, progress: Progress) -> torch.Tensor:
-        return linear_image(observation, infer_labels(observation), state)
+        return linear_image(observation, infer_labels(observation), state, progress=progress)

@@ -8,6 +8,7 @@ From the logits follow the ``d_b``, and from these the inputs, by linear least s
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -16,16 +17,16 @@ from torch.nn import functional
 from gitbench.attacker.observation import Observation
 from gitbench.attacker.tools.features import forward_features
 from gitbench.clients.model import last_linear
+from gitbench.core.progress import Progress
 from gitbench.core.random import make_generator
 
-LARGEST = 512
-"""Most unknowns (examples times classes) that are solved for: each step factorises a matrix of that side."""
-
+_LARGEST = 512  # unknowns (examples times classes): each step factorises a matrix of that side
 _SEEN = 2048  # public images whose logits are starts
 _STARTS = 16  # at once; victims that none of them solves get as many again
 _ROUNDS = 4
 _STEPS = 300
-_EXACT = 1e-14  # squared residual, relative: rounding to float32 leaves up to 7e-15, and the best wrong minima seen 2e-14
+EXACT = 3e-14
+"""Misfit below which a batch counts as solved, chosen on public images that played victims (benchmarks/solved_batches.py)."""
 _STALLED = 8  # steps that lower the residual by less than a thousandth
 _DONE = 1e-24
 _PROBE = 0.1  # length of the step along which curvature is measured
@@ -36,14 +37,17 @@ _MOST_DAMPING = 1e10
 
 @dataclass(frozen=True)
 class SolvedInputs:
-    """What was solved.
+    """What was found, with the lowest residual of all starts.
 
     Args:
-        inputs: of the last layer, ``(V, B, F)``, float64, in the order of the labels; zero where it was not solved.
-        solved: ``(V,)`` whether they explain the layer's gradient to the precision of float32.
+        inputs: of the last layer, ``(V, B, F)``, float64, in the order of the labels.
+        misfit: ``(V,)`` squared residual of the equations, relative to their right-hand side.
+        solved: ``(V,)`` whether that is no more than rounding to float32 leaves. Where the equations are badly conditioned,
+            rounding alone moves the inputs away from the client's own.
     """
 
     inputs: torch.Tensor
+    misfit: torch.Tensor
     solved: torch.Tensor
 
 
@@ -55,39 +59,44 @@ def can_be_solved(observation: Observation) -> bool:
     model = observation.model
     name, linear = last_linear(model)
     classes = linear.out_features
-    if model.training or not {f"{name}.weight", f"{name}.bias"} <= set(observation.sent) or not batch < classes <= LARGEST // batch:
+    if model.training or not {f"{name}.weight", f"{name}.bias"} <= set(observation.sent) or not batch < classes <= _LARGEST // batch:
         return False
     return forward_features(model, observation.public.inputs[:1])[0].ndim == 2
 
 
-def solved_inputs(observation: Observation, labels: torch.Tensor) -> SolvedInputs:
+def solved_inputs(observation: Observation, labels: torch.Tensor, *, progress: Progress, tolerance: float = EXACT) -> SolvedInputs:
     """Solve every victim's batch by Levenberg-Marquardt with geodesic acceleration (Transtrum and Sethna, arXiv 1201.5885).
 
     A start is the logits of a random public image of the right class for each example: two of one class must not
-    start alike, where the residual has a saddle. Of several starts the one with the lowest residual is kept.
+    start alike, where the residual has a saddle.
 
     Args:
         observation: for which :func:`can_be_solved` holds, with its update.
         labels: ``(V, B)``.
+        progress: told after every round of starts.
+        tolerance: of the misfit, for a batch to count as solved.
     """
     name, linear = last_linear(observation.model)
     tensors = observation.update.tensors
     gradient = torch.cat([tensors[f"{name}.weight"], tensors[f"{name}.bias"][..., None]], dim=2).double()
     layer = torch.cat([linear.weight, linear.bias[:, None]], dim=1).detach().double()
     target = torch.cat([gradient @ layer.T, gradient[..., -1:]], dim=2)
+    scale = target.square().sum((1, 2))
     classes = functional.one_hot(labels, linear.out_features).double()
     starts = _Starts(observation, layer)
     inputs = gradient.new_zeros(*labels.shape, linear.in_features)
-    solved = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
-    for _ in range(_ROUNDS):
-        left = (~solved).nonzero().flatten()
+    misfit = torch.full_like(scale, math.inf)
+    left = torch.arange(len(labels), device=labels.device)
+    for done in range(_ROUNDS):
+        logits, residual = _best_of(starts(labels[left]), classes[left], target[left])
+        found, own = _from_logits(logits, classes[left], gradient[left]), residual / scale[left]
+        better = (own < misfit[left]) & found.isfinite().all(2).all(1)
+        inputs[left[better]], misfit[left[better]] = found[better], own[better]
+        left = left[misfit[left] >= tolerance]
+        progress("last layer", done + 1, _ROUNDS)
         if not len(left):
             break
-        logits, residual = _best_of(starts(labels[left]), classes[left], target[left])
-        found = _from_logits(logits, classes[left], gradient[left])
-        exact = (residual < _EXACT * target[left].square().sum((1, 2))) & found.isfinite().all(2).all(1)
-        inputs[left[exact]], solved[left[exact]] = found[exact], True
-    return SolvedInputs(inputs, solved)
+    return SolvedInputs(inputs, misfit, misfit < tolerance)
 
 
 class _Starts:

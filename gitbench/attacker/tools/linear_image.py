@@ -70,19 +70,20 @@ def _fitted(
     return {**maps[best].tensors(prefix), f"{prefix}.inverse": torch.tensor(best)}
 
 
-def linear_image(observation: Observation, labels: torch.Tensor, state: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def linear_image(observation: Observation, labels: torch.Tensor, state: Mapping[str, torch.Tensor], *, progress: Progress) -> torch.Tensor:
     """Images ``(V, B, C, H, W)`` in [0, 1] of an observation's victims.
 
     Args:
         observation: with its update.
         labels: ``(V, B)``, sorted in each batch.
         state: of :func:`fit_linear_image`.
+        progress: told where a batch is solved.
     """
     thorough = state["start.weight"].dtype == torch.float64
     found = last_features(observation, observation.update, labels).double()
     images = _read(observation, found, state, "start", thorough=thorough)
     if f"{_SOLVED}.weight" in state:
-        solution = solved_inputs(observation, labels)
+        solution = solved_inputs(observation, labels, progress=progress)
         exact = _read(observation, solution.inputs, state, _SOLVED, thorough=thorough)
         images = torch.where(solution.solved[:, None, None], exact, images)
     return images.float().clamp(0, 1).reshape(*labels.shape, *observation.input_shape)

@@ -88,7 +88,8 @@ class _Estimation:
 
     def images(self) -> Images:
         labels = infer_labels(self._observation)
-        start = linear_image(self._observation, labels, self._state) if "start.weight" in self._state else None
+        known = "start.weight" in self._state
+        start = linear_image(self._observation, labels, self._state, progress=self._progress) if known else None
         mean = self._prior.mean.float().reshape(self._observation.input_shape)
         best = mean.expand(*labels.shape, -1, -1, -1) if start is None else start
         if labels.shape[1] == 1:
