@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from gitbench.clients.defense import load_defense as load_defense
     from gitbench.clients.model import ModelFactory as ModelFactory
     from gitbench.clients.model import load_model as load_model
+    from gitbench.clients.procedure import Client as Client
+    from gitbench.clients.procedure import load_client as load_client
     from gitbench.clients.update import Update as Update
     from gitbench.core.errors import GitbenchError as GitbenchError
     from gitbench.core.metric import Metric as Metric
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "Attack": "attacker.attack",
     "Candidates": "attacker.attack",
+    "Client": "clients.procedure",
     "Data": "clients.data",
     "Dataset": "clients.data",
     "Declared": "clients.defense",
@@ -61,6 +64,7 @@ _WHERE = {
     "draw_victims": "clients.data",
     "evaluate": "run.bench",
     "load_attack": "attacker.attack",
+    "load_client": "clients.procedure",
     "load_dataset": "clients.data",
     "load_defense": "clients.defense",
     "load_model": "clients.model",

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from gitbench.core.errors import ConfigError, SpecError
+from gitbench.identity.case import Setting
 from gitbench.identity.threat import KNOWLEDGE, THREATS, knowledge_of
 from gitbench.judge.verdict import DEFAULT_GATE
 from gitbench.run.config import PROFILES, Config, make_cells, make_config, parse_thresholds
@@ -141,9 +142,11 @@ def test_cells_come_controls_first_and_by_name() -> None:
     assert [cell.name for cell in cells] == ["photos/lenet/none/ig", "photos/lenet/pruning(rate=0.5)/ig"]
     assert [cell.is_control for cell in cells] == [True, False]
     assert [case.seed for case in cells[0].cases] == [0, 1]
-    assert cells[0].group == ("photos", "lenet")
+    assert cells[0].setting == Setting("photos", "lenet")
     assert cells[1].cases[0].control() == cells[0].cases[0]
-    assert config.setting == {"threat": "server", "profile": "quick", "victims": 2, "batch_size": 1, "seeds": 2}
+    assert config.conditions(cells[0].setting) == {
+        "threat": "server", "profile": "quick", "client": "fedsgd", "victims": 2, "batch_size": 1, "seeds": 2,
+    }  # fmt: skip
 
 
 def test_a_control_is_never_known_to_leak() -> None:

@@ -105,7 +105,7 @@ def test_looks_double_up_to_the_profiles_bound() -> None:
     for name, profile in PROFILES.items():
         config = make_config({"profile": name, "victims": "auto"}, {})
         assert config.looks == looks(FIRST, profile.most_victims)
-        assert config.setting["victims"] == "auto"
+        assert config.number_of_victims == "auto"
         assert make_config({"profile": name}, {}).looks == (profile.victims,)
 
 

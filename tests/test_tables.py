@@ -188,7 +188,7 @@ def test_stored_results_become_tables(store: Store) -> None:
     for found in (old, new, *others):
         store.save(found)
     found_tables = tables(list(store.results()))
-    assert [(found.model, found.setting["threat"], found.setting["seeds"]) for found in found_tables] == [
+    assert [(found.model, found.conditions["threat"], found.conditions["seeds"]) for found in found_tables] == [
         ("lenet", "server", 2),
         ("lenet", "upper-bound", 1),
         ("mlp", "server", 1),

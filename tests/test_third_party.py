@@ -44,7 +44,15 @@ def run(environment: dict[str, str], folder: Path, *command: str) -> str:
 
 
 def test_every_kind_and_a_column_are_added(environment: dict[str, str], tmp_path: Path) -> None:
-    axes = ("attack=first_rows", "attack=ridge", "defense=none", "defense=signs(scale=0.1)", "model=softmax", "dataset=stripes")
+    axes = (
+        "attack=first_rows",
+        "attack=ridge",
+        "defense=none",
+        "defense=signs(scale=0.1)",
+        "model=softmax",
+        "dataset=stripes",
+        "client=halves",
+    )
     options = (*axes, "threshold=close=50", "victims=12")
     told = run(environment, tmp_path, "pytest", "--gitbench", *(f"--gitbench-{option}" for option in options))
     rows = {line.split("  ")[0]: line for line in told.splitlines() if not line.startswith("[")}
@@ -73,6 +81,7 @@ def test_it_is_listed(environment: dict[str, str]) -> None:
         ("defense", "signs", "signs:Signs"),
         ("model", "softmax", "softmax:Softmax"),
         ("dataset", "stripes", "stripes:Stripes"),
+        ("client", "halves", "halves:Halves"),
         ("metric", "close", "close:Close"),
     ):
         assert [kind, name, f"gitbench_example.{where}"] in [line.split() for line in listed.splitlines()]

@@ -104,7 +104,7 @@ class Attack(Component):
     uses: frozenset[Knowledge] = frozenset()
     """Knowledge that it reads when it is granted."""
     adapt: bool = True
-    """False for the attacker that does not know the defense: its definition is then withheld, even where it is granted."""
+    """False for the attacker that knows neither the defense nor what clients do: both are then withheld, even where they are granted."""
     fit_uses: frozenset[Knowledge] | None = None
     """What of it :meth:`fit` reads, where that is less: states are shared between cells that differ in the rest only."""
     profiles: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -173,9 +173,9 @@ class Attack(Component):
         return Reconstruction(candidates.inputs.detach(), fitted.seconds, seconds, candidates.still_improving)
 
     def seen_of(self, observation: Observation) -> Observation:
-        """What of an observation this attack sees: what it names, and no defense where it does not adapt."""
+        """What of an observation this attack sees: what it names, and a plain gradient where it does not adapt."""
         seen = observation.restricted(self.requires | self.uses)
-        return seen if self.adapt else seen.undefended()
+        return seen if self.adapt else seen.oblivious()
 
     def memory(self, observation: Observation) -> int:
         """Bytes that :meth:`fit` and :meth:`run` take at their peak, beyond data and model; 0 if little.

@@ -15,6 +15,7 @@ from torch import nn
 from gitbench.clients.client import after_earlier_rounds, local_gradients, protect
 from gitbench.clients.data import Split
 from gitbench.clients.defense import Defense, Expectation, fresh, load_defense
+from gitbench.clients.procedure import Client, load_client
 from gitbench.clients.trained import trained_parameters
 from gitbench.clients.update import Update
 from gitbench.core.errors import AttackError, NotGrantedError
@@ -34,6 +35,7 @@ class _Contents:
     batch_size: int
     labels: torch.Tensor | None
     public: Split | None
+    client: Client
     expectation: Expectation | None
     batchnorm_statistics: BatchNormStatistics | None
     parameters: bool
@@ -43,13 +45,14 @@ class Observation:
     """Update plus knowledge. Reading what is not granted raises :class:`NotGrantedError`.
 
     Args:
-        update: of ``V`` victims.
+        update: of ``V`` victims, as it was sent.
         earlier: updates of the same victims from rounds before, oldest first.
         model: the attacker's copy of the model under attack (stale under parameter drift).
         input_shape: ``(C, H, W)`` of one input.
-        batch_size: inputs per victim; taken from ``labels`` when these are given.
+        batch_size: inputs per victim, all its clients together; taken from ``labels`` when these are given.
         labels: ``(V, B)``, if granted.
         public: the attacker's own data, if granted.
+        client: how the clients made it, which the server asked them to, or its SPEC; None is ``fedsgd``.
         defense: the defense's definition or its SPEC, if granted. It is copied: what a client keeps stays secret.
         batchnorm_statistics: of the private batches, if granted.
         parameters: False keeps the parameters secret: only the architecture is known then.
@@ -67,19 +70,22 @@ class Observation:
         batch_size: int | None = None,
         labels: torch.Tensor | None = None,
         public: Split | None = None,
+        client: Client | str | None = None,
         defense: Defense | str | None = None,
         batchnorm_statistics: BatchNormStatistics | None = None,
         parameters: bool = True,
     ) -> None:
+        client = load_client(client)
         self._contents = _Contents(
-            update=update,
-            earlier=_of_the_same_victims(earlier, update),
+            update=client.in_gradients(update),
+            earlier=tuple(client.in_gradients(one) for one in _of_the_same_victims(earlier, update)),
             model=model,
             input_shape=input_shape,
             batch_size=batch_size or (labels.shape[1] if labels is not None else 1),
             labels=labels,
             public=public,
-            expectation=None if defense is None else Expectation(fresh(load_defense(defense))),
+            client=client,
+            expectation=None if defense is None else Expectation(fresh(load_defense(defense)), client),
             batchnorm_statistics=batchnorm_statistics,
             parameters=parameters,
         )
@@ -103,7 +109,10 @@ class Observation:
 
     @property
     def update(self) -> Update:
-        """What the clients sent. Not there while an attack is fitted: fitting cannot depend on victims."""
+        """What the clients sent, in gradients (see :class:`gitbench.Client`).
+
+        Not there while an attack is fitted: fitting cannot depend on victims.
+        """
         if self._contents.update is None:
             raise NotGrantedError("An attack is fitted before it sees any update. Read observation.update in run().")
         return self._contents.update
@@ -189,6 +198,11 @@ class Observation:
         return self._contents.expectation
 
     @property
+    def client(self) -> Client:
+        """How the clients made their updates."""
+        return self._contents.client
+
+    @property
     def batchnorm_statistics(self) -> BatchNormStatistics:
         return _granted("batchnorm_statistics", self._contents.batchnorm_statistics)
 
@@ -215,7 +229,13 @@ class Observation:
         index = indices.to(public.inputs.device)
         contents = self._contents
         return local_gradients(
-            contents.model, public.inputs[index], public.labels[index], defense=self._rehearsed, generator=generator, public=public
+            contents.model,
+            public.inputs[index],
+            public.labels[index],
+            client=contents.client,
+            defense=self._rehearsed,
+            generator=generator,
+            public=public,
         )
 
     def protected(self, raw: Update, *, generator: torch.Generator) -> Update:
@@ -224,10 +244,11 @@ class Observation:
         if defense is None:
             return raw
         if defense.rounds != 1:
+            sizes = {"victims": raw.victims, "batch_size": contents.batch_size}
             defense = after_earlier_rounds(
-                defense, contents.model, victims=raw.victims, batch_size=contents.batch_size, generator=generator, public=contents.public
+                defense, contents.model, client=contents.client, generator=generator, public=contents.public, **sizes
             )
-        return protect(raw, defense=defense, generator=generator)
+        return protect(raw, client=contents.client, defense=defense, generator=generator)
 
     def restricted(self, knowledge: frozenset[Knowledge]) -> Observation:
         """The same observation with nothing granted beyond ``knowledge``."""
@@ -243,6 +264,10 @@ class Observation:
     def undefended(self) -> Observation:
         """The same observation for an attacker who does not know the defense, or does not want to rehearse it."""
         return self._replaced(expectation=None)
+
+    def oblivious(self) -> Observation:
+        """The same for an attacker who takes what was sent for the plain gradient of a batch."""
+        return self._replaced(expectation=None, client=load_client(None))
 
     def without_update(self) -> Observation:
         """The knowledge alone, for fitting, without the public examples of :attr:`kept`."""

@@ -13,6 +13,7 @@ from gitbench.clients.data import Split
 from gitbench.clients.defense import Defense, Expectation, fresh, load_defense
 from gitbench.clients.differentiation import CHUNK, stacked_gradients
 from gitbench.clients.output import output_of
+from gitbench.clients.procedure import Client, load_client
 from gitbench.clients.trained import trained_parameters
 from gitbench.clients.update import Update
 from gitbench.core.errors import DefenseError, GitbenchError, ModelError
@@ -25,16 +26,18 @@ def client_update(
     labels: torch.Tensor,
     *,
     defense: Defense | str | None = None,
+    client: Client | str | None = None,
     generator: torch.Generator | None = None,
     public: Split | None = None,
     show: Callable[[nn.Module], None] | None = None,
 ) -> Update:
-    """What a stack of clients sends after one batch each.
+    """What a server gets from a stack of victims: the gradients of one batch each, unless ``client`` says otherwise.
 
     Args:
         model: as the client received it.
-        inputs: ``(V, B, C, H, W)`` in [0, 1].
+        inputs: ``(V, B, C, H, W)`` in [0, 1]; the images of several clients are side by side in B.
         labels: ``(V, B)``.
+        client: how a client makes its update, or its SPEC; None is ``fedsgd``.
         defense: what the client does before sending, or its SPEC; None sends the raw gradient. It is copied.
         generator: for the defense's randomness; a fixed one when None.
         public: the data a condition such as parameter drift trains on, and that earlier rounds are about.
@@ -44,18 +47,18 @@ def client_update(
         DefenseError: the defense raised, or returned something malformed; the message names it.
         ModelError: shapes do not fit.
     """
-    generator = generator or make_generator(0, "defense")
+    generator, client = generator or make_generator(0, "defense"), load_client(client)
     if defense is not None:
         victims, batch_size = labels.shape[:2]
         defense = after_earlier_rounds(
-            load_defense(defense), model, victims=victims, batch_size=batch_size, generator=generator, public=public
+            load_defense(defense), model, client=client, victims=victims, batch_size=batch_size, generator=generator, public=public
         )
-    raw = local_gradients(model, inputs, labels, defense=defense, generator=generator, public=public, show=show)
-    return raw if defense is None else protect(raw, defense=defense, generator=generator)
+    raw = local_gradients(model, inputs, labels, client=client, defense=defense, generator=generator, public=public, show=show)
+    return client.sent(raw if defense is None else protect(raw, client=client, defense=defense, generator=generator))
 
 
 def after_earlier_rounds(
-    defense: Defense, model: nn.Module, *, victims: int, batch_size: int, generator: torch.Generator, public: Split | None
+    defense: Defense, model: nn.Module, *, client: Client, victims: int, batch_size: int, generator: torch.Generator, public: Split | None
 ) -> Defense:
     """A copy of a defense that has lived through all rounds of its ``rounds`` but the last.
 
@@ -65,20 +68,19 @@ def after_earlier_rounds(
     Raises:
         DefenseError: it cannot be copied, raised, or wants rounds without public images to fill them.
     """
-    client = fresh(defense)
-    if not isinstance(client.rounds, int) or client.rounds < 1:
-        raise DefenseError(f"Expected {defense!r} to have rounds >= 1, got {client.rounds!r}.")
-    for _ in range(client.rounds - 1):
+    copied = fresh(defense)
+    if not isinstance(copied.rounds, int) or copied.rounds < 1:
+        raise DefenseError(f"Expected {defense!r} to have rounds >= 1, got {copied.rounds!r}.")
+    for _ in range(copied.rounds - 1):
         if public is None or not len(public):
             raise DefenseError(
-                f"{defense!r} lives through {client.rounds} rounds and needs public images for the earlier ones. Pass public=."
+                f"{defense!r} lives through {copied.rounds} rounds and needs public images for the earlier ones. Pass public=."
             )
         chosen = torch.randint(len(public), (victims, batch_size), generator=generator).to(public.inputs.device)
         inputs, labels = public.inputs[chosen], public.labels[chosen]
-        protect(
-            local_gradients(model, inputs, labels, defense=client, generator=generator, public=public), defense=client, generator=generator
-        )
-    return client
+        raw = local_gradients(model, inputs, labels, client=client, defense=copied, generator=generator, public=public)
+        protect(raw, client=client, defense=copied, generator=generator)
+    return copied
 
 
 def local_gradients(
@@ -86,16 +88,20 @@ def local_gradients(
     inputs: torch.Tensor,
     labels: torch.Tensor,
     *,
+    client: Client,
     defense: Defense | None,
     generator: torch.Generator,
     public: Split | None,
     show: Callable[[nn.Module], None] | None = None,
 ) -> Update:
-    """What the clients compute, before :func:`protect`: with the defense's batch and local model, unprotected."""
+    """What the clients compute, before :func:`protect`: with the defense's batch and local model, unprotected, in gradients."""
     if inputs.ndim != 5 or labels.shape[:2] != inputs.shape[:2]:
         raise ModelError(f"Expected inputs (V, B, C, H, W) and labels (V, B), got {tuple(inputs.shape)} and {tuple(labels.shape)}.")
+    if labels.shape[1] % client.clients:
+        raise ModelError(f"Expected images for each of {client.clients} clients alike, got {labels.shape[1]} of each victim.")
+    inputs, labels = client.rows(inputs), client.rows(labels)
     if defense is None:
-        return gradients(model, inputs, labels)
+        return client.gathered(client.local_update(model, inputs, labels, generator=generator))
     with blaming(defense):
         local = defense.local_model(model, public=public, generator=generator)
         if show is not None and local is not model:
@@ -106,19 +112,25 @@ def local_gradients(
                 "Freeze in modify_model(), which server and clients share."
             )
         inputs, labels = defense.prepare(inputs, labels, generator=generator)
-        return gradients(local, inputs, labels, per_example=defense.needs_per_example)
+        found = client.local_update(local, inputs, labels, generator=generator, per_example=defense.needs_per_example)
+    return client.gathered(found)
 
 
-def protect(raw: Update, *, defense: Defense, generator: torch.Generator) -> Update:
+def protect(raw: Update, *, defense: Defense, generator: torch.Generator, client: Client | None = None) -> Update:
     """Pass gradients through a defense, and check what it returns.
+
+    Args:
+        raw: of a stack of victims, in gradients.
+        client: where it does more than to send its gradient: each of a victim's clients is protected in its own unit.
 
     Raises:
         DefenseError: the defense raised, or returned something malformed; the message names it.
     """
+    own = raw if client is None else client.each(raw)
     with blaming(defense):
-        protected = defense.protect(raw, generator=generator)
-    check_update(protected, raw, defense)
-    return protected
+        protected = defense.protect(own, generator=generator)
+    check_update(protected, own, defense)
+    return protected if client is None else client.together(protected)
 
 
 @contextlib.contextmanager
@@ -153,8 +165,30 @@ def gradients(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, *, p
     return Update({name: tensor[:, 0] if one else tensor.mean(1) for name, tensor in stacked.items()}, per_example=stacked)
 
 
+def own_update(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, *, client: Client, per_example: bool = False) -> Update:
+    """What an attacker computes for candidates as their clients would, in gradients; differentiable in them.
+
+    Args:
+        model: the attacker's.
+        inputs: ``(V, B, C, H, W)``; images that a client takes in turn are taken in an order that is drawn once and for all.
+        labels: as for :func:`gradients`.
+        client: which is played.
+        per_example: also keep every example's gradient.
+    """
+    generator = make_generator(0, "order")
+    return client.gathered(
+        client.local_update(model, client.rows(inputs), client.rows(labels), generator=generator, per_example=per_example)
+    )
+
+
 def expected_update(
-    model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, *, expectation: Expectation | None, observed: Update
+    model: nn.Module,
+    inputs: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    expectation: Expectation | None,
+    observed: Update,
+    client: Client | None = None,
 ) -> Update:
     """What an attacker expects candidates to send: their gradients through the defense's deterministic part.
 
@@ -164,6 +198,7 @@ def expected_update(
         labels: as for :func:`gradients`.
         expectation: of the defense; None for an attacker who does not know it, or does not adapt.
         observed: what was sent, of the same victims.
+        client: which sent it; None is ``fedsgd``.
 
     Raises:
         DefenseError: the defense raised; the message names it.
@@ -176,10 +211,12 @@ def expected_update(
             f"The gradient of {type(model).__name__} has no slope in the images{': they are rounded for ' if rounding else ''}"
             f"{', '.join(rounding)}. No attack that matches gradients can follow it: use ridge, git(variant='module') or lti."
         )
+    client = load_client(client)
     if expectation is None:
-        return gradients(model, inputs, labels)
+        return own_update(model, inputs, labels, client=client)
     with blaming(expectation.defense):
-        return expectation(gradients(model, inputs, labels, per_example=expectation.defense.needs_per_example), observed=observed)
+        own = own_update(model, inputs, labels, client=client, per_example=expectation.defense.needs_per_example)
+        return expectation(own, observed=observed)
 
 
 def check_update(update: object, raw: Update, defense: Defense) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from gitbench.clients.data import Split
+from gitbench.clients.procedure import Client
 from gitbench.clients.update import Update
 from gitbench.core.component import Component
 from gitbench.core.errors import DefenseError
@@ -124,10 +125,12 @@ class Expectation:
 
     Args:
         defense: a copy that is the attacker's own.
+        client: whose updates it protects, where a client does more than to send its gradient.
     """
 
-    def __init__(self, defense: Defense) -> None:
+    def __init__(self, defense: Defense, client: Client | None = None) -> None:
         self.defense = defense
+        self._client = client
         self._random: dict[int, bool] = {}
 
     def __call__(self, update: Update, *, observed: Update) -> Update:
@@ -135,8 +138,14 @@ class Expectation:
 
         Args:
             update: the attacker's gradient; ``per_example`` is there when the defense needs it.
-            observed: what the client sent.
+            observed: what the client sent, in gradients.
         """
+        if self._client is None:
+            return self._expected(update, observed)
+        return self._client.together(self._expected(self._client.each(update), self._client.each(observed)))
+
+    def _expected(self, update: Update, observed: Update) -> Update:
+        """Of what each client sends."""
         parts = self.defense.defenses if type(self.defense) is Composition else (self.defense,)
         for index, part in enumerate(parts):
             if type(part).expected is not Defense.expected:

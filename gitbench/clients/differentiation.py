@@ -23,7 +23,13 @@ Loss = Callable[[Mapping[str, torch.Tensor], torch.Tensor, torch.Tensor], torch.
 
 
 def stacked_gradients(
-    model: nn.Module, parameters: Mapping[str, torch.Tensor], inputs: torch.Tensor, labels: torch.Tensor, *, per_example: bool
+    model: nn.Module,
+    parameters: Mapping[str, torch.Tensor],
+    inputs: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    per_example: bool,
+    own_weights: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Of the mean cross-entropy of each victim's batch: ``(V, *shape)``, or ``(V, B, *shape)`` for each example.
 
@@ -36,6 +42,7 @@ def stacked_gradients(
         inputs: ``(V, B, C, H, W)``.
         labels: class indices ``(V, B)``, or probabilities ``(V, B, classes)``.
         per_example: do not average over the batch.
+        own_weights: each victim has parameters of its own, ``(V, *shape)``; differentiable in them too.
     """
 
     def loss(parameters: Mapping[str, torch.Tensor], batch: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -49,17 +56,23 @@ def stacked_gradients(
         if not any(isinstance(module, nn.RNNBase) for module in model.modules()):
             try:
                 with _dropout(model):
-                    return _at_once(loss, parameters, inputs, labels, per_example=per_example)
+                    return _at_once(loss, parameters, inputs, labels, per_example=per_example, own_weights=own_weights)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError:  # so says vmap where it cannot; what is wrong with the model itself comes up below as well
                 pass
         with _dropout(model):
-            return _one_by_one(loss, parameters, inputs, labels, per_example=per_example)
+            return _one_by_one(loss, parameters, inputs, labels, per_example=per_example, own_weights=own_weights)
 
 
 def _at_once(
-    loss: Loss, parameters: Mapping[str, torch.Tensor], inputs: torch.Tensor, labels: torch.Tensor, *, per_example: bool
+    loss: Loss,
+    parameters: Mapping[str, torch.Tensor],
+    inputs: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    per_example: bool,
+    own_weights: bool,
 ) -> dict[str, torch.Tensor]:
     def of_examples(parameters: Mapping[str, torch.Tensor], batch: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
         one = vmap(grad(loss), in_dims=(None, 0, 0), randomness="different")
@@ -67,22 +80,40 @@ def _at_once(
         return stacked
 
     function: Callable[..., dict[str, torch.Tensor]] = of_examples if per_example else grad(loss)
-    over_victims = vmap(function, in_dims=(None, 0, 0), randomness="different")
-    chunks = [over_victims(parameters, *piece) for piece in zip(inputs.split(CHUNK), labels.split(CHUNK), strict=True)]
+    over_victims = vmap(function, in_dims=(0 if own_weights else None, 0, 0), randomness="different")
+    chunks = []
+    for done, (batches, targets) in enumerate(zip(inputs.split(CHUNK), labels.split(CHUNK), strict=True)):
+        rows = slice(done * CHUNK, (done + 1) * CHUNK)
+        own = {name: tensor[rows] for name, tensor in parameters.items()} if own_weights else parameters
+        chunks.append(over_victims(own, batches, targets))
     return chunks[0] if len(chunks) == 1 else {name: torch.cat([chunk[name] for chunk in chunks]) for name in parameters}
 
 
 def _one_by_one(
-    loss: Loss, parameters: Mapping[str, torch.Tensor], inputs: torch.Tensor, labels: torch.Tensor, *, per_example: bool
+    loss: Loss,
+    parameters: Mapping[str, torch.Tensor],
+    inputs: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    per_example: bool,
+    own_weights: bool,
 ) -> dict[str, torch.Tensor]:
     if per_example:
-        flat = _one_by_one(loss, parameters, inputs.flatten(0, 1)[:, None], labels.flatten(0, 1)[:, None], per_example=False)
+        if own_weights:
+            parameters = {name: tensor.repeat_interleave(inputs.shape[1], 0) for name, tensor in parameters.items()}
+        images, targets = inputs.flatten(0, 1)[:, None], labels.flatten(0, 1)[:, None]
+        flat = _one_by_one(loss, parameters, images, targets, per_example=False, own_weights=own_weights)
         return {name: tensor.unflatten(0, inputs.shape[:2]) for name, tensor in flat.items()}
-    again = torch.is_grad_enabled() and (inputs.requires_grad or labels.requires_grad)
+    sources = (inputs, labels, *(parameters.values() if own_weights else ()))
+    again = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in sources)
     rows = []
-    for batch, targets in zip(inputs, labels, strict=True):
+    for row, (batch, targets) in enumerate(zip(inputs, labels, strict=True)):
         with torch.enable_grad():
-            own = {name: parameter.detach().requires_grad_() for name, parameter in parameters.items()}
+            weights = {name: tensor[row] for name, tensor in parameters.items()} if own_weights else parameters
+            own = {
+                name: tensor if own_weights and tensor.requires_grad else tensor.detach().requires_grad_()
+                for name, tensor in weights.items()
+            }
             rows.append(torch.autograd.grad(loss(own, batch, targets), [*own.values()], create_graph=again, materialize_grads=True))
     return {name: torch.stack(column) for name, column in zip(parameters, zip(*rows, strict=True), strict=True)}
 

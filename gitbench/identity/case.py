@@ -15,19 +15,45 @@ from gitbench.identity.sources import digest_of_module, part_digest
 from gitbench.identity.threat import knowledge_of
 
 UNDEFENDED = "none"
+PLAIN_CLIENT = "fedsgd"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the cells of one table share, as labels. As a text a path: ``dataset/model``, then what is not the plainest.
+
+    ``photos/lenet`` is the gradient of a single image, ``photos/lenet/fedavg(steps=5)/batch-4`` is not.
+    """
+
+    dataset: str
+    model: str
+    client: str = PLAIN_CLIENT
+    batch_size: int = 1
+
+    def __str__(self) -> str:
+        client = () if self.client == PLAIN_CLIENT else (self.client,)
+        batch = () if self.batch_size == 1 else (f"batch-{self.batch_size}",)
+        return "/".join((self.dataset, self.model, *client, *batch))
 
 
 @dataclass(frozen=True)
 class CellLabels:
-    """The labels of a cell's four SPECs. As a text they are a path: ``dataset/model/defense/attack``."""
+    """The labels of a cell. As a text they are a path: ``dataset/model/defense/attack``, with the setting in between."""
 
     dataset: str
     model: str
     defense: str
     attack: str
+    client: str = PLAIN_CLIENT
+    batch_size: int = 1
+
+    @property
+    def setting(self) -> Setting:
+        """Of the table that the cell stands in."""
+        return Setting(self.dataset, self.model, self.client, self.batch_size)
 
     def __str__(self) -> str:
-        return f"{self.dataset}/{self.model}/{self.defense}/{self.attack}"
+        return f"{self.setting}/{self.defense}/{self.attack}"
 
 
 class Case(BaseModel):
@@ -45,6 +71,7 @@ class Case(BaseModel):
     threat: str
     knowledge: tuple[str, ...]
     profile: str
+    client: str = PLAIN_CLIENT
     victims: PositiveInt
     batch_size: PositiveInt
     seed: int
@@ -53,7 +80,9 @@ class Case(BaseModel):
     @property
     def case_id(self) -> str:
         """Hash of the canonical JSON of this case (20 hex digits)."""
-        return hashlib.sha256(canonical_json(self.model_dump(mode="json")).encode()).hexdigest()[:20]
+        # Cases of before there were clients keep their ids.
+        plain = {"client"} if self.client == PLAIN_CLIENT else None
+        return hashlib.sha256(canonical_json(self.model_dump(mode="json", exclude=plain)).encode()).hexdigest()[:20]
 
     @property
     def labels(self) -> CellLabels:
@@ -63,11 +92,13 @@ class Case(BaseModel):
             model=parse_spec("model", self.model).label,
             defense=parse_spec("defense", self.defense).label,
             attack=parse_spec("attack", self.attack).label,
+            client=parse_spec("client", self.client).label,
+            batch_size=self.batch_size,
         )
 
     @property
     def cell(self) -> str:
-        """The cell this case belongs to, as a path: ``dataset/model/defense/attack``."""
+        """The cell this case belongs to, as a path."""
         return str(self.labels)
 
     @property
@@ -100,6 +131,7 @@ def make_case(
     model: Spec,
     defense: Spec,
     attack: Spec,
+    client: Spec | None = None,
     threat: str,
     profile: str,
     victims: int,
@@ -111,9 +143,11 @@ def make_case(
     """Build a case and stamp it with the version and the digests of the code behind it.
 
     Args:
+        client: None for one that sends the gradient.
         defense_code: of a defense whose SPEC leads nowhere; ``attack_code`` likewise.
     """
-    specs = {"dataset": dataset, "model": model, "defense": defense, "attack": attack}
+    client = client or parse_spec("client", PLAIN_CLIENT)
+    specs = {"dataset": dataset, "model": model, "defense": defense, "attack": attack, "client": client}
     given = {"defense": defense_code, "attack": attack_code}
     code = {kind: given.get(kind) or code_digest(spec) for kind, spec in specs.items()}
     return Case(

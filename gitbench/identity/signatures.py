@@ -17,7 +17,7 @@ from gitbench.identity.names import Target
 
 # What the loader of a kind gives to whatever asks for it by name: an option may be left out, also where it has no default.
 FILLED_IN: dict[Kind, tuple[str, ...]] = {"model": ("input_shape", "classes")}
-_ROOTS = frozenset({"Attack", "Refiner", "Defense", "Dataset", "Metric", "ModelFactory", "Component"})
+_ROOTS = frozenset({"Attack", "Refiner", "Defense", "Dataset", "Client", "Metric", "ModelFactory", "Component"})
 _TORCH_MODULE = frozenset({"torch.nn.Module", "torch.nn.modules.Module", "torch.nn.modules.module.Module"})
 
 

@@ -21,23 +21,24 @@ from gitbench.attacker.attack import load_attack, settings
 from gitbench.attacker.fit_cache import FitCache
 from gitbench.attacker.observation import Observation
 from gitbench.attacker.tools.rehearsal import rehearse
-from gitbench.clients.client import batchnorm_statistics, client_update, gradients
-from gitbench.clients.data import Data, Split, draw_victims, load_dataset
+from gitbench.clients.client import client_update, gradients
+from gitbench.clients.data import Data, load_dataset
 from gitbench.clients.defense import Defense, fresh, load_defense
 from gitbench.clients.model import load_model
 from gitbench.clients.output import output_of
+from gitbench.clients.procedure import load_client
 from gitbench.clients.trained import sent_share
-from gitbench.clients.update import Update
 from gitbench.core.deadline import Deadline, checked
 from gitbench.core.errors import ConfigError, GitbenchError
 from gitbench.core.memory import peak_memory_mb, reset_peak
 from gitbench.core.progress import Progress, TimeUp, silent
-from gitbench.core.random import make_generator, seeded
+from gitbench.core.random import make_generator
 from gitbench.identity.case import Case
 from gitbench.judge.flags import own_flags
 from gitbench.judge.statistics import interval
 from gitbench.measure.conformance import check_conformance
 from gitbench.measure.fingerprint import fingerprint
+from gitbench.measure.scene import Scene, victims_of
 from gitbench.measure.scoring import score
 from gitbench.measure.utility import measure_utility
 from gitbench.store.folder import Store
@@ -51,18 +52,6 @@ class _Character:
 
     random: bool
     flags: frozenset[str]
-
-
-@dataclass(frozen=True)
-class _Scene:
-    """What is there before the clients send: the data, the model, the defense, and the victims ``(V, B, ...)``."""
-
-    data: Data
-    public: Split
-    original: nn.Module
-    defense: Defense
-    inputs: torch.Tensor
-    labels: torch.Tensor
 
 
 class Evaluator:
@@ -91,7 +80,7 @@ class Evaluator:
         self.timeout = checked(timeout)
         self._data: dict[str, Data] = {}
         self._models: dict[tuple[str, str, int], nn.Module] = {}
-        self._conforming: dict[tuple[str, str, int, int, str], _Character] = {}
+        self._conforming: dict[tuple[str, str, str, int, int, str], _Character] = {}
         self._fits = FitCache(store, fresh_since=fresh_since)
 
     def run(self, case: Case, defense: Defense | None = None) -> Result:
@@ -125,7 +114,7 @@ class Evaluator:
             GitbenchError: a part of the case cannot be built.
         """
         scene = self._scene(case, defense)
-        return self._observed(case, scene, _shared_model(case, scene))
+        return _observed(scene, scene.shared_model())
 
     def truth(self, case: Case) -> torch.Tensor:
         """The private images of a case's victims ``(V, B, C, H, W)``.
@@ -134,7 +123,7 @@ class Evaluator:
             DataError: the dataset cannot be used, or is too small.
         """
         data = self._load_data(case.dataset)
-        inputs, _ = draw_victims(data.private, victims=case.victims, batch_size=case.batch_size, seed=case.seed)
+        inputs, _ = victims_of(case, data, load_client(case.client))
         return inputs.to(self.device)
 
     def score(self, case: Case, reconstruction: torch.Tensor) -> Result:
@@ -171,36 +160,13 @@ class Evaluator:
         flags = {*result.flags, *own_flags(result, still_improving=still_improving)}
         return result.model_copy(update={"flags": tuple(sorted(flags))})
 
-    def _scene(self, case: Case, defense: Defense | None) -> _Scene:
+    def _scene(self, case: Case, defense: Defense | None) -> Scene:
         data = self._load_data(case.dataset)
         defense = load_defense(case.defense) if defense is None else fresh(defense)
         original = copy.deepcopy(self._load_model(case, data))  # other cells share it
-        victims = draw_victims(data.private, victims=case.victims, batch_size=case.batch_size, seed=case.seed)
-        inputs, labels = (tensor.to(self.device) for tensor in victims)
-        return _Scene(data, data.public.to(self.device), original, defense, inputs, labels)
-
-    def _observed(self, case: Case, scene: _Scene, model: nn.Module, *, show: Callable[[nn.Module], None] | None = None) -> Observation:
-        knowledge = case.knowledge
-        update = client_update(
-            model,
-            scene.inputs,
-            scene.labels,
-            defense=scene.defense,
-            generator=make_generator(case.seed, "defense", case.defense),
-            public=scene.public,
-            show=show,
-        )
-        return Observation(
-            update=update,
-            model=model,
-            input_shape=scene.data.input_shape,
-            batch_size=case.batch_size,
-            labels=scene.labels if "labels" in knowledge else None,
-            public=scene.public if "public" in knowledge else None,
-            defense=scene.defense if "defense" in knowledge else None,
-            batchnorm_statistics=batchnorm_statistics(model, scene.inputs) if "batchnorm_statistics" in knowledge else None,
-            parameters="parameters" in knowledge,
-        )
+        client = load_client(case.client)
+        inputs, labels = (tensor.to(self.device) for tensor in victims_of(case, data, client))
+        return Scene(case, data, data.public.to(self.device), original, client, defense, inputs, labels)
 
     def _measured(self, case: Case, defense: Defense | None, deadline: Deadline) -> Result:
         reset_peak(self.device)
@@ -210,10 +176,10 @@ class Evaluator:
         if deadline.seconds is not None:
             _warm_up()
         deadline.begin()
-        model = _shared_model(case, scene)
-        character = None if case.is_control else self._conforms(case, scene.defense, model, data)
+        model = scene.shared_model()
+        character = None if case.is_control else self._conforms(case, scene, model)
         local: list[tuple[float, ...]] = []
-        observation = self._observed(case, scene, model, show=lambda drifted: local.append(fingerprint(model, drifted)))
+        observation = _observed(scene, model, show=lambda drifted: local.append(fingerprint(model, drifted)))
         found = attack(
             observation,
             generator=make_generator(case.seed, "attack", case.attack),
@@ -250,16 +216,13 @@ class Evaluator:
         )
         return self._flagged(result, still_improving=found.still_improving)
 
-    def _conforms(self, case: Case, defense: Defense, model: nn.Module, data: Data) -> _Character:
+    def _conforms(self, case: Case, scene: Scene, model: nn.Module) -> _Character:
         """What the defense is like on public images; checked once for all attacks on it."""
-        key = (case.dataset, case.model, case.seed, case.batch_size, f"{defense!r} {case.code['defense']}")
+        defense, public = scene.defense, scene.public
+        key = (case.dataset, case.model, case.client, case.seed, case.batch_size, f"{defense!r} {case.code['defense']}")
         if key not in self._conforming:
-            public = data.public.to(self.device)
             random = check_conformance(defense, model, public, batch_size=case.batch_size)
-            known = Observation(
-                update=Update({}), model=model, input_shape=data.input_shape, batch_size=case.batch_size, public=public, defense=defense
-            )
-            rehearsal = rehearse(known, generator=make_generator(case.seed, "rehearsal"))
+            rehearsal = rehearse(scene.rehearsed(model), generator=make_generator(case.seed, "rehearsal"))
             self._conforming[key] = _Character(random, rehearsal.flags)
         return self._conforming[key]
 
@@ -314,10 +277,19 @@ def resolve_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def _shared_model(case: Case, scene: _Scene) -> nn.Module:
-    """The model of server and client. The values of layers that a defense makes anew follow from the case's seed."""
-    with seeded(make_generator(case.seed, "shared model", case.defense)):
-        return scene.defense.modify_model(scene.original)
+def _observed(scene: Scene, model: nn.Module, *, show: Callable[[nn.Module], None] | None = None) -> Observation:
+    case = scene.case
+    update = client_update(
+        model,
+        scene.inputs,
+        scene.labels,
+        client=scene.client,
+        defense=scene.defense,
+        generator=make_generator(case.seed, "defense", case.defense),
+        public=scene.public,
+        show=show,
+    )
+    return scene.observation(update, model)
 
 
 def _measures(found: torch.Tensor, inputs: torch.Tensor, data: Data) -> tuple[dict[str, Measure], Baselines, list[str]]:

@@ -11,7 +11,7 @@ from typing import Literal, Self
 from pydantic import Field, FiniteFloat, PositiveInt, ValidationError, model_validator
 
 from gitbench.core.errors import ConfigError, StoreError, nearest
-from gitbench.identity.case import Case
+from gitbench.identity.case import PLAIN_CLIENT, Case, Setting
 from gitbench.identity.known_metrics import known_metrics
 from gitbench.judge.verdict import DEFAULT_GATE
 from gitbench.store.folder import LARGEST, read_file, read_result
@@ -41,6 +41,7 @@ class Record(StrictModel):
     attack: str
     threat: str
     profile: str
+    client: str = PLAIN_CLIENT
     batch_size: PositiveInt
     seed: int
     victims: PositiveInt
@@ -80,19 +81,19 @@ class CellKey:
     threat: str
     profile: str
     batch_size: int
+    client: str
 
     def __str__(self) -> str:
-        setting = f"{self.threat}, {self.profile}" + (f", batch size {self.batch_size}" if self.batch_size > 1 else "")
-        return f"{self.dataset}/{self.model}/{self.defense}/{self.attack} ({setting})"
+        return f"{self.cell} ({self.threat}, {self.profile})"
 
     @property
     def cell(self) -> str:
-        return f"{self.dataset}/{self.model}/{self.defense}/{self.attack}"
+        return f"{Setting(self.dataset, self.model, self.client, self.batch_size)}/{self.defense}/{self.attack}"
 
 
 def key_of(case: Case | Record) -> CellKey:
     """The cell that a case belongs to, for comparisons."""
-    return CellKey(case.dataset, case.model, case.defense, case.attack, case.threat, case.profile, case.batch_size)
+    return CellKey(case.dataset, case.model, case.defense, case.attack, case.threat, case.profile, case.batch_size, case.client)
 
 
 Cells = Mapping[CellKey, Mapping[int, Record]]
@@ -118,7 +119,7 @@ def record_of(result: Result) -> Record:
     psnr, gain = (metrics[name].values if name in metrics else () for name in ("psnr", "psnr_gain"))
     blind = tuple(None if a is None or b is None else round(a - b, 3) for a, b in zip(psnr, gain, strict=True)) if psnr and gain else ()
     return Record(
-        **case.model_dump(include={"dataset", "model", "defense", "attack", "threat", "profile", "batch_size", "seed", "victims"}),
+        **case.model_dump(exclude={"knowledge", "code"}),
         verdict="error" if result.status == "error" else result.verdict or "inconclusive",
         reason=result.error or result.verdict_reason,
         gate=result.gate,

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from gitbench.core.errors import GitbenchError, StoreError, nearest
 from gitbench.core.spec import KINDS, parse_spec
 from gitbench.core.text import shown
-from gitbench.identity.case import Case, code_digest, core_digest
+from gitbench.identity.case import PLAIN_CLIENT, Case, code_digest, core_digest
 from gitbench.identity.known_metrics import digest_of_metrics, known_metrics
 from gitbench.identity.loading import check_spec
 from gitbench.identity.threat import knowledge_of
@@ -149,7 +149,7 @@ def _contradiction(result: Result) -> str:
             mean is not None and measure.mean is not None and abs(mean - measure.mean) > _ROUNDING * max(1, abs(mean))
         ):
             return f"the mean of {name} is {mean}, and it says {measure.mean}"
-    return _psnr_problem(result.metrics) if result.case.batch_size == 1 else ""
+    return _psnr_problem(result.metrics) if (result.case.client, result.case.batch_size) == (PLAIN_CLIENT, 1) else ""
 
 
 def _psnr_problem(metrics: Mapping[str, Measure]) -> str:
@@ -190,7 +190,7 @@ def _differs(case: Case) -> tuple[str, ...]:
 
 def _whose(case: Case) -> tuple[object, ...]:
     """What must be equal for two cases to attack the same images; of more victims the first ones are the same."""
-    return case.dataset, case.batch_size, case.seed
+    return case.dataset, case.client, case.batch_size, case.seed
 
 
 def _blind(result: Result) -> list[float | None]:

@@ -12,6 +12,7 @@ from statistics import fmean
 from gitbench.core import figures
 from gitbench.core.metric import Metric
 from gitbench.core.text import code, escaped, printable
+from gitbench.identity.case import PLAIN_CLIENT
 from gitbench.identity.known_metrics import known_metrics
 from gitbench.judge.flags import FLAGS
 from gitbench.judge.statistics import Interval
@@ -30,11 +31,18 @@ _USEFUL = (
 )
 
 
-def file_name(dataset: str, model: str, setting: Mapping[str, object]) -> str:
-    """``photos-lenet.md``; what differs from the quick profile's setting is added to the name."""
+def file_name(dataset: str, model: str, conditions: Mapping[str, object]) -> str:
+    """``photos-lenet.md``; what differs from the quick profile's conditions is added to the name."""
     profile = PROFILES["quick"]
-    usual = {"threat": "server", "profile": "quick", "victims": profile.victims, "batch_size": profile.batch_size, "seeds": profile.seeds}
-    parts = [dataset, model, *(f"{key}={value}" for key, value in setting.items() if value != usual[key])]
+    usual = {
+        "threat": "server",
+        "profile": "quick",
+        "client": PLAIN_CLIENT,
+        "victims": profile.victims,
+        "batch_size": 1,
+        "seeds": profile.seeds,
+    }
+    parts = [dataset, model, *(f"{key}={value}" for key, value in conditions.items() if value != usual[key])]
     short = [re.sub(r"[^\w.=]+", "_", part).strip("_") for part in parts]
     if any(re.search(r"[^\w.=]", part) and "(" in part for part in parts[:2]) or len("-".join(short)) > 200:
         # Punctuation is what tells npz(path='a/b') from npz(path='a_b').
@@ -53,7 +61,7 @@ def write(table: Table, folder: Path, expected: Sequence[tuple[str, str]]) -> tu
     Returns:
         The path, and None when written, or the reason why not.
     """
-    path = folder / file_name(table.dataset, table.model, table.setting)
+    path = folder / file_name(table.dataset, table.model, table.conditions)
     have = {"/".join(key) for key in (*table.results, *table.not_applicable)}
     missing = sorted({"/".join(key) for key in expected} - have)
     if missing:
@@ -112,7 +120,7 @@ def _head(table: Table) -> list[str]:
     """What was measured, how, and on which machine: ours, where anything was measured here."""
     first = min(table.results.items(), key=lambda item: table.by_others(*item[0]))[1][0]
     environment, known = first.environment, known_metrics()
-    shown = ", ".join(f"{key} {value}" for key, value in table.setting.items())
+    shown = ", ".join(f"{key} {value}" for key, value in table.conditions.items())
     gate = ", ".join(f"{name} {figures.arrow(known[name])} {figures.limit(known[name], value)}" for name, value in table.gate.items())
     cells = json.dumps(sorted("/".join(key) for key in (*table.results, *table.not_applicable)))
     cells = cells.replace("--", r"\u002d\u002d")  # two dashes could end the comment; JSON reads these back

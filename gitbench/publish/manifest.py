@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, 
 from gitbench.core.errors import StoreError, nearest
 from gitbench.core.spec import KINDS, Kind, Part, Spec, parse_spec
 from gitbench.core.text import LIMIT, printable, shown
-from gitbench.identity.case import Case, make_case
+from gitbench.identity.case import PLAIN_CLIENT, Case, make_case
 from gitbench.identity.loading import check_spec
 from gitbench.identity.threat import THREATS
 from gitbench.judge.worst_case import SUBMISSION
@@ -55,6 +55,7 @@ class Claim(BaseModel):
     dataset: str
     model: str
     defense: str
+    client: str = PLAIN_CLIENT
     threat: str = "server"
     profile: Literal["quick", "standard", "paper"] = "quick"
     victims: Annotated[PositiveInt, Field(le=1_000_000)]
@@ -79,6 +80,7 @@ class Claim(BaseModel):
             model=specs["model"],
             defense=specs["defense"],
             attack=attack,
+            client=specs["client"],
             attack_code=digest,
             threat=self.threat,
             profile=self.profile,

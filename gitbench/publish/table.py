@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gitbench.core.metric import Metric
+from gitbench.identity.case import Setting
 from gitbench.identity.known_metrics import known_metrics
 from gitbench.judge.sequential import FIRST, at_look, looks
 from gitbench.judge.statistics import Interval, interval
@@ -26,7 +27,7 @@ class Table:
         dataset: label of the dataset.
         model: label of the model.
         results: (defense, attack) to the results of all seeds.
-        setting: threat model, profile, victims, batch size, seeds.
+        conditions: threat model, profile, client, victims, batch size, seeds.
         gate: metric name to threshold.
         not_applicable: (defense, attack) to the reason why it was not run.
         columns: defense to heading and text of the columns that plugins add.
@@ -37,7 +38,7 @@ class Table:
     dataset: str
     model: str
     results: Mapping[tuple[str, str], Sequence[Result]]
-    setting: Mapping[str, object]
+    conditions: Mapping[str, object]
     gate: Mapping[str, float]
     not_applicable: Mapping[tuple[str, str], str] = field(default_factory=dict)
     columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -72,8 +73,8 @@ class Table:
     @property
     def estimate(self) -> Estimate:
         """How the intervals of the run were made."""
-        profile = str(self.setting.get("profile"))
-        if self.setting.get("victims") != "auto" or profile not in PROFILES:
+        profile = str(self.conditions.get("profile"))
+        if self.conditions.get("victims") != "auto" or profile not in PROFILES:
             return interval
         return functools.partial(at_look, planned=looks(FIRST, PROFILES[profile].most_victims))
 
@@ -133,7 +134,7 @@ def tables(results: Sequence[Result], others: Sequence[Entry] = ()) -> list[Tabl
             differs[case.case_id] = entry.differs
     found = []
     for key, cells in sorted(groups.items()):
-        dataset, model, threat, profile, victims, batch_size = json.loads(key)
+        dataset, model, client, threat, profile, victims, batch_size = json.loads(key)
         errors = {cell: next(iter(by_seed.values())) for cell, by_seed in broken.get(key, {}).items() if by_seed}
         mine = [cells[cell] for cell in ours.get(key, cells)]
         gates = [result.gate for by_seed in mine for result in by_seed.values() if result.gate]
@@ -142,9 +143,10 @@ def tables(results: Sequence[Result], others: Sequence[Entry] = ()) -> list[Tabl
                 dataset=dataset,
                 model=model,
                 results={cell: [by_seed[seed] for seed in sorted(by_seed)] for cell, by_seed in cells.items()},
-                setting={
+                conditions={
                     "threat": threat,
                     "profile": profile,
+                    "client": client,
                     "victims": victims,
                     "batch_size": batch_size,
                     "seeds": max(len(by_seed) for by_seed in mine),
@@ -159,16 +161,24 @@ def tables(results: Sequence[Result], others: Sequence[Entry] = ()) -> list[Tabl
 
 def _shared(result: Result) -> str:
     case = result.case
-    return json.dumps((case.dataset, case.model, case.threat, case.profile, case.victims, case.batch_size))
+    return json.dumps((case.dataset, case.model, case.client, case.threat, case.profile, case.victims, case.batch_size))
 
 
 def table_of(
     config: Config,
-    group: tuple[str, str],
+    setting: Setting,
     results: Mapping[tuple[str, str], Sequence[Result]],
     not_applicable: Mapping[tuple[str, str], str],
     *,
     columns: Mapping[str, Mapping[str, str]],
 ) -> Table:
-    """The table of one dataset and model of a run."""
-    return Table(*group, results=results, setting=config.setting, gate=config.threshold, not_applicable=not_applicable, columns=columns)
+    """The table of one setting of a run."""
+    return Table(
+        setting.dataset,
+        setting.model,
+        results=results,
+        conditions=config.conditions(setting),
+        gate=config.threshold,
+        not_applicable=not_applicable,
+        columns=columns,
+    )

@@ -17,7 +17,7 @@ from gitbench.core.deadline import checked
 from gitbench.core.errors import ConfigError, GitbenchError, SpecError
 from gitbench.core.progress import Progress, silent
 from gitbench.core.spec import Part, parse_spec
-from gitbench.identity.case import UNDEFENDED, Case, code_digest, make_case
+from gitbench.identity.case import PLAIN_CLIENT, UNDEFENDED, Case, code_digest, make_case
 from gitbench.identity.loading import checked_spec
 from gitbench.identity.names import Target, entry_points
 from gitbench.identity.objects import digest_of_object
@@ -178,6 +178,7 @@ def evaluate(
     defense: str | Defense = UNDEFENDED,
     model: str = "lenet",
     dataset: str = "photos",
+    client: str = PLAIN_CLIENT,
     threat: str = "server",
     profile: str = "standard",
     victims: int = 16,
@@ -196,6 +197,7 @@ def evaluate(
         defense: SPEC, or a defense.
         model: SPEC.
         dataset: SPEC.
+        client: SPEC of how clients make their updates.
         threat: ``server``, ``eavesdropper`` or ``upper-bound``.
         profile: budget of the attack: ``quick``, ``standard`` or ``paper``.
         victims: private batches to attack.
@@ -216,11 +218,12 @@ def evaluate(
     if config.sequential:
         raise ConfigError("Expected a number of victims, got 'auto': gitbench.evaluate measures one case. Use pytest --gitbench.")
     case = case_of(
-        attack=attack, defense=defense, model=model, dataset=dataset, threat=threat, profile=profile,
-        victims=config.victims, batch_size=config.batch_size, seed=seed,
+        attack=attack, defense=defense, model=model, dataset=dataset, client=client, threat=threat, profile=profile,
+        victims=config.victims, batch_size=config.batch_size[0], seed=seed,
     )  # fmt: skip
-    store = Store(Path(results)) if results is not None else None
-    bench = Bench(store=store, device=device, gate=config.threshold, progress=progress, timeout=timeout)
+    bench = Bench(
+        store=None if results is None else Store(Path(results)), device=device, gate=config.threshold, progress=progress, timeout=timeout
+    )
     return bench.measure(case, defense=None if isinstance(defense, str) else defense)
 
 
@@ -230,6 +233,7 @@ def case_of(
     defense: str | Defense,
     model: str,
     dataset: str,
+    client: str,
     threat: str,
     profile: str,
     victims: int,
@@ -245,7 +249,8 @@ def case_of(
         defense_spec, defense_code = checked_spec("defense", defense), None
     return make_case(
         attack=checked_spec("attack", attack), model=checked_spec("model", model), dataset=checked_spec("dataset", dataset),
-        defense=defense_spec, defense_code=defense_code, threat=threat, profile=profile, victims=victims, batch_size=batch_size, seed=seed,
+        client=checked_spec("client", client), defense=defense_spec, defense_code=defense_code,
+        threat=threat, profile=profile, victims=victims, batch_size=batch_size, seed=seed,
     )  # fmt: skip
 
 

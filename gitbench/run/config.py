@@ -22,7 +22,7 @@ from pydantic import (
 from gitbench.core.errors import ConfigError, nearest
 from gitbench.core.spec import KINDS, Kind, Spec
 from gitbench.core.text import shown
-from gitbench.identity.case import UNDEFENDED, Case, CellLabels, make_case
+from gitbench.identity.case import PLAIN_CLIENT, UNDEFENDED, Case, CellLabels, Setting, make_case
 from gitbench.identity.known_metrics import known_metrics
 from gitbench.identity.loading import checked_spec
 from gitbench.identity.threat import THREATS
@@ -41,7 +41,8 @@ class Profile:
     known_leaks: tuple[str, ...]
     victims: int
     most_victims: int  # where --gitbench-victims auto ends
-    batch_size: int = 1
+    client: tuple[str, ...] = (PLAIN_CLIENT,)
+    batch_size: tuple[int, ...] = (1,)
     seeds: int = 1
     threshold: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_GATE))
     timeout: float | None = None
@@ -105,10 +106,11 @@ class Config(BaseModel):
     defense: tuple[str, ...] = Field(min_length=1)
     model: tuple[str, ...] = Field(min_length=1)
     dataset: tuple[str, ...] = Field(min_length=1)
+    client: tuple[str, ...] = Field(min_length=1)
     seeds: Annotated[PositiveInt, Field(le=10_000)]
     victims: PositiveInt
     sequential: bool = False
-    batch_size: PositiveInt
+    batch_size: tuple[PositiveInt, ...] = Field(min_length=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threat: str = "server"
     threshold: dict[str, FiniteFloat]
@@ -126,16 +128,21 @@ class Config(BaseModel):
         """The numbers of victims that a verdict may take; one where it is fixed."""
         return looks(self.victims, PROFILES[self.profile].most_victims) if self.sequential else (self.victims,)
 
-    @property
-    def setting(self) -> dict[str, object]:
+    def conditions(self, setting: Setting) -> dict[str, object]:
         """What must be equal for two tables to be comparable."""
         return {
             "threat": self.threat,
             "profile": self.profile,
-            "victims": "auto" if self.sequential else self.victims,
-            "batch_size": self.batch_size,
+            "client": setting.client,
+            "victims": self.number_of_victims,
+            "batch_size": setting.batch_size,
             "seeds": self.seeds,
         }
+
+    @property
+    def number_of_victims(self) -> int | Literal["auto"]:
+        """Of each seed; ``auto`` where the verdict decides."""
+        return "auto" if self.sequential else self.victims
 
 
 @dataclass(frozen=True)
@@ -151,17 +158,17 @@ class Cell:
 
     @property
     def labels(self) -> CellLabels:
-        return CellLabels(self.dataset.label, self.model.label, self.defense.label, self.attack.label)
+        return self.cases[0].labels
 
     @property
     def name(self) -> str:
-        """``dataset/model/defense/attack``."""
+        """``dataset/model/defense/attack``, with client and batch size before the defense where they are not the plainest."""
         return str(self.labels)
 
     @property
-    def group(self) -> tuple[str, str]:
-        """The table this cell belongs to: dataset and model."""
-        return self.dataset.label, self.model.label
+    def setting(self) -> Setting:
+        """Of the table that this cell belongs to."""
+        return self.labels.setting
 
     @property
     def is_control(self) -> bool:
@@ -188,7 +195,8 @@ def make_config(settings: Mapping[str, Any], options: Mapping[str, Any]) -> Conf
     profile = PROFILES[name]
     merged: dict[str, Any] = {key: value for key, value in vars(profile).items() if key in Config.model_fields} | {"profile": name}
     for key, value in given.items():
-        merged[key] = (value,) if key in KINDS and isinstance(value, str) else value
+        single = isinstance(value, str) if key in KINDS else key == "batch_size" and not isinstance(value, list | tuple)
+        merged[key] = (value,) if single else value
     if "defense" in given and "known_leaks" not in given:
         merged["known_leaks"] = ()  # only the built-in matrix declares its weak defenses
     if merged["victims"] == "auto" or merged.get("sequential") is True:
@@ -203,7 +211,7 @@ def make_config(settings: Mapping[str, Any], options: Mapping[str, Any]) -> Conf
         return Config.model_validate(merged)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        key = ".".join(str(part) for part in (first["loc"] if first["loc"][0] in KINDS else first["loc"][:1]))
         raise ConfigError(f"The option {key.replace('_', '-')} is {shown(first['input'])}: {first['msg']}.") from None
 
 
@@ -250,7 +258,12 @@ def make_cells(config: Config) -> list[Cell]:
     """
     axes = {kind: _axis(kind, getattr(config, kind)) for kind in KINDS}
     axes["defense"].sort(key=lambda spec: str(spec) != UNDEFENDED)
-    return [_cell(config, *specs) for specs in itertools.product(axes["dataset"], axes["model"], axes["defense"], axes["attack"])]
+    sizes = dict.fromkeys(config.batch_size)
+    product = itertools.product(axes["dataset"], axes["model"], axes["client"], sizes, axes["defense"], axes["attack"])
+    return [
+        _cell(config, dataset, model, defense, attack, client=client, batch_size=batch_size)
+        for dataset, model, client, batch_size, defense, attack in product
+    ]
 
 
 def _axis(kind: Kind, texts: Sequence[str]) -> list[Spec]:
@@ -260,8 +273,10 @@ def _axis(kind: Kind, texts: Sequence[str]) -> list[Spec]:
     return list(specs.values())
 
 
-def make_cell(config: Config, *, dataset: str, model: str, defense: str, attack: str) -> Cell:
-    """One cell with the options of a run, from SPECs.
+def make_cell(
+    config: Config, *, dataset: str, model: str, defense: str, attack: str, client: str | None = None, batch_size: int | None = None
+) -> Cell:
+    """One cell with the options of a run, from SPECs. Client and batch size are the first of the run where they are None.
 
     Raises:
         SpecError: a SPEC cannot be read or names something unknown.
@@ -272,20 +287,23 @@ def make_cell(config: Config, *, dataset: str, model: str, defense: str, attack:
         checked_spec("model", model),
         checked_spec("defense", defense),
         checked_spec("attack", attack),
+        client=checked_spec("client", client or config.client[0]),
+        batch_size=batch_size or config.batch_size[0],
     )
 
 
-def _cell(config: Config, dataset: Spec, model: Spec, defense: Spec, attack: Spec) -> Cell:
+def _cell(config: Config, dataset: Spec, model: Spec, defense: Spec, attack: Spec, *, client: Spec, batch_size: int) -> Cell:
     cases = tuple(
         make_case(
             dataset=dataset,
             model=model,
             defense=defense,
             attack=attack,
+            client=client,
             threat=config.threat,
             profile=config.profile,
             victims=config.victims,
-            batch_size=config.batch_size,
+            batch_size=batch_size,
             seed=seed,
         )
         for seed in range(config.seeds)

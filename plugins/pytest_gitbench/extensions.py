@@ -57,11 +57,13 @@ def added_columns(config: pytest.Config, results: Sequence[Result]) -> dict[Row,
     rows: dict[Row, list[Result]] = {}
     for result in results:
         labels = result.case.labels
-        rows.setdefault((labels.dataset, labels.model, labels.defense), []).append(result)
+        rows.setdefault((labels.setting, labels.defense), []).append(result)
     found: dict[Row, dict[str, str]] = {}
     for row, its in rows.items():
-        dataset, model, defense = row
-        answers = config.hook.pytest_gitbench_columns(config=config, dataset=dataset, model=model, defense=defense, results=tuple(its))
+        setting, defense = row
+        answers = config.hook.pytest_gitbench_columns(
+            config=config, dataset=setting.dataset, model=setting.model, defense=defense, results=tuple(its)
+        )
         for answer in _answers(answers):
             added = _mapping("columns", answer, "{heading: text}")
             found.setdefault(row, {}).update({_one_line(heading): _one_line(text) for heading, text in added.items()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     from gitbench.clients.defense import Defense
 
 # Keywords of the marker: axes, in the plural too, and sizes spelled as in [tool.gitbench].
-_AXES = {"attacks": "attack", "models": "model", "datasets": "dataset"}
-_OPTIONS = (*_AXES.values(), "profile", "seeds", "victims", "batch_size", "device", "threat", "threshold", "results", "timeout")
+_AXES = {"attacks": "attack", "models": "model", "datasets": "dataset", "clients": "client", "batch_sizes": "batch_size"}
+_OPTIONS = (*_AXES.values(), "profile", "seeds", "victims", "device", "threat", "threshold", "results", "timeout")
 
 
 @dataclass(frozen=True)
@@ -166,10 +167,8 @@ class Measurer:
         bench = Bench.of_run(config, started=self._request.config.option.gitbench_started)
         with _threads_restored():
             cells = [
-                _cell(bench, config, [_case(config, dataset, model, defense, attack, seed) for seed in range(config.seeds)], defense)
-                for dataset in config.dataset
-                for model in config.model
-                for attack in config.attack
+                _cell(bench, config, [_case(config, axes, defense, seed) for seed in range(config.seeds)], defense)
+                for axes in itertools.product(config.dataset, config.model, config.client, config.batch_size, config.attack)
             ]
         return Report(cells)
 
@@ -177,7 +176,7 @@ class Measurer:
 def overall(cells: Sequence[CellReport]) -> Verdict:
     """The verdict on a defense: it leaks where any cell does, and holds only where every model has proof.
 
-    Cells whose control failed say nothing; a model of which nothing is left is inconclusive.
+    Cells whose control failed say nothing; a model, client or batch size of which nothing is left is inconclusive.
     """
     if any(cell.word == "leaks" for cell in cells):
         return "leaks"
@@ -188,14 +187,16 @@ def overall(cells: Sequence[CellReport]) -> Verdict:
     return "inconclusive"
 
 
-def _group(cell: CellReport) -> tuple[str, str]:
-    return cell.results[0].case.dataset, cell.results[0].case.model
+def _group(cell: CellReport) -> tuple[str, str, str, int]:
+    case = cell.results[0].case
+    return case.dataset, case.model, case.client, case.batch_size
 
 
-def _case(config: Config, dataset: str, model: str, defense: Defense | str, attack: str, seed: int) -> Case:
+def _case(config: Config, axes: tuple[str, str, str, int, str], defense: Defense | str, seed: int) -> Case:
+    dataset, model, client, batch_size, attack = axes
     return case_of(
-        attack=attack, defense=defense, model=model, dataset=dataset, threat=config.threat, profile=config.profile,
-        victims=config.victims, batch_size=config.batch_size, seed=seed,
+        attack=attack, defense=defense, model=model, dataset=dataset, client=client, threat=config.threat, profile=config.profile,
+        victims=config.victims, batch_size=batch_size, seed=seed,
     )  # fmt: skip
 
 

@@ -30,7 +30,7 @@ def pytest_gitbench_register(config: pytest.Config) -> Mapping[str, Mapping[str,
         config: pytest's.
 
     Returns:
-        Kind (``attack``, ``defense``, ``model``, ``dataset``, ``metric``) to names and where they lead:
+        Kind (``attack``, ``defense``, ``model``, ``dataset``, ``client``, ``metric``) to names and where they lead:
         ``module:Name`` or ``file.py:Name``. Nothing is imported before it is used. A name that is taken is a usage error.
     """
 
@@ -88,7 +88,8 @@ def pytest_gitbench_columns(
         dataset: label of the row's dataset.
         model: of its model.
         defense: of its defense; ``none`` is the undefended row.
-        results: that ended without an error, of all attacks and seeds of the row; at least one.
+        results: that ended without an error, of all attacks and seeds of the row; at least one. ``results[0].case`` has client and
+            batch size.
 
     Returns:
         Heading to text. Rows that lack a heading are left empty there.

@@ -16,7 +16,6 @@ _VALUES = (
     ("profile", "NAME", "Sizes and budgets: quick (default), standard or paper"),
     ("seeds", "N", "Seeds per cell; intervals are over victims and seeds"),
     ("victims", "N", "Private batches attacked per cell and seed; auto adds victims until the verdict is decided"),
-    ("batch-size", "N", "Inputs per victim"),
     ("device", "auto|cpu|cuda", "Where to compute (default: auto)"),
     ("threads", "N", "CPU threads per process (default: 1; more processes, -n, pay better than more threads)"),
     ("timeout", "SECONDS", "Per case; past it the cell is inconclusive (default: 900 in the profile quick, else none)"),
@@ -31,6 +30,8 @@ _LISTS = (
     ("defense", "SPEC", "Defense, for example path/to/mine.py:Mine(scale=0.1); repeatable, replaces that axis"),
     ("model", "SPEC", "Model under attack, for example lenet; repeatable, replaces that axis"),
     ("dataset", "SPEC", "Dataset, for example npz(path='x.npz'); repeatable, replaces that axis"),
+    ("client", "SPEC", "How clients make their updates, for example fedavg(steps=5) (default: fedsgd); repeatable, replaces that axis"),
+    ("batch-size", "N", "Inputs of each client; repeatable, replaces that axis"),
     ("threshold", "METRIC=VALUE", "Leakage that fails a cell (default: psnr_gain=3); repeatable, replaces the gate"),
 )
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from gitbench.core.figures import figure, plus
-from gitbench.identity.case import CellLabels
+from gitbench.identity.case import CellLabels, Setting
 from gitbench.identity.known_metrics import known_metrics
 from pytest_gitbench.outcome import SYMBOLS, Figures, Outcome
 
 _NAMED = 3  # cells per flag
-Row = tuple[str, str, str]
-"""Dataset, model and defense of a row of the matrix, as labels."""
+Row = tuple[Setting, str]
+"""The setting and the defense of a row of the matrix, as labels."""
 
 
 def figures(found: Figures) -> str:
@@ -83,24 +83,24 @@ def progress_line(outcome: Outcome, done: int, total: int, left: float | None) -
 
 
 def matrix_lines(outcomes: Sequence[Outcome], columns: Mapping[Row, Mapping[str, str]]) -> list[str]:
-    """The matrix: one table per dataset and model, a row per defense, a column per attack, and what plugins add to rows."""
+    """The matrix: one table per setting, a row per defense, a column per attack, and what plugins add to rows."""
     return table_lines([(one.cell, f"{SYMBOLS[one.status]} {one.word} {figures(one.figures)}".strip()) for one in outcomes], columns)
 
 
 def table_lines(cells: Sequence[tuple[CellLabels, str]], columns: Mapping[Row, Mapping[str, str]] | None = None) -> list[str]:
     """The same from the labels of cells and what to show of them."""
-    groups: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
+    groups: dict[Setting, dict[str, dict[str, str]]] = {}
     for cell, shown in cells:
-        groups.setdefault((cell.dataset, cell.model), {}).setdefault(cell.defense, {})[cell.attack] = shown
-    for (dataset, model, defense), added in (columns or {}).items():
-        row = groups.get((dataset, model), {}).get(defense)
+        groups.setdefault(cell.setting, {}).setdefault(cell.defense, {})[cell.attack] = shown
+    for (setting, defense), added in (columns or {}).items():
+        row = groups.get(setting, {}).get(defense)
         if row is not None:
             row.update({heading: text for heading, text in added.items() if heading not in row})
     lines = []
-    for (dataset, model), rows in groups.items():
+    for setting, rows in groups.items():
         headings = list(dict.fromkeys(heading for row in rows.values() for heading in row))
         table = [
-            [f"{dataset}/{model}", *headings],
+            [str(setting), *headings],
             *([defense, *(row.get(heading, "") for heading in headings)] for defense, row in rows.items()),
         ]
         widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]

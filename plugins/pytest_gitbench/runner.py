@@ -134,7 +134,7 @@ class Runner:
     def _some_control_leaks(self, cell: Cell) -> bool:
         """Whether an attack that this run measures against this defense has a control that leaks, by every gated metric."""
         for other in self._selected:
-            if (other.group, other.defense) != (cell.group, cell.defense) or self._not_granted(other):
+            if (other.setting, other.defense) != (cell.setting, cell.defense) or self._not_granted(other):
                 continue
             control, gate = self._decision(other, control=True), self._config.threshold
             found = pooled(control.results, gate, estimate=control.estimate)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gitbench.core.errors import ConfigError, GitbenchError
-from gitbench.identity.case import UNDEFENDED
+from gitbench.identity.case import UNDEFENDED, Setting
 from gitbench.publish import leaderboard
 from gitbench.publish.baseline import key_of, load_baseline
 from gitbench.publish.table import table_of
@@ -154,10 +154,11 @@ class GitbenchSession:
 
     def pytest_report_header(self) -> list[str]:
         config = self.config
+        sizes = ", ".join(map(str, config.batch_size))
         return [
             (
                 f"gitbench: {len(self.cells)} cells, profile {config.profile}, threat {config.threat}, "
-                f"{config.setting['victims']} victims of {config.batch_size}, {config.seeds} seed(s); results in {config.results}"
+                f"{config.number_of_victims} victims of {sizes}, {config.seeds} seed(s); results in {config.results}"
             )
         ]
 
@@ -252,8 +253,8 @@ class GitbenchSession:
         """Write the leaderboards that are complete; say what the others lack, and what to type next."""
         told = []
         if self.config.leaderboard is not None:
-            for group in dict.fromkeys(cell.group for cell in self.cells):
-                told.append(self._publish_one(group, self.config.leaderboard, columns))
+            for setting in dict.fromkeys(cell.setting for cell in self.cells):
+                told.append(self._publish_one(setting, self.config.leaderboard, columns))
         told.append(f"pictures: {self.config.results / 'pictures'}")
         worst = next((key for key, outcome in self._outcomes.items() if outcome.status == "failed"), None)
         if worst is not None:
@@ -264,25 +265,25 @@ class GitbenchSession:
             told.append("next: test your own defense: pytest --gitbench --gitbench-defense path/to/file.py:Name")
         return told
 
-    def _publish_one(self, group: tuple[str, str], folder: Path, columns: Mapping[lines.Row, Mapping[str, str]]) -> str:
+    def _publish_one(self, setting: Setting, folder: Path, columns: Mapping[lines.Row, Mapping[str, str]]) -> str:
         try:
-            results, skipped, expected = self._results_of(group)
+            results, skipped, expected = self._results_of(setting)
             if not results:
-                return f"leaderboard {'/'.join(group)}: not written, nothing was measured"
-            added = {defense: texts for (*where, defense), texts in columns.items() if tuple(where) == group}
-            table = table_of(self.config, group, results, skipped, columns=added)
+                return f"leaderboard {setting}: not written, nothing was measured"
+            added = {defense: texts for (where, defense), texts in columns.items() if where == setting}
+            table = table_of(self.config, setting, results, skipped, columns=added)
             path, refused = leaderboard.write(table, folder, expected)
         except GitbenchError as error:
-            return f"leaderboard {'/'.join(group)}: not written, {error}"
+            return f"leaderboard {setting}: not written, {error}"
         return f"leaderboard {path}: not written, {refused}" if refused else f"leaderboard: {path}"
 
     def _results_of(
-        self, group: tuple[str, str]
+        self, setting: Setting
     ) -> tuple[dict[tuple[str, str], list[Result]], dict[tuple[str, str], str], list[tuple[str, str]]]:
         results: dict[tuple[str, str], list[Result]] = {}
         skipped: dict[tuple[str, str], str] = {}
         expected = []
-        for cell in (cell for cell in self.cells if cell.group == group):
+        for cell in (cell for cell in self.cells if cell.setting == setting):
             key = (cell.defense.label, cell.attack.label)
             expected.append(key)
             outcome = self._outcomes.get(node_id(cell))

@@ -47,12 +47,12 @@ class Objective:
         self._observed = observation.update
         self._rows = [tensor.flatten(1) for tensor in observation.update.tensors.values()]
         self._squares = torch.stack([_dot(row, row) for row in self._rows])
-        self._expectation = observation.expectation
+        self._expectation, self._client = observation.expectation, observation.client
         self._distance = distance
 
     def __call__(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Distances ``(V,)`` of candidates ``(V, B, C, H, W)``; differentiable."""
-        update = expected_update(self._model, inputs, labels, expectation=self._expectation, observed=self._observed)
+        update = expected_update(self._model, inputs, labels, expectation=self._expectation, observed=self._observed, client=self._client)
         rows = [tensor.flatten(1) for tensor in update.tensors.values()]
         if self._distance == "l2":
             return torch.stack([(mine - theirs).square().sum(1) for mine, theirs in zip(rows, self._rows, strict=True)]).sum(0)

@@ -11,7 +11,7 @@ import torch
 
 from gitbench.attacker.observation import Observation
 from gitbench.attacker.tools.labels import infer_labels
-from gitbench.clients.client import blaming, gradients
+from gitbench.clients.client import blaming, own_update
 from gitbench.clients.defense import Expectation
 from gitbench.clients.model import classes_of
 from gitbench.clients.update import Update
@@ -141,7 +141,7 @@ def _played(observation: Observation, batches: int, generator: torch.Generator) 
 def _gradients(observation: Observation, inputs: torch.Tensor, labels: torch.Tensor) -> Update:
     expectation = observation.expectation
     each = expectation is not None and expectation.defense.needs_per_example
-    return gradients(observation.model, inputs, labels, per_example=each)
+    return own_update(observation.model, inputs, labels, client=observation.client, per_example=each)
 
 
 def _scale(sent: Update, expected: Update) -> tuple[Scale, dict[str, float]]:

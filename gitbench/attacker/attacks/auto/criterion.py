@@ -44,6 +44,7 @@ class Criterion:
         self._model = observation.model
         self._observed = observation.update
         self._expectation = observation.expectation if rehearsal.sloped else None
+        self._client = observation.client
         self._variance = {
             name: rehearsal.deviation[name] ** 2 + _PRECISION**2 * tensor.flatten(1).square().mean(1) + 1e-30
             for name, tensor in observation.update.tensors.items()
@@ -128,7 +129,7 @@ class Criterion:
         observed = self._observed
         if rows is not None:
             observed = observed[rows]
-        update = expected_update(self._model, inputs, labels, expectation=self._expectation, observed=observed)
+        update = expected_update(self._model, inputs, labels, expectation=self._expectation, observed=observed, client=self._client)
         own = dict(rescaled(update, observed, self.rehearsal.scale).tensors)
         aims = dict(observed.tensors)
         if self._statistics:

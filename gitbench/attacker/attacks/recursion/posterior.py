@@ -42,7 +42,7 @@ class Posterior:
     def __init__(self, observation: Observation, labels: torch.Tensor, prior: Gaussian, deviation: Mapping[str, torch.Tensor]) -> None:
         self._model = observation.model
         self._observed = observation.update
-        self._expectation = observation.expectation
+        self._expectation, self._client = observation.expectation, observation.client
         self._labels = labels
         self._shape = (*labels.shape, *observation.input_shape)
         self._prior = Whitened(prior)
@@ -100,7 +100,9 @@ class Posterior:
         return torch.where(found.isfinite(), found, math.inf), torch.where(gradient.isfinite(), gradient, 0)
 
     def _sent(self, images: torch.Tensor) -> Update:
-        return expected_update(self._model, images, self._labels, expectation=self._expectation, observed=self._observed)
+        return expected_update(
+            self._model, images, self._labels, expectation=self._expectation, observed=self._observed, client=self._client
+        )
 
     def _flat(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return torch.cat([tensors[name].flatten(1) / deviation[:, None] for name, deviation in self._deviation.items()], dim=1)

@@ -1,0 +1,1 @@
+"""The built-in clients, one file each."""
