@@ -213,17 +213,16 @@ def evaluate(
         SpecError: a SPEC cannot be read or names something unknown.
         ConfigError: unknown profile, threat model, device or metric, or a number that cannot be.
     """
-    sizes = {"victims": victims, "batch_size": batch_size}
-    config = make_config({}, {"profile": profile, "threat": threat, "device": device, "threshold": gate, **sizes})
+    given = {"profile": profile, "threat": threat, "device": device, "threshold": gate, "victims": victims, "batch_size": batch_size}
+    config = make_config({}, given)
     if config.sequential:
         raise ConfigError("Expected a number of victims, got 'auto': gitbench.evaluate measures one case. Use pytest --gitbench.")
     case = case_of(
         attack=attack, defense=defense, model=model, dataset=dataset, client=client, threat=threat, profile=profile,
         victims=config.victims, batch_size=config.batch_size[0], seed=seed,
     )  # fmt: skip
-    bench = Bench(
-        store=None if results is None else Store(Path(results)), device=device, gate=config.threshold, progress=progress, timeout=timeout
-    )
+    store = None if results is None else Store(Path(results))
+    bench = Bench(store=store, device=device, gate=config.threshold, progress=progress, timeout=timeout)
     return bench.measure(case, defense=None if isinstance(defense, str) else defense)
 
 
