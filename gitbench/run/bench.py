@@ -195,13 +195,11 @@ def evaluate(
     Args:
         attack: SPEC.
         defense: SPEC, or a defense.
-        model: SPEC.
-        dataset: SPEC.
+        model: SPEC; ``dataset`` likewise.
         client: SPEC of how clients make their updates.
         threat: ``server``, ``eavesdropper`` or ``upper-bound``.
         profile: budget of the attack: ``quick``, ``standard`` or ``paper``.
-        victims: private batches to attack.
-        batch_size: inputs per victim.
+        victims: private batches to attack, of ``batch_size`` inputs of each client.
         seed: of victims, model, defense and attack.
         device: ``auto``, ``cpu`` or ``cuda``.
         gate: metric name to threshold.
