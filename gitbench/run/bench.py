@@ -230,7 +230,7 @@ def case_of(
     defense: str | Defense,
     model: str,
     dataset: str,
-    client: str,
+    client: str = PLAIN_CLIENT,
     threat: str,
     profile: str,
     victims: int,

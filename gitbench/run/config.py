@@ -32,7 +32,14 @@ from gitbench.judge.verdict import DEFAULT_GATE
 
 @dataclass(frozen=True)
 class Profile:
-    """Sizes of a run. ``known_leaks`` are patterns over cell ids (``dataset/model/defense/attack``)."""
+    """Sizes of a run.
+
+    Args:
+        known_leaks: patterns over cell ids (``dataset/model/defense/attack``).
+        most_victims: where ``--gitbench-victims auto`` ends.
+        batch_size: of a run that chooses none of its axes but the defenses; others have single images unless they say more.
+        batch_attack: the attacks on its batches of several images: those whose controls leak there.
+    """
 
     dataset: tuple[str, ...]
     model: tuple[str, ...]
@@ -40,14 +47,16 @@ class Profile:
     attack: tuple[str, ...]
     known_leaks: tuple[str, ...]
     victims: int
-    most_victims: int  # where --gitbench-victims auto ends
+    most_victims: int
     client: tuple[str, ...] = (PLAIN_CLIENT,)
-    batch_size: tuple[int, ...] = (1,)
+    batch_size: tuple[int, ...] = (1, 4)
+    batch_attack: tuple[str, ...] = ("auto", "ridge")
     seeds: int = 1
     threshold: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_GATE))
     timeout: float | None = None
 
 
+_CHOOSING = {"attack", "model", "dataset", "client"}
 _WEAK = ("pruning(rate=0.5)", "parameter_drift(epochs=1, samples=64)")
 _KNOWN = tuple(f"*/{defense}/*" for defense in _WEAK)
 _ATTACKS = ("auto", "git", "lti", "gias", "ridge", "ig", "dlg")
@@ -139,6 +148,12 @@ class Config(BaseModel):
             "seeds": self.seeds,
         }
 
+    def attacks_on(self, batch_size: int) -> tuple[str, ...]:
+        """The attacks on batches of one size."""
+        profile = PROFILES[self.profile]
+        own = (self.attack, self.batch_size) != (profile.attack, profile.batch_size)
+        return self.attack if own or batch_size == 1 else profile.batch_attack
+
     @property
     def number_of_victims(self) -> int | Literal["auto"]:
         """Of each seed; ``auto`` where the verdict decides."""
@@ -194,6 +209,8 @@ def make_config(settings: Mapping[str, Any], options: Mapping[str, Any]) -> Conf
         raise ConfigError(f"Unknown profile {shown(name)}.{nearest(str(name), PROFILES)}")
     profile = PROFILES[name]
     merged: dict[str, Any] = {key: value for key, value in vars(profile).items() if key in Config.model_fields} | {"profile": name}
+    if _CHOOSING & given.keys():
+        merged["batch_size"] = (1,)
     for key, value in given.items():
         single = isinstance(value, str) if key in KINDS else key == "batch_size" and not isinstance(value, list | tuple)
         merged[key] = (value,) if single else value
@@ -258,11 +275,11 @@ def make_cells(config: Config) -> list[Cell]:
     """
     axes = {kind: _axis(kind, getattr(config, kind)) for kind in KINDS}
     axes["defense"].sort(key=lambda spec: str(spec) != UNDEFENDED)
-    sizes = dict.fromkeys(config.batch_size)
-    product = itertools.product(axes["dataset"], axes["model"], axes["client"], sizes, axes["defense"], axes["attack"])
     return [
-        _cell(config, dataset, model, defense, attack, client=client, batch_size=batch_size)
-        for dataset, model, client, batch_size, defense, attack in product
+        _cell(config, dataset, model, defense, attack, client=client, batch_size=size)
+        for dataset, model, client in itertools.product(axes["dataset"], axes["model"], axes["client"])
+        for size in dict.fromkeys(config.batch_size)
+        for defense, attack in itertools.product(axes["defense"], _axis("attack", config.attacks_on(size)))
     ]
 
 

@@ -167,8 +167,9 @@ class Measurer:
         bench = Bench.of_run(config, started=self._request.config.option.gitbench_started)
         with _threads_restored():
             cells = [
-                _cell(bench, config, [_case(config, axes, defense, seed) for seed in range(config.seeds)], defense)
-                for axes in itertools.product(config.dataset, config.model, config.client, config.batch_size, config.attack)
+                _cell(bench, config, [_case(config, (*axes, attack), defense, seed) for seed in range(config.seeds)], defense)
+                for axes in itertools.product(config.dataset, config.model, config.client, config.batch_size)
+                for attack in config.attacks_on(axes[-1])
             ]
         return Report(cells)
 
