@@ -15,7 +15,7 @@ from gitbench.clients.differentiation import CHUNK, stacked_gradients
 from gitbench.clients.output import output_of
 from gitbench.clients.procedure import Client, load_client
 from gitbench.clients.trained import trained_parameters
-from gitbench.clients.update import Update
+from gitbench.clients.update import Batch, Update
 from gitbench.core.errors import DefenseError, GitbenchError, ModelError
 from gitbench.core.random import make_generator
 
@@ -113,6 +113,7 @@ def local_gradients(
             )
         inputs, labels = defense.prepare(inputs, labels, generator=generator)
         found = client.local_update(local, inputs, labels, generator=generator, per_example=defense.needs_per_example)
+        found = found.of(Batch(local, inputs, labels)) if defense.needs_batch else found
     return client.gathered(found)
 
 
@@ -165,7 +166,7 @@ def gradients(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, *, p
     return Update({name: tensor[:, 0] if one else tensor.mean(1) for name, tensor in stacked.items()}, per_example=stacked)
 
 
-def own_update(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, *, client: Client, per_example: bool = False) -> Update:
+def own_update(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, *, client: Client, defense: Defense | None = None) -> Update:
     """What an attacker computes for candidates as their clients would, in gradients; differentiable in them.
 
     Args:
@@ -173,12 +174,11 @@ def own_update(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, *, 
         inputs: ``(V, B, C, H, W)``; images that a client takes in turn are taken in an order that is drawn once and for all.
         labels: as for :func:`gradients`.
         client: which is played.
-        per_example: also keep every example's gradient.
+        defense: that is to protect it, and may ask for more than the gradients.
     """
-    generator = make_generator(0, "order")
-    return client.gathered(
-        client.local_update(model, client.rows(inputs), client.rows(labels), generator=generator, per_example=per_example)
-    )
+    inputs, labels, per_example = client.rows(inputs), client.rows(labels), defense is not None and defense.needs_per_example
+    found = client.local_update(model, inputs, labels, generator=make_generator(0, "order"), per_example=per_example)
+    return client.gathered(found.of(Batch(model, inputs, labels)) if defense is not None and defense.needs_batch else found)
 
 
 def expected_update(
@@ -215,8 +215,7 @@ def expected_update(
     if expectation is None:
         return own_update(model, inputs, labels, client=client)
     with blaming(expectation.defense):
-        own = own_update(model, inputs, labels, client=client, per_example=expectation.defense.needs_per_example)
-        return expectation(own, observed=observed)
+        return expectation(own_update(model, inputs, labels, client=client, defense=expectation.defense), observed=observed)
 
 
 def check_update(update: object, raw: Update, defense: Defense) -> None:

@@ -56,6 +56,8 @@ class Defense(Component):
 
     needs_per_example: bool = False
     """True when :meth:`protect` reads ``update.per_example``."""
+    needs_batch: bool = False
+    """True when :meth:`protect` reads ``update.batch``: the model, the images and the labels of the client."""
     rounds: int = 1
     """How many rounds the clients have taken part in when their update leaks, this one included.
 
@@ -86,7 +88,7 @@ class Defense(Component):
         differentiated, and the identity where it is not. Override it where more is known.
 
         Args:
-            update: the attacker's gradient; ``per_example`` is there when the defense needs it.
+            update: the attacker's gradient; ``per_example`` and ``batch`` are there when the defense needs them, of its candidates.
             observed: what the client sent, for what it reveals (which entries were pruned, say).
         """
         return update if is_random(self, update) else _through(self, update)
@@ -146,8 +148,10 @@ class Expectation:
 
     def _expected(self, update: Update, observed: Update) -> Update:
         """Of what each client sends."""
+        batch = update.batch
         parts = self.defense.defenses if type(self.defense) is Composition else (self.defense,)
         for index, part in enumerate(parts):
+            update = update if batch is None else update.of(batch)
             if type(part).expected is not Defense.expected:
                 update = part.expected(update, observed=observed)
                 continue
@@ -179,6 +183,7 @@ class Composition(Defense):
     def __init__(self, *, defenses: Sequence[Defense]) -> None:
         self.defenses = tuple(defenses)
         self.needs_per_example = any(defense.needs_per_example for defense in defenses)
+        self.needs_batch = any(defense.needs_batch for defense in defenses)
         self.rounds = max(defense.rounds for defense in defenses)
 
     def __repr__(self) -> str:
@@ -200,13 +205,15 @@ class Composition(Defense):
         return inputs, labels
 
     def protect(self, update: Update, *, generator: torch.Generator) -> Update:
+        batch = update.batch
         for defense in self.defenses:
-            update = defense.protect(update, generator=generator)
+            update = defense.protect(update if batch is None else update.of(batch), generator=generator)
         return update
 
     def expected(self, update: Update, *, observed: Update) -> Update:
+        batch = update.batch
         for defense in self.defenses:
-            update = defense.expected(update, observed=observed)
+            update = defense.expected(update if batch is None else update.of(batch), observed=observed)
         return update
 
     def declared(self, *, batch_size: int) -> Declared:

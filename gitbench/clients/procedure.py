@@ -55,9 +55,10 @@ class Client(Component):
         """The mean of a victim's clients, from one row a client. What each computed is kept in the place of examples."""
         if self.clients == 1:
             return update
+        batch = None if update.batch is None else update.batch.map(lambda tensor: tensor.unflatten(0, (-1, self.clients)).flatten(1, 2))
         every = update.per_example or {name: tensor[:, None] for name, tensor in update.tensors.items()}
         every = {name: tensor.unflatten(0, (-1, self.clients)).flatten(1, 2) for name, tensor in every.items()}
-        return Update({name: tensor.mean(1) for name, tensor in every.items()}, every)
+        return Update({name: tensor.mean(1) for name, tensor in every.items()}, every, batch)
 
     def each(self, update: Update) -> Update:
         """What the defense of each client gets, one row a client, in the client's unit.
@@ -72,7 +73,8 @@ class Client(Component):
         if every is not None:
             every = {name: self.rows(tensor) for name, tensor in every.items()}
             tensors = {name: tensor.mean(1) for name, tensor in every.items()}
-        return Update(tensors, every).map_all(lambda tensor: tensor * self.unit)
+        batch = None if update.batch is None else update.batch.map(self.rows)
+        return Update(tensors, every, batch).map_all(lambda tensor: tensor * self.unit)
 
     def together(self, update: Update) -> Update:
         """The inverse of :meth:`each`, once each client is protected: the mean over the clients of a victim, in gradients."""

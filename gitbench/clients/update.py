@@ -3,10 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a client has when it protects its update, for a defense that asks for it.
+
+    Args:
+        model: that the client differentiated.
+        inputs: ``(V, B, C, H, W)``.
+        labels: ``(V, B)``; an attacker's may be probabilities, ``(V, B, classes)``.
+    """
+
+    model: nn.Module
+    inputs: torch.Tensor
+    labels: torch.Tensor
+
+    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        """The same client with ``function`` of its images and of its labels."""
+        return Batch(self.model, function(self.inputs), function(self.labels))
 
 
 @dataclass(frozen=True)
@@ -17,10 +37,12 @@ class Update:
         tensors: parameter name to tensor ``(V, *parameter.shape)``, averaged over each victim's batch.
         per_example: the same with one more dimension, ``(V, B, *parameter.shape)``, where a defense
             asked for it; None otherwise, and None once a defense has changed the average.
+        batch: what the clients computed it from, where a defense asked for it; None otherwise.
     """
 
     tensors: Mapping[str, torch.Tensor]
     per_example: Mapping[str, torch.Tensor] | None = None
+    batch: Batch | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tensors", MappingProxyType(dict(self.tensors)))
@@ -41,7 +63,12 @@ class Update:
         Args:
             rows: a slice, or a tensor of indices ``(N,)`` or of booleans ``(V,)``.
         """
-        return self.map_all(lambda tensor: tensor[rows])
+        found = self.map_all(lambda tensor: tensor[rows])
+        return found if self.batch is None else found.of(self.batch.map(lambda tensor: tensor[rows]))
+
+    def of(self, batch: Batch | None) -> Update:
+        """The same update with what it was computed from."""
+        return replace(self, batch=batch)
 
     @classmethod
     def cat(cls, updates: Sequence[Update]) -> Update:
@@ -50,15 +77,17 @@ class Update:
         if len(updates) == 1:
             return first
         every = [update.per_example for update in updates if update.per_example is not None]
+        batches = [update.batch for update in updates if update.batch is not None]
         return cls(
             {name: torch.cat([update.tensors[name] for update in updates]) for name in first.tensors},
             {name: torch.cat([each[name] for each in every]) for name in every[0]} if len(every) == len(updates) else None,
+            joined(batches) if len(batches) == len(updates) else None,
         )
 
     def map_all(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Update:
-        """A new update with ``function(tensor)`` in place of each tensor, those of single examples too."""
+        """A new update with ``function(tensor)`` in place of each tensor, those of single examples too, of the same batch."""
         every = None if self.per_example is None else {name: function(tensor) for name, tensor in self.per_example.items()}
-        return Update({name: function(tensor) for name, tensor in self.tensors.items()}, every)
+        return Update({name: function(tensor) for name, tensor in self.tensors.items()}, every, self.batch)
 
     def map(self, function: Callable[[str, torch.Tensor], torch.Tensor]) -> Update:
         """A new update with ``function(name, tensor)`` in place of each tensor."""
@@ -66,7 +95,8 @@ class Update:
 
     def detach(self) -> Update:
         """A copy that remembers nothing of how it was computed."""
-        return self.map_all(lambda tensor: tensor.detach().clone())
+        found = self.map_all(lambda tensor: tensor.detach().clone())
+        return found if self.batch is None else found.of(self.batch.map(torch.Tensor.detach))
 
     def flatten(self) -> torch.Tensor:
         """All tensors side by side: ``(V, D)``."""
@@ -78,3 +108,8 @@ class Update:
         pieces = flat.split(sizes, dim=1)
         shaped = zip(self.tensors.items(), pieces, strict=True)
         return Update({name: piece.reshape(tensor.shape) for (name, tensor), piece in shaped})
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Several batches of one model in one stack."""
+    return Batch(batches[0].model, torch.cat([one.inputs for one in batches]), torch.cat([one.labels for one in batches]))

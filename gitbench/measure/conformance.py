@@ -10,7 +10,7 @@ from torch import nn
 from gitbench.clients.client import blaming, gradients, protect
 from gitbench.clients.data import Split
 from gitbench.clients.defense import Defense, fresh
-from gitbench.clients.update import Update
+from gitbench.clients.update import Batch, Update
 from gitbench.core.errors import DefenseError
 from gitbench.core.random import make_generator
 
@@ -89,7 +89,7 @@ class _Check:
         prepared = self._prepared(batch)
         if not torch.equal(inputs, self._inputs) or not torch.equal(labels, self._labels):
             raise self.error("changed the batch that prepare() was given, expected it untouched", "Return new tensors.")
-        raw = gradients(self._model, *prepared, per_example=defense.needs_per_example)
+        raw = gradients(self._model, *prepared, per_example=defense.needs_per_example).of(self._batch(*prepared))
         if all(torch.equal(part[0], part[1]) for part in prepared):
             raw = _twins(raw)  # the last bit may depend on the place in the stack
         before = raw.detach()
@@ -126,8 +126,12 @@ class _Check:
         """Computed once for all draws, unless :meth:`Defense.prepare` makes other batches of them."""
         kept = self._kept.get(which)
         if kept is None or not (torch.equal(kept[0], inputs) and torch.equal(kept[1], labels)):
-            kept = self._kept[which] = inputs, labels, gradients(self._model, inputs, labels, per_example=per_example)
+            raw = gradients(self._model, inputs, labels, per_example=per_example).of(self._batch(inputs, labels))
+            kept = self._kept[which] = inputs, labels, raw
         return kept[2]
+
+    def _batch(self, inputs: torch.Tensor, labels: torch.Tensor) -> Batch | None:
+        return Batch(self._model, inputs, labels) if self._defense.needs_batch else None
 
     def _prepared(self, batch: object) -> tuple[torch.Tensor, torch.Tensor]:
         found = batch if isinstance(batch, tuple) and len(batch) == 2 else None

@@ -10,7 +10,7 @@ import torch
 from gitbench.attacker.observation import Observation
 from gitbench.clients.client import blaming
 from gitbench.clients.defense import is_random
-from gitbench.clients.update import Update
+from gitbench.clients.update import Batch, Update, joined
 from gitbench.core.progress import Progress
 
 KEPT = 3 * 2**30
@@ -123,8 +123,9 @@ class PublicPairs:
 
 def _stacked(pieces: Iterable[Update], count: int) -> Update:
     """Pieces of ``count`` updates as one, each written into its place: joining them at the end would take their memory twice."""
-    whole, done = Update({}), 0
+    whole, done, batches = Update({}), 0, list[Batch]()
     for piece in pieces:
+        batches += [] if piece.batch is None else [piece.batch]
         if not done:
             each = piece.per_example
             one = each is not None and all(tensor.shape[1] == 1 for tensor in each.values())  # the average is a view of the only example
@@ -135,7 +136,7 @@ def _stacked(pieces: Iterable[Update], count: int) -> Update:
             for name, tensor in part.items():
                 target[name][done : done + len(piece)] = tensor
         done += len(piece)
-    return whole
+    return whole.of(joined(batches) if batches else None)
 
 
 def pairs_memory(observation: Observation, count: int) -> int:

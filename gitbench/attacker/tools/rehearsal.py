@@ -140,8 +140,8 @@ def _played(observation: Observation, batches: int, generator: torch.Generator) 
 
 def _gradients(observation: Observation, inputs: torch.Tensor, labels: torch.Tensor) -> Update:
     expectation = observation.expectation
-    each = expectation is not None and expectation.defense.needs_per_example
-    return own_update(observation.model, inputs, labels, client=observation.client, per_example=each)
+    defense = None if expectation is None else expectation.defense
+    return own_update(observation.model, inputs, labels, client=observation.client, defense=defense)
 
 
 def _scale(sent: Update, expected: Update) -> tuple[Scale, dict[str, float]]:
@@ -165,7 +165,7 @@ def _has_slope(expectation: Expectation, own: Update, sent: Update) -> bool:
     leaves = {name: tensor.clone().requires_grad_() for name, tensor in own.tensors.items()}
     each = None if own.per_example is None else {name: tensor.clone().requires_grad_() for name, tensor in own.per_example.items()}
     with torch.enable_grad(), blaming(expectation.defense):
-        expected = expectation(Update(leaves, each), observed=sent)
+        expected = expectation(Update(leaves, each, own.batch), observed=sent)
         # Along a random direction: the length of a clipped update is constant, though the update is not.
         generator = make_generator(0, "slope")
         aim = torch.stack([(tensor * randn_like(tensor, generator)).sum() for tensor in expected.tensors.values()]).sum()

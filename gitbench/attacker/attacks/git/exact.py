@@ -89,7 +89,7 @@ def run_exact(observation: Observation, state: Mapping[str, torch.Tensor], *, po
     assert chain is not None
     walk, head = SolvedWalk(chain, _part(state, "walk.")), Head.stored(state, observation.device)
     expectation, polisher = observation.expectation, None
-    if "start.weight" in state and expectation is not None:
+    if "start.weight" in state and expectation is not None and not expectation.defense.needs_batch:
         polisher = Polish(chain, _part(state, "walk.weights."), _part(state, "polish."), expectation)
     update, found = observation.update, []
     with torch.no_grad():
@@ -179,7 +179,7 @@ def _polish(
     chain: Chain, weights: Weights, noise: StepNoise, observation: Observation, pairs: PublicPairs, images: torch.Tensor, progress: Progress
 ) -> Polish | None:
     expectation = observation.expectation
-    if noise.sparse or expectation is None:
+    if noise.sparse or expectation is None or expectation.defense.needs_batch:  # there is no model to show it
         return None
     some, labels = pairs.gradients(torch.arange(min(_DRAWN, len(pairs)))).tensors, pairs.labels[:, 0]
     return fit_polish(chain, weights, noise.variance, expectation, raw=some, inputs=images, labels=labels, progress=progress)
