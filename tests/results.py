@@ -65,7 +65,7 @@ def table(
         if results is None
         else results
     )
-    return Table(dataset, model, found, setting=SETTING, gate=GATE, **options)
+    return Table(dataset, model, found, conditions=SETTING, gate=GATE, **options)
 
 
 def rows(text: str) -> list[list[str]]:

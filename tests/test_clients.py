@@ -14,6 +14,7 @@ from torch.nn import functional
 import gitbench
 from gitbench.attacker.attack import load_attack
 from gitbench.clients.client import gradients, own_update
+from gitbench.clients.update import Batch
 from gitbench.core.errors import DefenseError, ModelError, SpecError
 from gitbench.core.random import make_generator
 from gitbench.identity.names import entry_points
@@ -238,3 +239,67 @@ def test_the_fixture_takes_both(bench: pytest.Pytester) -> None:
         """
     )
     bench.runpytest_inprocess("test_mine.py").assert_outcomes(passed=1)
+
+
+# ------------------------------------------------------------------ what a defense may see
+
+
+class Seeing(gitbench.Defense):
+    """Sends only what the brightest image of each batch adds: nothing that the gradients alone tell."""
+
+    needs_batch = True
+    needs_per_example = True
+
+    def protect(self, update: gitbench.Update, *, generator: torch.Generator) -> gitbench.Update:
+        assert update.batch is not None
+        assert update.per_example is not None
+        brightest = update.batch.inputs.flatten(2).mean(2).argmax(1)
+        rows = torch.arange(len(update))
+        again = gradients(update.batch.model, update.batch.inputs[rows, brightest][:, None], update.batch.labels[rows, brightest][:, None])
+        found = gitbench.Update({name: each[rows, brightest] for name, each in update.per_example.items()})
+        torch.testing.assert_close(again.flatten(), found.flatten(), rtol=1e-4, atol=1e-6)
+        return found
+
+
+class Twice(gitbench.Defense):
+    def protect(self, update: gitbench.Update, *, generator: torch.Generator) -> gitbench.Update:
+        return update.map(lambda _name, tensor: 2 * tensor)
+
+
+@pytest.mark.parametrize("client", ["fedsgd", "secure_aggregation(clients=2)"])
+def test_a_defense_sees_model_and_batch(client: str, data: gitbench.Data) -> None:
+    model, (inputs, labels) = gitbench.load_model("mlp", data), batches(data, 3, 4)
+    defense = Seeing() | Twice() | Twice()
+    sent = gitbench.client_update(model, inputs, labels, defense=defense, client=client)
+    of_each = inputs.unflatten(1, (-1, 4 if client == "fedsgd" else 2))
+    brightest = of_each.flatten(3).mean(3).argmax(2)
+    expected = 0
+    for group in range(of_each.shape[1]):
+        own = labels.unflatten(1, of_each.shape[1:3])[torch.arange(3), group, brightest[:, group]]
+        expected = expected + 4 * gradients(model, of_each[torch.arange(3), group, brightest[:, group]][:, None], own[:, None]).flatten()
+    torch.testing.assert_close(sent.flatten(), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("attack", ["ridge", "git", "lti", "ig(iterations=5)", "recursion", "auto"])
+def test_every_attack_meets_such_a_defense(attack: str, data: gitbench.Data) -> None:
+    """An attacker's own candidates are the batch that its rehearsal shows to the defense."""
+    model, (inputs, labels) = gitbench.load_model("mlp", data), batches(data, 2, 2)
+    sent = gitbench.client_update(model, inputs, labels, defense=Seeing())
+    observation = gitbench.Observation(
+        update=sent, model=model, input_shape=data.input_shape, batch_size=2, public=data.public, defense=Seeing()
+    )
+    found = load_attack(attack, profile="quick")(observation, generator=make_generator(0))
+    assert found.inputs.shape == inputs.shape
+
+
+def test_the_batch_goes_with_the_rows(data: gitbench.Data) -> None:
+    model, (inputs, labels) = gitbench.load_model("mlp", data), batches(data, 4, 2)
+    update = gradients(model, inputs, labels).of(Batch(model, inputs, labels))
+    halves = [update[:1], update[1:].detach()]
+    assert halves[1].batch is not None
+    assert torch.equal(halves[1].batch.inputs, inputs[1:])
+    again = gitbench.Update.cat(halves)
+    assert again.batch is not None
+    assert torch.equal(again.batch.labels, labels)
+    assert gitbench.Update.cat([update[:1], gradients(model, inputs, labels)]).batch is None
+    assert update.map(lambda _name, tensor: tensor).batch is None
