@@ -10,13 +10,13 @@ from scipy.optimize import linear_sum_assignment
 from torch.nn import functional
 
 import gitbench
-from gitbench.attacker.attacks.lti import matched_error
 from gitbench.attacker.attacks.ridge import Ridge
 from gitbench.attacker.learning import NoCheckpoint
 from gitbench.attacker.observation import Observation
+from gitbench.attacker.tools.assignment import matched_error
 from gitbench.attacker.tools.features import forward_features
 from gitbench.attacker.tools.labels import infer_labels
-from gitbench.attacker.tools.last_layer import _Point, can_be_solved, minimised, solved_inputs
+from gitbench.attacker.tools.last_layer import EXACT, _Point, can_be_solved, minimised, misfit_of, solved_inputs
 from gitbench.clients.data import Data
 from gitbench.core.progress import silent
 from gitbench.core.random import make_generator
@@ -140,3 +140,28 @@ def test_ridge_sees_each_image_of_a_batch_where_rows_show_a_mixture(ten: Data) -
 def test_a_defense_that_spares_the_last_layer_does_not_hide_its_inputs(ten: Data) -> None:
     observation, _ = observe(ten, defense="pruning(rate=0.5)")  # takes the small entries, which are those of the first layer
     assert solved_inputs(observation, infer_labels(observation), progress=silent).solved.any()
+
+
+def misfit_that_is_trusted(data: Data, defense: str, client: str) -> float:
+    network = gitbench.load_model("mlp(hidden=(40,))", data)
+    inputs, labels = gitbench.draw_victims(data.private, victims=2, batch_size=3, seed=0)
+    update = gitbench.client_update(network, inputs, labels, defense=defense, client=client)
+    known = {"model": network, "input_shape": data.input_shape, "public": data.public, "defense": defense, "client": client}
+    observation = Observation(update=update, batch_size=3, **known)
+    state = Ridge().fit(observation.without_update(), generator=make_generator(0), progress=silent, checkpoint=NoCheckpoint())
+    return float(state["start.solved.tolerance"])
+
+
+def test_how_far_a_solution_is_trusted_is_learned_from_played_clients(ten: Data) -> None:
+    """A difference of float32 weights has few digits of the gradient, and is solved all the same; of noise nothing is."""
+    assert misfit_that_is_trusted(ten, "none", "fedsgd") == EXACT
+    assert EXACT < misfit_that_is_trusted(ten, "none", "fedavg(steps=1, lr=0.01)") < 1e-6
+    assert misfit_that_is_trusted(ten, "gaussian_noise(std=0.1)", "fedsgd") == 0
+
+
+def test_the_misfit_of_the_truth_is_rounding(ten: Data) -> None:
+    observation, inputs = observe(ten)
+    labels = gitbench.draw_victims(ten.private, victims=6, batch_size=4, seed=0)[1]
+    truth = forward_features(observation.model, inputs.flatten(0, 1))[0].unflatten(0, labels.shape)
+    assert float(misfit_of(observation, labels, truth).max()) < 1e-11
+    assert float(misfit_of(observation, labels, truth + 0.1).min()) > 1e-6

@@ -7,13 +7,13 @@ import math
 from dataclasses import dataclass
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import nn
 
 from gitbench.attacker.attack import Attack, State
 from gitbench.attacker.learning import Checkpoint, train_network
 from gitbench.attacker.observation import Observation
 from gitbench.attacker.options import PublicOptions
+from gitbench.attacker.tools.assignment import matched_error
 from gitbench.attacker.tools.hashing import Hashing
 from gitbench.attacker.tools.public_pairs import KEPT, PublicPairs, pairs_memory
 from gitbench.clients.update import Update
@@ -282,24 +282,6 @@ class _Features:
 
     def _fresh(self, rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         return self._reader(self._pairs.updates(rows, generator=generator))
-
-
-def matched_error(found: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    """Mean squared error under each batch's best assignment of images, differentiable in ``found``.
-
-    Args:
-        found: ``(N, B, P)`` pixels.
-        images: ``(N, B, P)``, in any order within a batch.
-    """
-    batch = images.shape[1]
-    if batch == 1:
-        return (found - images).square().mean()
-    with torch.no_grad():
-        # |a - b|² = |a|² + |b|² - 2ab, of which the first two terms are the same for all assignments.
-        costs = (-2 * torch.einsum("nip,njp->nij", found, images)).double().cpu().numpy()
-        chosen = torch.stack([torch.from_numpy(linear_sum_assignment(cost)[1]) for cost in costs]).to(images.device)
-    matched = images.gather(1, chosen[..., None].expand_as(images))
-    return (found - matched).square().mean()
 
 
 def _are_bins(value: object) -> bool:

@@ -64,7 +64,31 @@ def can_be_solved(observation: Observation) -> bool:
     return forward_features(model, observation.public.inputs[:1])[0].ndim == 2
 
 
-def solved_inputs(observation: Observation, labels: torch.Tensor, *, progress: Progress, tolerance: float = EXACT) -> SolvedInputs:
+def misfit_of(observation: Observation, labels: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+    """How badly some inputs of the last layer fit an update, ``(V,)``: :attr:`SolvedInputs.misfit` of theirs.
+
+    Args:
+        observation: as for :func:`solved_inputs`.
+        labels: ``(V, B)``.
+        inputs: ``(V, B, F)``.
+    """
+    _, layer, target = _equations(observation)
+    logits = inputs.double() @ layer[:, :-1].T + layer[:, -1]
+    return _Point(logits, functional.one_hot(labels, len(layer)).double(), target).value / target.square().sum((1, 2))
+
+
+def _equations(observation: Observation) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The last layer's gradient ``(V, C, F + 1)``, its own values ``(C, F + 1)``, and their product beside the bias's ``(V, C, C + 1)``."""
+    name, linear = last_linear(observation.model)
+    tensors = observation.update.tensors
+    gradient = torch.cat([tensors[f"{name}.weight"], tensors[f"{name}.bias"][..., None]], dim=2).double()
+    layer = torch.cat([linear.weight, linear.bias[:, None]], dim=1).detach().double()
+    return gradient, layer, torch.cat([gradient @ layer.T, gradient[..., -1:]], dim=2)
+
+
+def solved_inputs(
+    observation: Observation, labels: torch.Tensor, *, progress: Progress, tolerance: float = EXACT, goal: float | None = None
+) -> SolvedInputs:
     """Solve every victim's batch by Levenberg-Marquardt with geodesic acceleration (Transtrum and Sethna, arXiv 1201.5885).
 
     A start is the logits of a random public image of the right class for each example: two of one class must not
@@ -75,16 +99,13 @@ def solved_inputs(observation: Observation, labels: torch.Tensor, *, progress: P
         labels: ``(V, B)``.
         progress: told after every round of starts.
         tolerance: of the misfit, for a batch to count as solved.
+        goal: the misfit at which the search for a better one ends; None for the tolerance.
     """
-    name, linear = last_linear(observation.model)
-    tensors = observation.update.tensors
-    gradient = torch.cat([tensors[f"{name}.weight"], tensors[f"{name}.bias"][..., None]], dim=2).double()
-    layer = torch.cat([linear.weight, linear.bias[:, None]], dim=1).detach().double()
-    target = torch.cat([gradient @ layer.T, gradient[..., -1:]], dim=2)
-    scale = target.square().sum((1, 2))
-    classes = functional.one_hot(labels, linear.out_features).double()
+    gradient, layer, target = _equations(observation)
+    scale, goal = target.square().sum((1, 2)), tolerance if goal is None else min(goal, tolerance)
+    classes = functional.one_hot(labels, len(layer)).double()
     starts = _Starts(observation, layer)
-    inputs = gradient.new_zeros(*labels.shape, linear.in_features)
+    inputs = gradient.new_zeros(*labels.shape, layer.shape[1] - 1)
     misfit = torch.full_like(scale, math.inf)
     left = torch.arange(len(labels), device=labels.device)
     for done in range(_ROUNDS):
@@ -92,7 +113,7 @@ def solved_inputs(observation: Observation, labels: torch.Tensor, *, progress: P
         found, own = _from_logits(logits, classes[left], gradient[left]), residual / scale[left]
         better = (own < misfit[left]) & found.isfinite().all(2).all(1)
         inputs[left[better]], misfit[left[better]] = found[better], own[better]
-        left = left[misfit[left] >= tolerance]
+        left = left[misfit[left] >= goal]
         progress("last layer", done + 1, _ROUNDS)
         if not len(left):
             break

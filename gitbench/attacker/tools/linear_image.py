@@ -1,22 +1,27 @@
 """The image that a linear map reads off the last layer's input: a closed form, fitted on public images.
 
 Of a batch the inputs are solved where that can be done (:mod:`gitbench.attacker.tools.last_layer`). Where it fails, as under
-noise, the row of each example's class is read, and the map is one from what public batches show there.
+strong noise, the row of each example's class is read, and the map is one from what public batches show there. Which misfit is a
+failure is learned from held-out public batches, which play victims of the same clients and the same defense.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
 
 from gitbench.attacker.observation import Observation
+from gitbench.attacker.tools.assignment import assigned
 from gitbench.attacker.tools.features import forward_features, input_inverse, last_features
-from gitbench.attacker.tools.last_layer import can_be_solved, solved_inputs
+from gitbench.attacker.tools.last_layer import EXACT, can_be_solved, misfit_of, solved_inputs
 from gitbench.attacker.tools.regression import LinearMap, fit_linear
 from gitbench.clients.update import Update
 from gitbench.core.progress import Progress
 
+_PLAYED = 24  # public batches that say how far a solution can be trusted
+_ROUNDED = 10
 _SOLVED = "start.solved"  # the map from a layer's exact inputs, which a batch's average gradient gives where it can be solved
 
 
@@ -56,7 +61,38 @@ def fit_linear_image(
     if can_be_solved(observation):
         exact, _ = forward_features(observation.model, images)
         state |= _fitted(_alternatives(observation, exact, thorough=thorough), images, holdout=holdout, thorough=thorough, prefix=_SOLVED)
+        held = batches[-max(1, min(_PLAYED, round(holdout * len(batches)))) :]
+        state |= _trusted(observation, held, state, generator=generator, progress=progress)
     return state
+
+
+def _trusted(
+    observation: Observation, rows: torch.Tensor, state: Mapping[str, torch.Tensor], *, generator: torch.Generator, progress: Progress
+) -> dict[str, torch.Tensor]:
+    """Up to which misfit a solution serves held-out public batches ``(N, B)`` better than reading rows, and which misfit to aim at."""
+    public, thorough = observation.public, state["start.weight"].dtype == torch.float64
+    labels, truth = public.labels[rows], public.inputs[rows].flatten(2).double()
+    played = observation.with_update(observation.public_updates(rows, generator=generator))
+    inputs, _ = forward_features(observation.model, public.inputs[rows.flatten()])
+    misfit = misfit_of(played, labels, inputs.unflatten(0, labels.shape))
+    aim = {f"{_SOLVED}.tolerance": EXACT, f"{_SOLVED}.goal": EXACT}
+    if float(misfit.median()) >= _ROUNDED * EXACT:  # more than rounding, of the images' own inputs too
+        solution = solved_inputs(played, labels, progress=progress, tolerance=math.inf, goal=2 * float(misfit.median()))
+        read = _errors(_read(played, last_features(played, played.update, labels).double(), state, "start", thorough=thorough), truth)
+        exact = _errors(_read(played, solution.inputs, state, _SOLVED, thorough=thorough), truth)
+        order = solution.misfit.argsort()
+        # Of each number of batches that may count as solved, from none to all, what the batches lose in all.
+        losses = torch.cat([exact.new_zeros(1), (exact.log() - read.log())[order].cumsum(0)])
+        best = int(losses.argmin())
+        trusted = 0.0 if best == 0 else float(solution.misfit[order[best - 1]])
+        aim = {f"{_SOLVED}.tolerance": trusted, f"{_SOLVED}.goal": 2 * float(misfit.median())}
+    return {name: torch.tensor(value, dtype=torch.float64) for name, value in aim.items()}
+
+
+def _errors(found: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """Mean squared error ``(V,)`` of images ``(V, B, P)``, in the best order."""
+    found = found.double().clamp(0, 1)
+    return (found - assigned(found, truth)).square().mean((1, 2)).clamp_min(1e-12)
 
 
 def _fitted(
@@ -83,9 +119,11 @@ def linear_image(observation: Observation, labels: torch.Tensor, state: Mapping[
     found = last_features(observation, observation.update, labels).double()
     images = _read(observation, found, state, "start", thorough=thorough)
     if f"{_SOLVED}.weight" in state:
-        solution = solved_inputs(observation, labels, progress=progress)
-        exact = _read(observation, solution.inputs, state, _SOLVED, thorough=thorough)
-        images = torch.where(solution.solved[:, None, None], exact, images)
+        tolerance, goal = (float(state[f"{_SOLVED}.{name}"]) for name in ("tolerance", "goal"))
+        if tolerance > 0:
+            solution = solved_inputs(observation, labels, progress=progress, tolerance=tolerance, goal=goal)
+            exact = _read(observation, solution.inputs, state, _SOLVED, thorough=thorough)
+            images = torch.where((solution.misfit <= tolerance)[:, None, None], exact, images)
     return images.float().clamp(0, 1).reshape(*labels.shape, *observation.input_shape)
 
 
