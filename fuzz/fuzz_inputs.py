@@ -149,7 +149,7 @@ class Fuzzer:
         path.write_bytes(data)
         for table in tables(list(store.results())):
             leaderboard.render(table)
-            leaderboard.file_name(table.dataset, table.model, table.setting)
+            leaderboard.file_name(table.dataset, table.model, table.conditions)
         store.load(self._case_id)
 
     def entry(self, data: bytes) -> None:

@@ -127,7 +127,7 @@ def test_a_leaderboard_survives_any_name(field: str) -> None:
     elif field in ("mode", "options"):
         one = one.model_copy(update={"settings": {"model.mode" if field == "mode" else "iterations": NASTY}})
     cells = {("none", name["attack"]): [one], (name["defense"], name["attack"]): [one]}
-    text = leaderboard.render(Table(name["dataset"], name["model"], cells, setting=SETTING, gate=GATE))
+    text = leaderboard.render(Table(name["dataset"], name["model"], cells, conditions=SETTING, gate=GATE))
     assert harmless(text)
     assert len({len(row) for row in rows(text)[:4]}) == 1
     plain_text = re.sub(r"<!-- gitbench-cells: .*? -->|`[^`\n]*`|\\.", "", text)
