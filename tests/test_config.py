@@ -173,3 +173,15 @@ def test_config_is_frozen_and_knows_its_fields() -> None:
     with pytest.raises(ConfigError, match=r"The option nope is 1: Extra inputs are not permitted"):
         make_config({}, {"nope": 1})
     assert isinstance(make_config({}, {}), Config)
+
+
+def test_the_default_matrix_has_batches_and_a_chosen_one_has_single_images() -> None:
+    cells = make_cells(make_config({}, {}))
+    assert {(cell.setting.batch_size, cell.attack.label) for cell in cells if cell.setting.batch_size > 1} == {
+        (4, "recursion"),
+        (4, "ridge"),
+    }
+    for chosen in ({"attack": ["ridge"]}, {"model": ["mlp"]}, {"dataset": ["photos"]}, {"client": ["fedavg"]}):
+        assert {cell.setting.batch_size for cell in make_cells(make_config({}, chosen))} == {1}
+    assert {cell.setting.batch_size for cell in make_cells(make_config({}, {"defense": ["none"]}))} == {1, 4}
+    assert len(make_cells(make_config({}, {"defense": ["none"], "batch_size": ["4"]}))) == 14  # all attacks, where it is asked for

@@ -50,7 +50,7 @@ class Profile:
     most_victims: int
     client: tuple[str, ...] = (PLAIN_CLIENT,)
     batch_size: tuple[int, ...] = (1, 4)
-    batch_attack: tuple[str, ...] = ("auto", "ridge")
+    batch_attack: tuple[str, ...] = ("recursion", "ridge")
     seeds: int = 1
     threshold: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_GATE))
     timeout: float | None = None
