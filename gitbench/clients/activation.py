@@ -14,6 +14,15 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "leaky_relu": nn.LeakyReLU,
 }
 
+_SWITCHING = (
+    nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ReLU6, nn.RReLU, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.modules.pooling._MaxPoolNd,
+)  # fmt: skip
+
+
+def switches(model: nn.Module) -> bool:
+    """Whether gradients of a model jump, where a unit switches."""
+    return any(isinstance(module, _SWITCHING) for module in model.modules())
+
 
 def activation_named(name: str) -> type[nn.Module]:
     """The activation module called ``name``.

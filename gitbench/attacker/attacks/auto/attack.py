@@ -13,6 +13,7 @@ import torch
 
 from gitbench.attacker.attack import Attack, Candidates, Fits, Fitted, State, load_attack
 from gitbench.attacker.attacks.auto.criterion import Criterion
+from gitbench.attacker.attacks.auto.own_inputs import OwnInputs
 from gitbench.attacker.attacks.git.attack import Git
 from gitbench.attacker.attacks.ig import IG
 from gitbench.attacker.attacks.lti import LTI
@@ -21,6 +22,7 @@ from gitbench.attacker.attacks.ridge import Ridge
 from gitbench.attacker.observation import Observation
 from gitbench.attacker.options import AttackOptions
 from gitbench.attacker.tools.labels import infer_labels
+from gitbench.attacker.tools.last_layer import can_be_solved, solved_inputs
 from gitbench.attacker.tools.priors import Gaussian
 from gitbench.attacker.tools.rehearsal import rehearse
 from gitbench.attacker.tools.trust import fitted_shares
@@ -43,12 +45,13 @@ class _Budget:
     posterior: int
     ig: int
     played: int
+    own: int
 
 
 _BUDGETS: Mapping[str, _Budget] = {
-    "quick": _Budget(posterior=40, ig=20, played=16),
-    "standard": _Budget(posterior=200, ig=300, played=32),
-    "paper": _Budget(posterior=1000, ig=4800, played=64),
+    "quick": _Budget(posterior=40, ig=20, played=16, own=40),
+    "standard": _Budget(posterior=200, ig=300, played=32, own=300),
+    "paper": _Budget(posterior=1000, ig=4800, played=64, own=1000),
 }
 
 
@@ -58,7 +61,8 @@ class Auto(Attack):
     ``ridge``, ``recursion``, ``lti`` and ``git`` run where they can. Each victim goes on from the candidate that explains its
     update best, by the criterion of :class:`gitbench.attacker.attacks.auto.criterion.Criterion`: the candidate's gradient, sent
     through the defense, against the observed update in units of the noise that rehearsing the defense
-    shows. Two searches lower that criterion, and ``ig`` goes its own way.
+    shows. Two searches lower that criterion, and ``ig`` goes its own way. A batch whose last layer can be solved is searched
+    once more, with each example's own inputs of that layer.
 
     Public images that nothing was fitted on play victims beside the victims. On them the truth is known, and
     they say in which shares the candidates are believed. A victim whose update is matched to numerical precision needs no such
@@ -138,9 +142,13 @@ class Auto(Attack):
         prior = Gaussian.stored(state, "recursion.image") if "recursion.image.mean" in state else None
         search = _Search(stack, prior=prior, generator=generator, progress=progress, seconds=self.options.seconds)
         with contextlib.suppress(TimeUp):  # what was found by then is returned
+            found: dict[str, torch.Tensor] = {}
             for name in priors:
-                search.consider(candidate(name, stack))
+                found[name] = candidate(name, stack)
+                search.consider(found[name])
             search.run(budget)
+            if "ridge" in found and can_be_solved(stack):
+                search.own_inputs(found["ridge"], budget)
         return search.mixed(played)
 
 
@@ -211,6 +219,22 @@ class _Search:
                 step(self.unexplained, budget)
         while self._bounded and len(self.unexplained):
             self._restart(self.unexplained, budget)
+
+    def own_inputs(self, start: torch.Tensor, budget: _Budget) -> None:
+        """Of batches whose last layer can be solved: go on from images ``(V, B, C, H, W)`` that were read off it."""
+        if any(self.rehearsal.deviation.values()) or not len(self.unmatched):
+            return
+        solution = solved_inputs(self._observation, self.labels, progress=self._clock)
+        rows = self.unmatched[solution.solved[self.unmatched]]
+        if not len(rows):
+            return
+        observation = self._observation.of_victims(rows, labels=self.labels[rows])
+        known = OwnInputs(observation, solution.inputs[rows], self.criterion.image)
+        found = known.search(start[rows], iterations=budget.own, progress=self._clock).clamp(0, 1)
+        better = rows[known.value(found) < known.value(self.best[rows])]
+        self.candidates.append(self.best.clone())
+        self.candidates[-1][rows] = found
+        self.best[better] = self.candidates[-1][better]
 
     def mixed(self, played: torch.Tensor | None) -> torch.Tensor:
         """The candidates of the victims, in the shares that serve those that are played best.

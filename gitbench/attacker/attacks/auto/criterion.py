@@ -53,7 +53,9 @@ class Criterion:
         self._variance |= {name: _STATISTIC**2 * seen.square().mean(1) + 1e-30 for name, seen in self._statistics.items()}
         seen = (*observation.update.tensors.values(), *self._statistics.values())
         self.entries = torch.stack([(tensor != 0).flatten(1).sum(1) for tensor in seen]).sum(0).clamp_min(1)
-        self._prior = Whitened(prior or _prior(observation))
+        self.image = prior or _prior(observation)
+        """The prior of one image."""
+        self._prior = Whitened(self.image)
 
     def prior(self, inputs: torch.Tensor) -> torch.Tensor:
         """Negative logarithm of the density of images ``(V, B, C, H, W)``, up to a constant: ``(V,)``."""

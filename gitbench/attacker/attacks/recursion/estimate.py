@@ -18,6 +18,7 @@ from gitbench.attacker.observation import Observation
 from gitbench.attacker.tools.labels import infer_labels
 from gitbench.attacker.tools.linear_image import linear_image
 from gitbench.attacker.tools.priors import Gaussian
+from gitbench.clients.activation import switches
 from gitbench.clients.model import Normalize
 from gitbench.clients.update import Update
 from gitbench.core.progress import Progress
@@ -29,9 +30,6 @@ _MATCHED = 1e-3  # relative error of every tensor of the update at which nothing
 _TINY = 1e-12
 _APART = 0.02  # standard deviation of what is added to the images of a batch at the start
 # Where units switch, gradients jump: from far away, the update must be matched loosely at first.
-_JUMPY = (
-    nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ReLU6, nn.RReLU, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.modules.pooling._MaxPoolNd,
-)  # fmt: skip
 _STAGES = ((3.0, 0.2), (1.0, 0.4), (0.5, 0.4))  # relative error that is granted to the first layer, share of the iterations
 _GRADED = 0.1  # the last layer's error, in units of the first's: fewer units switch above the last layer
 
@@ -82,7 +80,7 @@ class _Estimation:
         self._observation, self._state, self._options = observation, state, options
         self._generator, self._progress = generator, progress
         self._noise, self._prior = Departure.stored(state), Gaussian.stored(state, "image")
-        jumps = any(isinstance(module, _JUMPY) for module in observation.model.modules())
+        jumps = switches(observation.model)
         self._stages = _STAGES if jumps else ((options.match, 1.0),)
         self._graded = _GRADED if jumps else 1.0
 
