@@ -229,7 +229,7 @@ class _Search:
         if not len(rows):
             return
         observation = self._observation.of_victims(rows, labels=self.labels[rows])
-        known = OwnInputs(observation, solution.inputs[rows], self.criterion.image)
+        known = OwnInputs(observation, self.labels[rows], solution.inputs[rows], self.criterion.image)
         found = known.search(start[rows], iterations=budget.own, progress=self._clock).clamp(0, 1)
         better = rows[known.value(found) < known.value(self.best[rows])]
         self.candidates.append(self.best.clone())

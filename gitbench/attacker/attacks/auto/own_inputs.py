@@ -95,8 +95,12 @@ class OwnInputs:
         points, done = self.prior.coordinates(start), 0
         for deviation, share in _STAGES:
             steps = max(1, round(share * iterations))
-            points = self._stage(points, deviation, steps, lambda step, done=done: progress("auto: own inputs", done + step, iterations))
-            done += steps
+            before, done = done, done + steps
+
+            def tell(step: int, before: int = before) -> None:
+                progress("auto: own inputs", before + step, iterations)
+
+            points = self._stage(points, deviation, steps, tell)
         return self.prior.images(points, self.shape)
 
     def _stage(self, points: torch.Tensor, deviation: float, iterations: int, tell: Callable[[int], None]) -> torch.Tensor:
