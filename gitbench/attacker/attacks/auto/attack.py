@@ -50,7 +50,7 @@ class _Budget:
 
 _BUDGETS: Mapping[str, _Budget] = {
     "quick": _Budget(posterior=40, ig=20, played=16, own=40),
-    "standard": _Budget(posterior=200, ig=300, played=32, own=300),
+    "standard": _Budget(posterior=200, ig=300, played=32, own=200),
     "paper": _Budget(posterior=1000, ig=4800, played=64, own=1000),
 }
 

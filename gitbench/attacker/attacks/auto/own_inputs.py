@@ -24,6 +24,7 @@ _LEAST = 1e-8  # mean square of a departure that is as good as none
 _WEIGHT = 3.0  # of the prior, where the size of the departures is not known
 _RATE = 0.05
 _STAGES = ((1e-1, 0.2), (1e-2, 0.8))  # deviation that is granted, share of the iterations
+_SMOOTH = 5  # steps of L-BFGS for one of Adam
 _HISTORY = 50
 _PROBES = 16  # random directions that show how curved the posterior is
 _SHOWN = 4608  # public images that show how a tensor varies
@@ -81,11 +82,11 @@ class OwnInputs:
 
         Args:
             start: in the order of the labels.
-            iterations: of Adam, which gets over the kinks where units switch; a smooth network takes three times as many of L-BFGS.
+            iterations: of Adam, which gets over the kinks where units switch; a smooth network takes five times as many of L-BFGS.
             progress: told after each of them.
         """
         if not switches(self._model):
-            return self._descended(start, 3 * iterations, progress)
+            return self._descended(start, _SMOOTH * iterations, progress)
         search = _Following(self, start, iterations, progress)
         search.run()
         return search.best.found[0]
