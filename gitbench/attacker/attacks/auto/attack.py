@@ -222,7 +222,8 @@ class _Search:
 
     def own_inputs(self, start: torch.Tensor, budget: _Budget) -> None:
         """Of batches whose last layer can be solved: go on from images ``(V, B, C, H, W)`` that were read off it."""
-        if any(self.rehearsal.deviation.values()) or not len(self.unmatched):
+        noisy = any(self.rehearsal.deviation.values()) or self.rehearsal.scale != "known" or not self.rehearsal.sloped
+        if noisy or not len(self.unmatched):
             return
         solution = solved_inputs(self._observation, self.labels, progress=self._clock)
         rows = self.unmatched[solution.solved[self.unmatched]]

@@ -14,7 +14,6 @@ from gitbench.attacker.tools.priors import Gaussian, Whitened
 from gitbench.clients.activation import switches
 from gitbench.clients.client import expected_update
 from gitbench.clients.model import last_linear
-from gitbench.clients.update import Update
 from gitbench.core.progress import Progress
 from gitbench.core.random import make_generator, randn_like
 
@@ -45,7 +44,7 @@ class OwnInputs:
     would hold nearly all of a gradient's norm, and a search would see the others late.
 
     Args:
-        observation: of victims whose batches are solved, undefended; needs ``parameters`` and ``public``.
+        observation: of victims whose batches are solved; needs ``parameters`` and ``public``. The defense may add no noise.
         labels: ``(V, B)``.
         inputs: of the last layer, ``(V, B, F)``, in the order of the labels.
         prior: of one image.
@@ -55,8 +54,8 @@ class OwnInputs:
         name, self._last = last_linear(observation.model)
         known = {f"{name}.weight", f"{name}.bias"}
         self._model, self._labels, self._inputs = observation.model, labels, inputs.float()
-        self._observed = Update({key: tensor for key, tensor in observation.update.tensors.items() if key not in known})
-        self._norms, self._input_norm = _norms(observation, tuple(self._observed.tensors))
+        self._observed, self._expectation, self._client = observation.update, observation.expectation, observation.client
+        self._norms, self._input_norm = _norms(observation, tuple(key for key in self._observed.tensors if key not in known))
         self.prior = Whitened(prior)
         self.shape = (*labels.shape, *observation.input_shape)
 
@@ -69,7 +68,9 @@ class OwnInputs:
         finally:
             handle.remove()
         own = self._input_norm(seen[0] - self._inputs.flatten(0, 1)).reshape(len(images), -1)
-        update = expected_update(self._model, images, self._labels, expectation=None, observed=self._observed)
+        update = expected_update(
+            self._model, images, self._labels, expectation=self._expectation, observed=self._observed, client=self._client
+        )
         return [*(norm((update.tensors[key] - self._observed.tensors[key]).flatten(1)) for key, norm in self._norms.items()), own]
 
     def value(self, images: torch.Tensor) -> torch.Tensor:
