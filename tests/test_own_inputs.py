@@ -17,7 +17,7 @@ from gitbench.core.random import make_generator
 from helpers import make_data
 
 VICTIMS, BATCH = 2, 4
-MODELS = ["lenet(layers=2)", "lenet(layers=2, activation='leaky_relu', init='default')"]
+MODELS = ["lenet(layers=1)", "lenet(layers=1, activation='leaky_relu', init='default')"]
 
 
 @pytest.fixture(scope="module")
