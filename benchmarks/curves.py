@@ -204,6 +204,12 @@ def attacks_of(panels: Sequence[Panel]) -> list[str]:
     return sorted({attack for panel in panels for attack in panel.curves})
 
 
+def open_words(panels: Sequence[Panel]) -> list[str]:
+    """The verdicts that are drawn hollow."""
+    points = [point for panel in panels for curve in panel.curves.values() for point in curve.values()]
+    return sorted({point.word for point in points if any(mark.hollow for mark in marks_of(point, 0))})
+
+
 def markdown(panels: Sequence[Panel], axis: Axis) -> str:
     """What the panels share, and a row for each place of each panel."""
     names, attacks = differing(panels), attacks_of(panels)
@@ -234,7 +240,10 @@ def cell(metric: Metric, point: Point | None) -> str:
 
 
 def draw(panels: Sequence[Panel], axis: Axis, out: Path) -> None:
-    """Write the picture twice, as SVG and PNG. Equal results give equal files; places stand at equal distances."""
+    """Write the picture twice, as SVG and PNG. Equal results give equal files.
+
+    Places stand at equal distances, and each panel has a scale of its own: 70 dB of one would flatten the others.
+    """
     try:
         import matplotlib
         from matplotlib.figure import Figure
@@ -242,14 +251,17 @@ def draw(panels: Sequence[Panel], axis: Axis, out: Path) -> None:
         raise SystemExit("Expected matplotlib, which draws: pip install 'gitbench[dev]'. The table above needs none.") from None
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "gitbench", "font.size": 9}):
         picture = Figure(figsize=(1 + 2.6 * len(panels), 3.2), layout="constrained")
-        axes = picture.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        axes = picture.subplots(1, len(panels), squeeze=False)[0]
         for plot, panel in zip(axes, panels, strict=True):
             draw_panel(plot, panel, attacks_of(panels), title="\n".join(panel.setting[name] for name in differing(panels)))
             plot.set_xlabel(axis.title)
-        metric = panels[0].metric
+        metric, words = panels[0].metric, open_words(panels)
+        if words:  # nothing is drawn: for the legend alone
+            axes[0].plot([], [], "o", color="#888888", markerfacecolor="white", markersize=5, label=f"hollow: {' or '.join(words)}")
         axes[0].set_ylabel(f"{metric.name}{f' in {metric.unit}' if metric.unit else ''}")
         handles = {text: handle for plot in axes for handle, text in zip(*plot.get_legend_handles_labels(), strict=True)}
-        legend = picture.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=len(handles), frameon=False)
+        columns = int(picture.get_figwidth() / (0.6 + 0.08 * max(map(len, handles)))) or 1  # inches: a handle, and a letter
+        legend = picture.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns, frameon=False)
         for text in legend.get_texts():
             text.set_parse_math(False)
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -260,7 +272,9 @@ def draw(panels: Sequence[Panel], axis: Axis, out: Path) -> None:
 def draw_panel(plot: Axes, panel: Panel, attacks: Sequence[str], *, title: str) -> None:
     """One line for each attack; a hollow mark is a cell whose control fails, or that is undecided."""
     places = panel.places
-    plot.axhline(panel.threshold, color="#888888", linewidth=0.8, linestyle="--", label="leaks past")
+    plot.axhline(
+        panel.threshold, color="#888888", linewidth=0.8, linestyle="--", label=f"leaks past {figures.limit(panel.metric, panel.threshold)}"
+    )
     for number, attack in enumerate(attacks):
         points = panel.curves.get(attack, {})
         shift = _DODGE * (number - (len(attacks) - 1) / 2)

@@ -88,4 +88,12 @@ def test_pictures_are_drawn_and_equal_results_give_equal_files(
         assert first(suffix).read_bytes() == second(suffix).read_bytes()
     assert first(".png").read_bytes().startswith(b"\x89PNG")
     texts = {element.text for element in ElementTree.fromstring(first(".svg").read_text()).iter() if element.tag.endswith("text")}
-    assert {"lenet", "resnet(mode='train')", "git", "epochs of training", "psnr_gain in dB"} <= texts
+    assert {
+        "lenet",
+        "resnet(mode='train')",
+        "git",
+        "epochs of training",
+        "psnr_gain in dB",
+        "leaks past 3 dB",
+        "hollow: no control",
+    } <= texts
