@@ -12,7 +12,7 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ from gitbench.core.metric import Metric
 from gitbench.core.spec import Kind, Part, Spec, parse_spec
 from gitbench.core.text import code, escaped
 from gitbench.identity.case import Case
-from gitbench.judge.statistics import Interval
+from gitbench.judge.statistics import Interval, interval
 from gitbench.publish.table import Table, tables
 from gitbench.store.folder import Store
 from gitbench.store.result import Result
@@ -63,10 +63,11 @@ AXES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One cell: its mean and interval, None where it ended in an error, and the word of its verdict."""
+    """One cell: its mean and interval, None where it ended in an error, the word of its verdict, and seed to value per victim."""
 
     interval: Interval | None
     word: str
+    values: Mapping[int, Sequence[float | None]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +193,8 @@ def _local_value(kind: Kind, value: object) -> object:
 def point(table: Table, defense: str, attack: str) -> Point:
     if (defense, attack) not in table.results:
         return Point(interval=None, word="error" if (defense, attack) in table.errors else "not measured")
-    return Point(interval=table.mean(defense, attack), word=table.verdict(defense, attack).word)
+    values = {result.case.seed: result.metrics[table.metric.name].values for result in table.results[defense, attack]}
+    return Point(interval=table.mean(defense, attack), word=table.verdict(defense, attack).word, values=values)
 
 
 def differing(panels: Sequence[Panel]) -> list[str]:
@@ -211,7 +213,7 @@ def open_words(panels: Sequence[Panel]) -> list[str]:
 
 
 def markdown(panels: Sequence[Panel], axis: Axis) -> str:
-    """What the panels share, and a row for each place of each panel."""
+    """What the panels share, a row for each place of each panel, and one for the change from its first place to its last."""
     names, attacks = differing(panels), attacks_of(panels)
     shared = ", ".join(f"{name} {text}" for name, text in panels[0].setting.items() if name not in names)
     metric = panels[0].metric
@@ -225,6 +227,11 @@ def markdown(panels: Sequence[Panel], axis: Axis) -> str:
         for place in panel.places:
             cells = [cell(panel.metric, panel.curves.get(attack, {}).get(place)) for attack in attacks]
             lines.append("| " + " | ".join([*(code(panel.setting[name]) for name in names), f"{place:g}", *cells]) + " |")
+        if axis.kind is not None:
+            first, last = panel.places[0], panel.places[-1]
+            cells = [change(panel.metric, panel.curves.get(attack, {}), first, last) for attack in attacks]
+            place_text = f"{first:g} → {last:g}"
+            lines.append("| " + " | ".join([*(code(panel.setting[name]) for name in names), place_text, *cells]) + " |")
     return "\n".join(lines)
 
 
@@ -237,6 +244,18 @@ def cell(metric: Metric, point: Point | None) -> str:
         return point.word
     text = figures.figure(metric, found.mean, found.low, found.high, sign=figures.plus(metric), unit=False, brief=True)
     return text if point.word in _SHOWN else f"{text}, {point.word}"
+
+
+def change(metric: Metric, points: Mapping[float, Point], first: float, last: float) -> str:
+    """From the first place to the last, paired over victims: they are the same images wherever the batch size is not the axis."""
+    if not {first, last} <= points.keys() or {points[first].word, points[last].word} & set(_UNDRAWN):
+        return ""
+    before, after = points[first].values, points[last].values
+    if before.keys() != after.keys():
+        return ""
+    pairs = [zip(before[seed], after[seed], strict=True) for seed in before]
+    found = interval([[None if a is None or b is None else b - a for a, b in group] for group in pairs])
+    return "" if found.mean is None else figures.figure(metric, found.mean, found.low, found.high, sign="+", unit=False, brief=True)
 
 
 def draw(panels: Sequence[Panel], axis: Axis, out: Path) -> None:
@@ -260,7 +279,7 @@ def draw(panels: Sequence[Panel], axis: Axis, out: Path) -> None:
             axes[0].plot([], [], "o", color="#888888", markerfacecolor="white", markersize=5, label=f"hollow: {' or '.join(words)}")
         axes[0].set_ylabel(f"{metric.name}{f' in {metric.unit}' if metric.unit else ''}")
         handles = {text: handle for plot in axes for handle, text in zip(*plot.get_legend_handles_labels(), strict=True)}
-        columns = int(picture.get_figwidth() / (0.6 + 0.08 * max(map(len, handles)))) or 1  # inches: a handle, and a letter
+        columns = int(picture.get_figwidth() / (0.6 + 0.06 * max(map(len, handles)))) or 1  # inches: a handle, and a letter
         legend = picture.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns, frameon=False)
         for text in legend.get_texts():
             text.set_parse_math(False)

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from gitbench.judge.statistics import interval
 from gitbench.store.folder import Store
 from gitbench.store.result import Result
 from results import LEAKING, SAFE, result
@@ -49,10 +50,13 @@ def test_epochs_of_training_are_read_from_the_typed_case(curves: ModuleType) -> 
     text = curves.markdown(panels, curves.AXES["trained_epochs"])
     assert "someone" not in text
     rows = [line for line in text.splitlines() if line.startswith("| `lenet`")]
-    assert [row.split(" | ")[1] for row in rows] == ["0", "2", "10"]
+    assert [row.split(" | ")[1] for row in rows] == ["0", "2", "10", "0 → 10"]
     assert rows[2].startswith("| `lenet` | 10 | +0.5 [")
     assert rows[2].endswith(", no control |  |")
     assert rows[1].endswith("| error |")
+    # Paired over victims: the difference of the same images, and nothing of an attack that lacks an end.
+    lost = interval([[after - before for before, after in zip(LEAKING, SAFE, strict=True)]])
+    assert rows[3] == f"| `lenet` | 0 → 10 | {lost.mean:+.1f} [{lost.low:.1f}, {lost.high:.1f}] |  |"
 
 
 def test_steps_and_batch_sizes(curves: ModuleType) -> None:
@@ -64,6 +68,7 @@ def test_steps_and_batch_sizes(curves: ModuleType) -> None:
     assert places == {"fedavg": [5, 20], "secure_aggregation(client='fedavg(lr=0.01)')": [2, 5]}
     panels = curves.panels_of([result(batch_size=size) for size in (8, 1, 32)], curves.AXES["batch_size"])
     assert [panel.places for panel in panels] == [[1, 8, 32]]
+    assert "→" not in curves.markdown(panels, curves.AXES["batch_size"])  # other images at each place: no pairs
 
 
 def test_a_folder_without_curves_is_refused(curves: ModuleType, tmp_path: Path) -> None:
