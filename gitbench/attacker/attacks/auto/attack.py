@@ -26,6 +26,7 @@ from gitbench.attacker.tools.last_layer import can_be_solved, solved_inputs
 from gitbench.attacker.tools.priors import Gaussian
 from gitbench.attacker.tools.rehearsal import rehearse
 from gitbench.attacker.tools.trust import fitted_shares
+from gitbench.clients.activation import switches
 from gitbench.clients.client import batchnorm_statistics
 from gitbench.clients.model import classes_of
 from gitbench.clients.update import Update
@@ -146,8 +147,11 @@ class Auto(Attack):
             for name in priors:
                 found[name] = candidate(name, stack)
                 search.consider(found[name])
+            solvable = "ridge" in found and can_be_solved(stack)
+            if solvable and switches(stack.model):  # there the other searches take long and come less near
+                search.own_inputs(found["ridge"], budget)
             search.run(budget)
-            if "ridge" in found and can_be_solved(stack):
+            if solvable:
                 search.own_inputs(found["ridge"], budget)
         return search.mixed(played)
 
@@ -174,6 +178,7 @@ class _Search:
         self.candidates = [self.best.clone()]  # each of all victims
         self.energy = torch.full(shape[:1], math.inf, device=observation.device)
         self.misfit = self.energy.clone()
+        self._searched = torch.zeros_like(self.misfit, dtype=torch.bool)
         self._keep(self.best.clone(), self._all_rows)
 
     def _inferred(self) -> torch.Tensor:
@@ -191,8 +196,8 @@ class _Search:
 
     @property
     def unmatched(self) -> torch.Tensor:
-        """Victims whose update is not matched to numerical precision."""
-        return (~self.criterion.matched(self.misfit)).nonzero().flatten()
+        """Victims whose update is not matched to numerical precision, and that :meth:`own_inputs` has not searched."""
+        return (~self.criterion.matched(self.misfit) & ~self._searched).nonzero().flatten()
 
     @property
     def unexplained(self) -> torch.Tensor:
@@ -236,6 +241,7 @@ class _Search:
         self.candidates.append(self.best.clone())
         self.candidates[-1][rows] = found
         self.best[better] = self.candidates[-1][better]
+        self._searched[rows] = True
 
     def mixed(self, played: torch.Tensor | None) -> torch.Tensor:
         """The candidates of the victims, in the shares that serve those that are played best.
