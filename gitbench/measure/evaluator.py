@@ -36,6 +36,7 @@ from gitbench.core.random import make_generator
 from gitbench.identity.case import Case
 from gitbench.judge.flags import own_flags
 from gitbench.judge.statistics import interval
+from gitbench.measure.certificate import certified
 from gitbench.measure.conformance import check_conformance
 from gitbench.measure.fingerprint import fingerprint
 from gitbench.measure.scene import Scene, victims_of
@@ -52,6 +53,11 @@ class _Character:
 
     random: bool
     flags: frozenset[str]
+
+    @property
+    def exact(self) -> bool:
+        """Whether what it sends follows from its argument, and changes whenever that does."""
+        return not self.random and "no-slope" not in self.flags
 
 
 class Evaluator:
@@ -204,6 +210,7 @@ class Evaluator:
             baselines=baselines,
             flags=tuple(flags),
             utility=utility,
+            certified=certified(attack, observation, found.inputs, exact=character is None or character.exact),
             local_model=local[0] if local else (),
             cost=Cost(
                 fit_seconds=round(found.fit_seconds, 4),
