@@ -131,7 +131,9 @@ class Result(StrictModel):
     baselines: Baselines = Field(default_factory=Baselines)
     flags: tuple[str, ...] = ()
     utility: Utility | None = None
-    certified: tuple[bool, ...] | None = None  # of each victim (gitbench.measure.certificate); None: the attacker cannot tell, or it was not asked
+    certified: tuple[bool, ...] | None = (
+        None  # of each victim (gitbench.measure.certificate); None: the attacker cannot tell, or it was not asked
+    )
     local_model: tuple[FiniteFloat, ...] = ()  # gitbench.measure.fingerprint of the client's own model, where it differs
     cost: Cost = Field(default_factory=Cost)
     environment: Environment
