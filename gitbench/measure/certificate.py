@@ -19,7 +19,7 @@ from gitbench.measure.determined import determined
 
 # Of a tensor's norm. Recomputed in another order, or in float64, the update of the truth itself departs by 1e-7 to 4e-5 (measured on
 # the built-in models, single images and batches); that of the truth with noise at 30 dB by 3e-2 or more, at 60 dB by 8e-4 or more.
-PRECISION = 1e-3
+_PRECISION = 1e-3
 # Of the whole update's norm: more than a tensor has that is zero but for rounding, such as a bias before BatchNorm (1e-9 was seen), and
 # less than one that says something (3e-4 was seen).
 _ROUNDING = 1e-6
@@ -96,7 +96,7 @@ def _same(own: Update, observed: Update) -> torch.Tensor:
     errors = torch.stack([(own.tensors[name] - tensor).double().flatten(1).norm(dim=1) for name, tensor in observed.tensors.items()])
     floor = _ROUNDING * norms.norm(dim=0)
     # A tensor that is next to zero must be next to zero; how it rounds is chance.
-    return (errors <= torch.where(norms > floor, PRECISION * norms, floor)).all(0)
+    return (errors <= torch.where(norms > floor, _PRECISION * norms, floor)).all(0)
 
 
 def _telling(observed: Update) -> frozenset[str]:

@@ -17,8 +17,9 @@ from gitbench.core.random import make_generator, randn_like
 _STEPS = 32  # of conjugate gradients
 _FOUND = 0.1  # of a random change's length: what is left of it at most where the update tells (nearly) all of it
 _WRONG = 10 ** (-30 / 20)  # root mean square of a change that leaves 30 dB
-# Of a tensor's norm: the least that such a change must make of it. Ten times the precision of a certificate, for more steps find
-# weaker directions still: in lenet's 3072 pixels 2.8e-2 after 32 steps, and 1.5e-3 for the weakest of all (measured).
+# Of a tensor's norm. A change that makes less of it than the first is not seen. Where the steps did not come to an end, the second is
+# asked for: more steps find weaker directions still (of lenet's 3072: 2.8e-2 after 32 steps, 1.5e-3 the weakest of all; measured).
+_PRECISION = 1e-3
 _TOLD = 1e-2
 
 
@@ -26,9 +27,10 @@ def determined(observation: Observation, inputs: torch.Tensor, labels: torch.Ten
     """Whether images that explain what one victim sent are the only ones near by, as far as can be told.
 
     Two conditions. More numbers were sent than there are pixels (:func:`equations`). And no direction is found in which the images can
-    go wrong unseen: a random change of the images is reduced by 32 steps of conjugate gradients to the part of it that the update
-    tells least of; of 30 dB, that part must change the update by a hundredth. Behind ReLUs in convolutions nearly half of all directions
-    are unseen, though twice as many numbers are sent as there are pixels.
+    go wrong unseen: from a random change of the images up to 32 steps of conjugate gradients take what the update tells of it. At a
+    length of 30 dB, what is left must still change the update by more than the precision of a certificate; by ten times as much, unless
+    it is less than a tenth of the whole by then. Behind ReLUs in convolutions nearly half of all directions may be unseen, though twice
+    as many numbers are sent as there are pixels.
 
     Neither is a proof. Numbers may depend on each other; a few unseen directions among thousands are not found; and images that are far
     from these may explain the update as well.
@@ -134,6 +136,7 @@ def _unseen_direction(observation: Observation, inputs: torch.Tensor, labels: to
     seen = forth(left)
     slope = back(seen)
     step, square = slope, slope.square().sum()
+    wrong, told = _WRONG * math.sqrt(inputs.numel()), 0.0
     for _ in range(_STEPS):
         pushed = forth(step)
         length = square / pushed.square().sum().clamp_min(1e-30)
@@ -141,13 +144,13 @@ def _unseen_direction(observation: Observation, inputs: torch.Tensor, labels: to
         size = left.norm()
         if size < _FOUND:
             return False
-        told = torch.stack([part.norm() for part in seen.split(sizes)]).max() / size
-        if not told * _WRONG * math.sqrt(inputs.numel()) > _TOLD:
+        told = float(torch.stack([part.norm() for part in seen.split(sizes)]).max() / size) * wrong
+        if not told > _PRECISION:
             return True
         slope, before = back(seen), square
         square = slope.square().sum()
         step = slope + square / before.clamp_min(1e-30) * step
-    return False
+    return told <= _TOLD
 
 
 def _expected(observation: Observation, inputs: torch.Tensor, labels: torch.Tensor) -> Update:
