@@ -91,12 +91,12 @@ def _explains(observation: Observation, inputs: torch.Tensor, labels: torch.Tens
 
 
 def _same(own: Update, observed: Update) -> torch.Tensor:
-    """Whether each tensor is the same up to rounding, ``(V,)``. What is not finite is not."""
+    """Whether each tensor is the same up to rounding, ``(V,)``. What is not finite is not, and nothing explains an update of zeros."""
     norms = torch.stack([tensor.double().flatten(1).norm(dim=1) for tensor in observed.tensors.values()])
     errors = torch.stack([(own.tensors[name] - tensor).double().flatten(1).norm(dim=1) for name, tensor in observed.tensors.items()])
     floor = _ROUNDING * norms.norm(dim=0)
     # A tensor that is next to zero must be next to zero; how it rounds is chance.
-    return (errors <= torch.where(norms > floor, _PRECISION * norms, floor)).all(0)
+    return (errors <= torch.where(norms > floor, _PRECISION * norms, floor)).all(0) & (floor > 0)
 
 
 def _telling(observed: Update) -> frozenset[str]:
