@@ -36,6 +36,7 @@ from gitbench.core.random import make_generator
 from gitbench.identity.case import Case
 from gitbench.judge.flags import own_flags
 from gitbench.judge.statistics import interval
+from gitbench.measure.certificate import certified
 from gitbench.measure.conformance import check_conformance
 from gitbench.measure.fingerprint import fingerprint
 from gitbench.measure.scene import Scene, victims_of
@@ -52,6 +53,11 @@ class _Character:
 
     random: bool
     flags: frozenset[str]
+
+    @property
+    def exact(self) -> bool:
+        """Whether what it sends follows from its argument, and changes whenever that does."""
+        return not self.random and "no-slope" not in self.flags
 
 
 class Evaluator:
@@ -210,6 +216,7 @@ class Evaluator:
                 attack_seconds=round(found.attack_seconds, 4),
                 peak_memory_mb=peak_memory_mb(self.device),
             ),
+            certified=certified(attack, observation, found.inputs, exact=character is None or character.exact),
             settings={**settings(attack), **_of_the_model(model)},
             timeout=deadline.seconds if deadline.over else None,
             **self._unjudged(case),

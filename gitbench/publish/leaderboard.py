@@ -30,6 +30,11 @@ _USEFUL = (
     "the best step along the one lowers their loss, as a share of the same along the other (docs/flags.md)."
 )
 
+_EXPOSED = (
+    "Their share [95 % Wilson interval], the worst victim, and the share that is certified: the reconstruction explains what was sent to "
+    "numerical precision, so that the attacker knows without the truth that it is right (docs/statistics.md)."
+)
+
 
 def file_name(dataset: str, model: str, conditions: Mapping[str, object]) -> str:
     """``photos-lenet.md``; what differs from the quick profile's conditions is added to the name."""
@@ -106,7 +111,7 @@ def render(table: Table) -> str:
             "Flags", _flags(table), "`gitbench flags` explains them. A cell flagged `control-failed` or as no success acquits nobody."
         ),
         *_section("Attacks on undefended gradients", _attacks(table), "Settings of the attacks:", _settings(table)),
-        *_section("Victims past the threshold", "Their share [95 % Wilson interval], and the worst victim.", _exposure(table)),
+        *_section("Victims past the threshold", _EXPOSED, _exposure(table)),
     ]
     return "\n".join(lines)
 
@@ -284,6 +289,8 @@ def _exposure(table: Table) -> str:
             found = exposures(table.results.get((defense, attack), ()), {metric: table.gate[metric]}).get(metric)
             share = f"{100 * found.share:.0f} % [{100 * found.low:.0f}, {100 * found.high:.0f}], " if found else "n/a"
             share += _figure(table, found.worst) if found else ""
+            sure = table.certified(defense, attack)
+            share += f", {100 * sure:.0f} % certified" if found and sure is not None else ""
             share += ", by others" if found and table.by_others(defense, attack) else ""
             row[code(defense)] = share
         rows.append(row)

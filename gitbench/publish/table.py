@@ -86,6 +86,11 @@ class Table:
         """The mean of a cell that was measured, over victims and seeds, of the metric that is shown."""
         return pooled(self.results[defense, attack], self.gate, estimate=self.estimate)[self.metric.name]
 
+    def certified(self, defense: str, attack: str) -> float | None:
+        """The share of a cell's victims whose reconstruction is certified; None where no attacker could tell, or nobody asked."""
+        told = [one for result in self.results.get((defense, attack), ()) for one in result.certified or ()]
+        return sum(told) / len(told) if told else None
+
     def verdict(self, defense: str, attack: str) -> Judgement:
         """The verdict of a cell that was measured."""
         control = None if defense == "none" else self.results.get(("none", attack), [])

@@ -131,6 +131,9 @@ class Result(StrictModel):
     baselines: Baselines = Field(default_factory=Baselines)
     flags: tuple[str, ...] = ()
     utility: Utility | None = None
+    certified: tuple[bool, ...] | None = (
+        None  # of each victim (gitbench.measure.certificate); None: the attacker cannot tell, or it was not asked
+    )
     local_model: tuple[FiniteFloat, ...] = ()  # gitbench.measure.fingerprint of the client's own model, where it differs
     cost: Cost = Field(default_factory=Cost)
     environment: Environment
@@ -151,6 +154,8 @@ class Result(StrictModel):
         for name, measure in self.metrics.items():
             if len(measure.values) != self.case.victims:
                 raise ValueError(f"{name} has {len(measure.values)} values for {self.case.victims} victims")
+        if self.certified is not None and len(self.certified) != self.case.victims:
+            raise ValueError(f"certified has {len(self.certified)} values for {self.case.victims} victims")
         return self
 
     def to_json(self) -> str:
