@@ -96,7 +96,8 @@ def _same(own: Update, observed: Update) -> torch.Tensor:
     errors = torch.stack([(own.tensors[name] - tensor).double().flatten(1).norm(dim=1) for name, tensor in observed.tensors.items()])
     floor = _ROUNDING * norms.norm(dim=0)
     # A tensor that is next to zero must be next to zero; how it rounds is chance.
-    return (errors <= torch.where(norms > floor, _PRECISION * norms, floor)).all(0) & (floor > 0)
+    same: torch.Tensor = (errors <= torch.where(norms > floor, _PRECISION * norms, floor)).all(0) & (floor > 0)
+    return same
 
 
 def _telling(observed: Update) -> frozenset[str]:
