@@ -98,7 +98,7 @@ def test_a_wrong_image_that_explains_is_not_certified(tiny_npz: Path, defense: g
     assert found.certified == (False, False, False)
 
 
-def test_an_image_behind_relus_is_explained_and_not_determined(small: Data) -> None:
+def test_an_image_behind_relus_is_explained_and_not_determined() -> None:
     data = make_data(size=32)
     inputs, seen = observed(data, "lenet(activation='relu')")
     assert certified(TELL, seen, inputs) == (False, False, False)

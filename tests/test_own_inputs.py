@@ -56,14 +56,14 @@ def test_the_truth_does_not_depart_from_what_is_known(ten: Data, defense: str) -
     assert (own.value(inputs) < own.value(inputs.flip(1))).all()
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_a_search_comes_nearer_to_the_images(ten: Data, model: str) -> None:
+@pytest.mark.parametrize(("model", "left"), zip(MODELS, (1e-3, 0.6), strict=True))  # Adam takes more than these 30 steps
+def test_a_search_comes_nearer_to_the_images(ten: Data, model: str, left: float) -> None:
     own, inputs = known(ten, model)
     start = (inputs + ten.public.inputs.mean(0)) / 2
     found = own.search(start, iterations=30, progress=silent)
     assert (own.value(found) < own.value(start)).all()
     error = [float((images - inputs).square().mean()) for images in (start, found)]
-    assert error[1] < 0.6 * error[0]
+    assert error[1] < left * error[0]
 
 
 @pytest.mark.parametrize("entries", [6, 5000])

@@ -42,14 +42,20 @@ def last_features(observation: Observation, update: Update, labels: torch.Tensor
 
 def forward_features(model: nn.Module, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """What the last linear layer reads of inputs ``(N, C, H, W)``, and the logits, both in float64."""
+    with torch.no_grad():
+        features, logits = zip(*(passed(model, part) for part in inputs.split(256)), strict=True)
+    return torch.cat(features).double(), torch.cat(logits).double()
+
+
+def passed(model: nn.Module, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same as the model computes it, at once; differentiable."""
     seen: list[torch.Tensor] = []
-    handle = last_linear(model)[1].register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].detach()))
+    handle = last_linear(model)[1].register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
     try:
-        with torch.no_grad():
-            logits = torch.cat([model(part) for part in inputs.split(256)])
+        logits: torch.Tensor = model(inputs)
     finally:
         handle.remove()
-    return torch.cat(seen).double(), logits.double()
+    return torch.cat(seen), logits
 
 
 def input_inverse(observation: Observation) -> Callable[[torch.Tensor], torch.Tensor] | None:

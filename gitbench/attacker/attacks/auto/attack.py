@@ -41,7 +41,7 @@ _EXPLAINED = 4.0  # squared deviations of an entry
 
 @dataclass(frozen=True)
 class _Budget:
-    """Iterations of each search, and how many public batches play victims beside the victims."""
+    """Iterations of each search (``own``: with own inputs), and how many public batches play victims beside the victims."""
 
     posterior: int
     ig: int
@@ -63,7 +63,7 @@ class Auto(Attack):
     update best, by the criterion of :class:`gitbench.attacker.attacks.auto.criterion.Criterion`: the candidate's gradient, sent
     through the defense, against the observed update in units of the noise that rehearsing the defense
     shows. Two searches lower that criterion, and ``ig`` goes its own way. A batch whose last layer can be solved is searched
-    once more, with each example's own inputs of that layer.
+    with each example's own inputs of that layer: once more, or, where units switch, in place of those searches.
 
     Public images that nothing was fitted on play victims beside the victims. On them the truth is known, and
     they say in which shares the candidates are believed. A victim whose update is matched to numerical precision needs no such
@@ -151,7 +151,7 @@ class Auto(Attack):
             if solvable and switches(stack.model):  # there the other searches take long and come less near
                 search.own_inputs(found["ridge"], budget)
             search.run(budget)
-            if solvable:
+            if solvable:  # of those that were searched already, nothing is left
                 search.own_inputs(found["ridge"], budget)
         return search.mixed(played)
 
@@ -237,10 +237,9 @@ class _Search:
         observation = self._observation.of_victims(rows, labels=self.labels[rows])
         known = OwnInputs(observation, self.labels[rows], solution.inputs[rows], self.criterion.image)
         found = known.search(start[rows], iterations=budget.own, progress=self._clock).clamp(0, 1)
-        better = rows[known.value(found) < known.value(self.best[rows])]
-        self.candidates.append(self.best.clone())
-        self.candidates[-1][rows] = found
-        self.best[better] = self.candidates[-1][better]
+        with torch.no_grad():
+            better = known.value(found) < known.value(self.best[rows])
+        self.best[rows[better]] = found[better]
         self._searched[rows] = True
 
     def mixed(self, played: torch.Tensor | None) -> torch.Tensor:
