@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
+from torch import nn
 from torch.nn import functional
 
 import gitbench
@@ -16,7 +17,7 @@ from gitbench.attacker.observation import Observation
 from gitbench.attacker.tools.assignment import matched_error
 from gitbench.attacker.tools.features import forward_features
 from gitbench.attacker.tools.labels import infer_labels
-from gitbench.attacker.tools.last_layer import EXACT, _Point, can_be_solved, minimised, misfit_of, solved_inputs
+from gitbench.attacker.tools.last_layer import EXACT, Equations, Point, can_be_solved, minimised, misfit_of, solved_inputs
 from gitbench.clients.data import Data
 from gitbench.core.progress import silent
 from gitbench.core.random import make_generator
@@ -45,40 +46,68 @@ def observe(
     return observation, inputs
 
 
-def problem(seed: int, batch: int, classes: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The logits ``(1, B, C)`` of a batch, its one-hot labels, and what the server sees of them."""
+def problem(seed: int, batch: int, classes: int, features: int = 12) -> tuple[torch.Tensor, Observation, torch.Tensor]:
+    """The last layer's inputs ``(1, B, F)`` of a batch, what the server sees, and the labels ``(1, B)``."""
     generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(1, batch, classes, generator=generator, dtype=torch.float64)
-    labels = functional.one_hot(torch.randint(classes, (1, batch), generator=generator), classes).double()
-    nothing = logits.new_zeros(1, classes, classes + 1)
-    return logits, labels, _Point(logits, labels, nothing).residual
+    inputs = torch.randn(1, batch, features, generator=generator, dtype=torch.float64)
+    labels = torch.randint(classes, (1, batch), generator=generator)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(features, classes)).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    loss = functional.cross_entropy(model(inputs[0]), labels[0])
+    gradients = dict(zip(("1.weight", "1.bias"), torch.autograd.grad(loss, list(model.parameters())), strict=True))
+    update = gitbench.Update({name: gradient[None] for name, gradient in gradients.items()})
+    return inputs, Observation(update=update, model=model, input_shape=(1, 1, features), batch_size=batch), labels
 
 
-@given(seed=st.integers(0, 10_000), batch=st.integers(1, 4), classes=st.integers(2, 5))
+def mixtures_of(inputs: torch.Tensor, equations: Equations) -> torch.Tensor:
+    return functional.pad(inputs, (0, 1), value=1.0) @ torch.linalg.pinv(equations.turn @ equations.spanned)
+
+
+@given(seed=st.integers(0, 10_000), batch=st.integers(2, 4), classes=st.integers(6, 7))
 def test_the_jacobian_s_products_are_those_of_autograd(seed: int, batch: int, classes: int) -> None:
-    _, labels, target = problem(seed, batch, classes)
-    start = problem(seed + 1, batch, classes)[0]
-    point = _Point(start, labels, target)
+    inputs, observation, labels = problem(seed, batch, classes)
+    equations = Equations.of(observation, labels)
+    away = torch.randn(1, batch, batch - 1, generator=make_generator(seed), dtype=torch.float64)
+    start = mixtures_of(inputs, equations) + functional.pad(away, (1, 0))
+    point = Point(start, equations)
 
     def residual(flat: torch.Tensor) -> torch.Tensor:
-        errors = (flat.reshape(batch, classes).softmax(1) - labels[0]) / batch
-        extended = torch.cat([flat.reshape(batch, classes), flat.new_ones(batch, 1)], dim=1)
-        return (torch.stack([torch.outer(errors[row], extended[row]) for row in range(batch)]).sum(0) - target[0]).flatten()
+        mixture = torch.cat([start[0, :, :1], flat.reshape(batch, batch - 1)], dim=1)
+        seen = mixture @ equations.turn[0] @ equations.spanned[0]
+        errors = ((seen @ equations.layer.T).softmax(1) - equations.classes[0]) / batch
+        weighed = equations.weights[0][:, None] * (errors.T @ seen - equations.gradient[0])
+        return (weighed @ equations.spanned[0].T).flatten()
 
-    jacobian = torch.func.jacfwd(residual)(start.flatten())
-    step = problem(seed + 2, batch, classes)[0]
-    assert torch.allclose(point.residual.flatten(), residual(start.flatten()))
-    assert torch.allclose(point.pushed_forward(step).flatten(), jacobian @ step.flatten())
-    assert torch.allclose(point.pulled_back(point.residual).flatten(), jacobian.T @ point.residual.flatten())
-    assert torch.allclose(point.normal()[0], jacobian.T @ jacobian)
+    jacobian = torch.func.jacfwd(residual)(start[0, :, 1:].flatten())
+    step = torch.randn(1, batch, batch - 1, generator=make_generator(seed + 1), dtype=torch.float64)
+    near = {"rtol": 1e-6, "atol": 1e-9 * float(jacobian.square().sum())}
+    assert torch.allclose(point.residual.flatten(), residual(start[0, :, 1:].flatten()), **near)
+    assert torch.allclose(point.pushed_forward(functional.pad(step, (1, 0))).flatten(), jacobian @ step.flatten(), **near)
+    assert torch.allclose(point.pulled_back(point.residual).flatten(), jacobian.T @ point.residual.flatten(), **near)
+    assert torch.allclose(point.normal()[0], jacobian.T @ jacobian, **near)
 
 
 def test_a_search_that_starts_at_the_solution_stays_there_and_others_fall() -> None:
-    logits, labels, target = problem(0, 3, 6)
-    starts = torch.cat([logits, logits + 0.3 * problem(1, 3, 6)[0]])
-    found, residual = minimised(starts, labels.expand(2, -1, -1), target.expand(2, -1, -1))
-    assert torch.equal(found[0], logits[0])
-    assert residual[1] < _Point(starts[1:], labels, target).value[0]
+    inputs, observation, labels = problem(0, 3, 6)
+    equations = Equations.of(observation, labels).of_victims(torch.zeros(2, dtype=torch.long))
+    truth = mixtures_of(inputs, equations)[0]
+    away = functional.pad(0.1 * torch.randn(3, 2, generator=make_generator(0), dtype=torch.float64), (1, 0))
+    starts = torch.stack([truth, truth + away])
+    found, misfit = minimised(starts, equations)
+    assert torch.allclose(found[0], truth)
+    assert misfit[0] < 1e-18
+    assert misfit[1] < 1e-3 * Point(starts, equations).value[1] / equations.scale[1]
+    assert torch.allclose(equations.inputs(found)[0], inputs[0])
+
+
+def test_a_row_that_was_not_sent_is_no_equation() -> None:
+    inputs, observation, labels = problem(1, 3, 7)
+    left = next(label for label in range(7) if label not in labels)
+    for tensor in observation.update.tensors.values():
+        tensor[:, left] = 0
+    assert float(misfit_of(observation, labels, inputs)) < 1e-20
 
 
 @pytest.mark.parametrize("model", ["mlp(hidden=(40,))", "lenet"])

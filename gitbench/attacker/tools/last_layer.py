@@ -1,13 +1,16 @@
 """The inputs of the last linear layer, one for each example of a batch, solved from the batch's averaged gradient.
 
-For a batch of ``B`` the layer's gradients are ``G = sum_b d_b a_b'`` and ``g = sum_b d_b``, where ``a_b`` is an example's
-input and ``d_b = (softmax(z_b) - onehot(y_b)) / B``. The server knows the layer's weight ``W`` and bias ``c``, so that it knows
-``H = [G, g] [W, c]'`` too, which is ``sum_b d_b z_b'``. With ``g`` these are ``C² + C`` equations in the ``B x C`` logits alone.
-From the logits follow the ``d_b``, and from these the inputs, by linear least squares.
+For a batch of ``B`` the layer's gradient is ``[G, g] = D' [A, 1]``, where the rows of ``A`` are the examples' inputs and those of
+``D`` are ``d_b = (softmax(W a_b + c) - onehot(y_b)) / B``. It has rank ``B``, so that its rows span the examples' inputs: ``[A, 1] = N R``
+for known ``R (B, F + 1)``, and ``N (B, B)`` is all that is left to find. The server knows ``W`` and ``c``, so that ``N`` gives the
+logits, these give ``D``, and ``D' N R = [G, g]`` are ``C B`` equations.
+
+Each row of the gradient is of one class, and is rounded at its own size: an equation counts in units of its row.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -20,19 +23,21 @@ from gitbench.clients.model import last_linear
 from gitbench.core.progress import Progress
 from gitbench.core.random import make_generator
 
-_LARGEST = 512  # unknowns (examples times classes): each step factorises a matrix of that side
+_LARGEST = 1024  # unknowns, the square of a batch's size: each step factorises a matrix of that side
+_AT_ONCE = 2**25  # entries of such matrices
 _SEEN = 2048  # public images whose logits are starts
-_STARTS = 16  # at once; victims that none of them solves get as many again
-_ROUNDS = 4
+_STARTS = 4  # at once; victims that none of them solves get as many again
+_ROUNDS = 16
 _STEPS = 300
-EXACT = 3e-14
+EXACT = 3e-12
 """Misfit below which a batch counts as solved, chosen on public images that played victims (benchmarks/solved_batches.py)."""
 _STALLED = 8  # steps that lower the residual by less than a thousandth
-_DONE = 1e-24
+_DONE = 1e-18
 _PROBE = 0.1  # length of the step along which curvature is measured
 _CURVED = 0.75  # a step whose second-order part is longer than half this share of it is not taken
 _DAMPING = 1e-3
 _MOST_DAMPING = 1e10
+_TINY = 1e-30
 
 
 @dataclass(frozen=True)
@@ -54,12 +59,13 @@ class SolvedInputs:
 def can_be_solved(observation: Observation) -> bool:
     """Whether batches of this size and model can be, where the defense leaves the last layer's gradient as it is."""
     batch = observation.batch_size
-    if batch == 1 or not {"parameters", "public"} <= observation.granted:
+    if batch == 1 or batch**2 > _LARGEST or not {"parameters", "public"} <= observation.granted:
         return False
     model = observation.model
     name, linear = last_linear(model)
-    classes = linear.out_features
-    if model.training or not {f"{name}.weight", f"{name}.bias"} <= set(observation.sent) or not batch < classes <= _LARGEST // batch:
+    if model.training or not {f"{name}.weight", f"{name}.bias"} <= set(observation.sent):
+        return False
+    if not batch < linear.out_features or batch > linear.in_features:
         return False
     return forward_features(model, observation.public.inputs[:1])[0].ndim == 2
 
@@ -72,18 +78,91 @@ def misfit_of(observation: Observation, labels: torch.Tensor, inputs: torch.Tens
         labels: ``(V, B)``.
         inputs: ``(V, B, F)``.
     """
-    _, layer, target = _equations(observation)
-    logits = inputs.double() @ layer[:, :-1].T + layer[:, -1]
-    return _Point(logits, functional.one_hot(labels, len(layer)).double(), target).value / target.square().sum((1, 2))
+    equations = Equations.of(observation, labels)
+    layer, extended = equations.layer, functional.pad(inputs.double(), (0, 1), value=1.0)
+    errors = ((extended @ layer.T).softmax(2) - equations.classes) / labels.shape[1]
+    along = extended @ equations.spanned.transpose(1, 2)
+    residual = (errors * equations.weights[:, None]).transpose(1, 2) @ along - equations.target
+    return residual.square().sum((1, 2)) / equations.scale
 
 
-def _equations(observation: Observation) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The last layer's gradient ``(V, C, F + 1)``, its own values ``(C, F + 1)``, and their product beside the bias's ``(V, C, C + 1)``."""
-    name, linear = last_linear(observation.model)
-    tensors = observation.update.tensors
-    gradient = torch.cat([tensors[f"{name}.weight"], tensors[f"{name}.bias"][..., None]], dim=2).double()
-    layer = torch.cat([linear.weight, linear.bias[:, None]], dim=1).detach().double()
-    return gradient, layer, torch.cat([gradient @ layer.T, gradient[..., -1:]], dim=2)
+@dataclass(frozen=True)
+class Equations:
+    """``w D' N turn = target`` in the mixture ``N (V, B, B)`` of some directions that are the examples' inputs.
+
+    The first direction is the one whose last entry, the bias's constant input, is one. It is zero in all others, and the first
+    column of ``N`` is one.
+
+    Args:
+        gradient: of the last layer, ``(V, C, F + 1)``.
+        layer: its own values ``(C, F + 1)``.
+        classes: one-hot labels ``(V, B, C)``.
+        weights: of the gradient's rows, ``(V, C)``.
+        spanned: an orthonormal basis of the rows, ``(V, B, F + 1)``.
+        turn: the directions in that basis, ``(V, B, B)``.
+        logits: of the directions, ``(V, B, C)``.
+        target: the weighed gradient in the basis, ``(V, C, B)``.
+    """
+
+    gradient: torch.Tensor
+    layer: torch.Tensor
+    classes: torch.Tensor
+    weights: torch.Tensor
+    spanned: torch.Tensor
+    turn: torch.Tensor
+    logits: torch.Tensor
+    target: torch.Tensor
+
+    @classmethod
+    def of(cls, observation: Observation, labels: torch.Tensor) -> Equations:
+        """Those of an update, for labels ``(V, B)``."""
+        name, linear = last_linear(observation.model)
+        tensors = observation.update.tensors
+        gradient = torch.cat([tensors[f"{name}.weight"], tensors[f"{name}.bias"][..., None]], dim=2).double()
+        layer = torch.cat([linear.weight, linear.bias[:, None]], dim=1).detach().double()
+        size = gradient.square().mean(2).sqrt()
+        weights = torch.where(size > _TINY, 1 / size.clamp_min(_TINY), 0)  # a row that was not sent says nothing
+        batch = labels.shape[1]
+        left, singular, right = torch.linalg.svd(gradient * weights[..., None], full_matrices=False)
+        left, singular, spanned = left[..., :batch], singular[:, :batch], right[:, :batch]
+        turn = _first_direction(singular * spanned[..., -1]) * singular[:, None]
+        classes = functional.one_hot(labels, len(layer)).double()
+        return cls(gradient, layer, classes, weights, spanned, turn, turn @ spanned @ layer.T, left * singular[:, None])
+
+    @property
+    def scale(self) -> torch.Tensor:
+        """Of the misfit, ``(V,)``."""
+        return self.target.square().sum((1, 2))
+
+    def of_victims(self, rows: torch.Tensor) -> Equations:
+        """Of some of them, which may be named more than once."""
+        parts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return Equations(**{name: part if name == "layer" else part[rows] for name, part in parts.items()})
+
+    def mixtures(self, logits: torch.Tensor) -> torch.Tensor:
+        """Those ``(V, B, B)`` whose logits are the nearest to some ``(V, B, C)``."""
+        first, others = self.logits[:, :1], self.logits[:, 1:]
+        found: torch.Tensor = torch.linalg.pinv(others)
+        return functional.pad((logits - first) @ found, (1, 0), value=1.0)
+
+    def inputs(self, mixtures: torch.Tensor) -> torch.Tensor:
+        """The layer's inputs ``(V, B, F)``."""
+        errors = (Point(mixtures, self).weighed).transpose(1, 2)
+        found: torch.Tensor = torch.linalg.pinv(errors) @ (self.gradient * self.weights[..., None])
+        return found[..., :-1]
+
+
+def _first_direction(constant: torch.Tensor) -> torch.Tensor:
+    """Matrices ``(V, B, B)`` that take vectors ``(V, B)`` to ``(1, 0, 0, ...)``: reflections but for their first row's length."""
+    length = constant.norm(dim=1, keepdim=True).clamp_min(_TINY)
+    first = functional.one_hot(torch.zeros(len(constant), dtype=torch.long, device=constant.device), constant.shape[1]).to(constant)
+    # The sign that does not cancel; it is put back with the length.
+    sign = torch.where(constant[:, :1] > 0, -1.0, 1.0)
+    normal = constant / length - sign * first
+    normal = normal / normal.norm(dim=1, keepdim=True)
+    eye = torch.eye(constant.shape[1], dtype=constant.dtype, device=constant.device)
+    found: torch.Tensor = eye - 2 * normal[:, :, None] * normal[:, None]
+    return torch.cat([found[:, :1] * (sign / length)[..., None], found[:, 1:]], dim=1)
 
 
 def solved_inputs(
@@ -91,7 +170,7 @@ def solved_inputs(
 ) -> SolvedInputs:
     """Solve every victim's batch by Levenberg-Marquardt with geodesic acceleration (Transtrum and Sethna, arXiv 1201.5885).
 
-    A start is the logits of a random public image of the right class for each example: two of one class must not
+    A start has the logits of a random public image of the right class for each example: two of one class must not
     start alike, where the residual has a saddle.
 
     Args:
@@ -101,18 +180,20 @@ def solved_inputs(
         tolerance: of the misfit, for a batch to count as solved.
         goal: the misfit at which the search for a better one ends; None for the tolerance.
     """
-    gradient, layer, target = _equations(observation)
-    scale, goal = target.square().sum((1, 2)), tolerance if goal is None else min(goal, tolerance)
-    classes = functional.one_hot(labels, len(layer)).double()
-    starts = _Starts(observation, layer)
-    inputs = gradient.new_zeros(*labels.shape, layer.shape[1] - 1)
-    misfit = torch.full_like(scale, math.inf)
+    equations = Equations.of(observation, labels)
+    goal = tolerance if goal is None else min(goal, tolerance)
+    starts = _Starts(observation, equations.layer)
+    inputs = equations.gradient.new_zeros(*labels.shape, equations.layer.shape[1] - 1)
+    misfit = torch.full_like(equations.scale, math.inf)
     left = torch.arange(len(labels), device=labels.device)
+    at_once = max(1, _AT_ONCE // (_STARTS * labels.shape[1] ** 4))
     for done in range(_ROUNDS):
-        logits, residual = _best_of(starts(labels[left]), classes[left], target[left])
-        found, own = _from_logits(logits, classes[left], gradient[left]), residual / scale[left]
-        better = (own < misfit[left]) & found.isfinite().all(2).all(1)
-        inputs[left[better]], misfit[left[better]] = found[better], own[better]
+        for rows in left.split(at_once):
+            part = equations.of_victims(rows)
+            mixtures, own = _best_of(starts(labels[rows]), part)
+            found = part.inputs(mixtures)
+            better = (own < misfit[rows]) & found.isfinite().all(2).all(1)
+            inputs[rows[better]], misfit[rows[better]] = found[better], own[better]
         left = left[misfit[left] >= goal]
         progress("last layer", done + 1, _ROUNDS)
         if not len(left):
@@ -144,105 +225,105 @@ class _Starts:
         return self._logits[rows].reshape(*labels.shape, _STARTS, -1).transpose(1, 2)
 
 
-def _best_of(starts: torch.Tensor, classes: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The solution ``(V, B, C)`` with the lowest squared residual ``(V,)`` of several starts ``(V, S, B, C)``."""
-    count = starts.shape[1]
-    logits, residual = minimised(starts.flatten(0, 1), classes.repeat_interleave(count, 0), target.repeat_interleave(count, 0))
-    best = residual.reshape(-1, count).argmin(1) + torch.arange(len(starts), device=starts.device) * count
-    return logits[best], residual[best]
+def _best_of(starts: torch.Tensor, equations: Equations) -> tuple[torch.Tensor, torch.Tensor]:
+    """The solution ``(V, B, B)`` with the lowest misfit ``(V,)`` of several starts, logits ``(V, S, B, C)``."""
+    victims, count = starts.shape[:2]
+    each = equations.of_victims(torch.arange(victims, device=starts.device).repeat_interleave(count))
+    mixtures, misfit = minimised(each.mixtures(starts.flatten(0, 1)), each)
+    best = misfit.reshape(-1, count).argmin(1) + torch.arange(victims, device=starts.device) * count
+    return mixtures[best], misfit[best]
 
 
-def _from_logits(logits: torch.Tensor, classes: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-    """The layer's inputs ``(V, B, F)`` from the logits ``(V, B, C)`` and its gradient ``(V, C, F + 1)``."""
-    errors = (logits.softmax(2) - classes) / logits.shape[1]
-    found: torch.Tensor = torch.linalg.pinv(errors.transpose(1, 2)) @ gradient
-    return found[..., :-1]
-
-
-def minimised(logits: torch.Tensor, classes: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The logits ``(P, B, C)`` at the end of the search, and the squared residuals ``(P,)``.
+def minimised(mixtures: torch.Tensor, equations: Equations) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mixtures ``(P, B, B)`` at the end of the search, and their misfits ``(P,)``.
 
     Args:
-        logits: where each of ``P`` searches starts, ``(P, B, C)``, float64.
-        classes: one-hot labels ``(P, B, C)``.
-        target: ``(P, C, C + 1)``: the gradients of the weight, times the weights, and of the bias.
+        mixtures: where each of ``P`` searches starts, ``(P, B, B)``; their first columns are one.
+        equations: of each.
     """
-    logits = logits.clone()
-    value = _Point(logits, classes, target).value
+    mixtures = mixtures.clone()
+    value, scale = Point(mixtures, equations).value, equations.scale
     damping = torch.full_like(value, _DAMPING)
-    stalled = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+    stalled = torch.zeros(len(mixtures), dtype=torch.long, device=mixtures.device)
     for _ in range(_STEPS):
-        left = ((value > _DONE) & (stalled < _STALLED) & (damping < _MOST_DAMPING)).nonzero().flatten()
+        left = ((value > _DONE * scale) & (stalled < _STALLED) & (damping < _MOST_DAMPING)).nonzero().flatten()
         if not len(left):
             break
-        point = _Point(logits[left], classes[left], target[left])
-        step, taken = _step(point, damping[left])
-        moved = _Point(logits[left] + step, classes[left], target[left]).value
+        part = equations.of_victims(left)
+        step, taken = _step(Point(mixtures[left], part), damping[left])
+        moved = Point(mixtures[left] + step, part).value
         better = taken & (moved < value[left])
         chosen = left[better]
         stalled[chosen] = torch.where(moved[better] < 0.999 * value[chosen], 0, stalled[chosen] + 1)
-        logits[chosen], value[chosen] = (logits[left] + step)[better], moved[better]
+        mixtures[chosen], value[chosen] = (mixtures[left] + step)[better], moved[better]
         damping[chosen] = (damping[chosen] / 3).clamp_min(1e-15)
         damping[left[~better]] *= 2
-    return logits, value
+    return mixtures, value / scale
 
 
-def _step(point: _Point, damping: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A step ``(P, B, C)`` of all searches, and which of them may take it."""
-    shape = point.logits.shape
+def _step(point: Point, damping: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A step ``(P, B, B)`` of all searches, and which of them may take it."""
     normal = point.normal()
-    normal = normal + torch.diag_embed(damping[:, None] * normal.diagonal(dim1=1, dim2=2).clamp_min(1e-16))
+    normal = normal + torch.diag_embed(damping[:, None] * normal.diagonal(dim1=1, dim2=2).clamp_min(_TINY))
     factor, failed = torch.linalg.cholesky_ex(normal)
 
     def solved(right: torch.Tensor) -> torch.Tensor:
-        return torch.cholesky_solve(-right.reshape(shape[0], -1, 1), factor).reshape(shape)
+        found = torch.cholesky_solve(-right.flatten(1)[..., None], factor)
+        return functional.pad(found.reshape(right.shape), (1, 0))
 
     velocity = solved(point.pulled_back(point.residual))
     # The second derivative along the step, by a finite difference; a search that follows it stays in a curved valley.
-    ahead = _Point(point.logits + _PROBE * velocity, point.classes, point.target).residual
+    ahead = Point(point.mixtures + _PROBE * velocity, point.equations).residual
     curvature = 2 / _PROBE * ((ahead - point.residual) / _PROBE - point.pushed_forward(velocity))
     bend = solved(point.pulled_back(curvature))
     taken = (failed == 0) & (2 * bend.flatten(1).norm(dim=1) <= _CURVED * velocity.flatten(1).norm(dim=1))
     return torch.where(taken[:, None, None], velocity + 0.5 * bend, 0), taken
 
 
-class _Point:
-    """The equations at some logits: their residual ``(P, C, C + 1)`` and its Jacobian, which is never formed."""
+class Point:
+    """The equations at some mixtures ``(P, B, B)``: their residual ``(P, C, B)`` and its Jacobian, which is never formed."""
 
-    def __init__(self, logits: torch.Tensor, classes: torch.Tensor, target: torch.Tensor) -> None:
-        self.logits, self.classes, self.target = logits, classes, target
-        self._batch = logits.shape[1]
-        self._soft = logits.softmax(2)
-        self._errors = (self._soft - classes) / self._batch
-        self._extended = torch.cat([logits, torch.ones_like(logits[..., :1])], dim=2)
-        self.residual = self._errors.transpose(1, 2) @ self._extended - target
+    def __init__(self, mixtures: torch.Tensor, equations: Equations) -> None:
+        self.mixtures, self.equations = mixtures, equations
+        self._batch = mixtures.shape[1]
+        self._soft = (mixtures @ equations.logits).softmax(2)
+        self.weighed = (self._soft - equations.classes) / self._batch * equations.weights[:, None]
+        self._turned = mixtures @ equations.turn
+        self.residual = self.weighed.transpose(1, 2) @ self._turned - equations.target
 
     @property
     def value(self) -> torch.Tensor:
+        """The squared residuals ``(P,)``."""
         return self.residual.square().sum((1, 2))
 
     def pulled_back(self, residual: torch.Tensor) -> torch.Tensor:
-        """The transposed Jacobian times ``residual (P, C, C + 1)``: ``(P, B, C)``."""
-        products = self._extended @ residual.transpose(1, 2)
-        soft = self._soft
-        return soft * (products - (soft * products).sum(2, keepdim=True)) / self._batch + self._errors @ residual[..., :-1]
+        """The transposed Jacobian, by all columns but the first, times ``residual (P, C, B)``: ``(P, B, B - 1)``."""
+        logits = self._sloped(self._turned @ residual.transpose(1, 2) * self.equations.weights[:, None])
+        found = logits @ self.equations.logits.transpose(1, 2) + self.weighed @ residual @ self.equations.turn.transpose(1, 2)
+        return found[..., 1:]
 
     def pushed_forward(self, step: torch.Tensor) -> torch.Tensor:
-        """The Jacobian times ``step (P, B, C)``: ``(P, C, C + 1)``."""
-        soft = self._soft
-        errors = soft * (step - (soft * step).sum(2, keepdim=True)) / self._batch
-        found = errors.transpose(1, 2) @ self._extended
-        found[..., :-1] += self._errors.transpose(1, 2) @ step
-        return found
+        """The Jacobian times ``step (P, B, B)``: ``(P, C, B)``."""
+        errors = self._sloped(step @ self.equations.logits) * self.equations.weights[:, None]
+        return errors.transpose(1, 2) @ self._turned + self.weighed.transpose(1, 2) @ (step @ self.equations.turn)
 
     def normal(self) -> torch.Tensor:
-        """The transposed Jacobian times the Jacobian, ``(P, B C, B C)``, from its parts of each pair of examples."""
-        searches, batch, classes = self.logits.shape
-        soft, errors, logits = self._soft, self._errors, self.logits
-        slopes = (torch.diag_embed(soft) - soft[..., :, None] * soft[..., None, :]) / batch
-        moved = torch.einsum("pbij,pcj->pbci", slopes, errors)
-        found = torch.einsum("pbij,pcjk->pbick", slopes, slopes) * (self._extended @ self._extended.transpose(1, 2))[:, :, None, :, None]
-        found += torch.einsum("pbci,pbk->pbick", moved, logits) + torch.einsum("pci,pcbk->pbick", logits, moved)
-        products = errors @ errors.transpose(1, 2)
-        found += products[:, :, None, :, None] * torch.eye(classes, dtype=logits.dtype, device=logits.device)[None, None, :, None, :]
-        return found.reshape(searches, batch * classes, batch * classes)
+        """The transposed Jacobian times the Jacobian, ``(P, B (B - 1), B (B - 1))``, from its parts of each pair of examples."""
+        searches, batch = self.mixtures.shape[:2]
+        turn, turned, weighed = self.equations.turn[:, 1:], self._turned, self.weighed
+        soft, logits = self._soft[:, :, None], self.equations.logits[:, None, 1:]
+        slopes = soft * (logits - (soft * logits).sum(3, keepdim=True)) / batch * self.equations.weights[:, None, None]
+        flat = slopes.flatten(1, 2)
+        found: torch.Tensor = (flat @ flat.transpose(1, 2)).unflatten(1, (batch, batch - 1)).unflatten(3, (batch, batch - 1))
+        found *= (turned @ turned.transpose(1, 2))[:, :, None, :, None]
+        moved = (flat @ weighed.transpose(1, 2)).unflatten(1, (batch, batch - 1))  # (P, b, j, c)
+        across = turned @ turn.transpose(1, 2)  # (P, b, k)
+        found += torch.einsum("pbjc,pbk->pbjck", moved, across) + torch.einsum("pckb,pcj->pbjck", moved, across)
+        found += torch.einsum("pbc,pjk->pbjck", weighed @ weighed.transpose(1, 2), turn @ turn.transpose(1, 2))
+        return found.reshape(searches, batch * (batch - 1), batch * (batch - 1))
+
+    def _sloped(self, products: torch.Tensor) -> torch.Tensor:
+        """The errors' derivative by the logits, which is symmetric, times ``(P, B, C)``."""
+        soft = self._soft
+        found: torch.Tensor = soft * (products - (soft * products).sum(2, keepdim=True)) / self._batch
+        return found

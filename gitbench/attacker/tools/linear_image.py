@@ -21,7 +21,7 @@ from gitbench.clients.update import Update
 from gitbench.core.progress import Progress
 
 _PLAYED = 24  # public batches that say how far a solution can be trusted
-_ROUNDED = 10
+_ROUNDED = 0.1
 _SOLVED = "start.solved"  # the map from a layer's exact inputs, which a batch's average gradient gives where it can be solved
 
 
