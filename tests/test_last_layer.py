@@ -14,6 +14,7 @@ import gitbench
 from gitbench.attacker.attacks.ridge import Ridge
 from gitbench.attacker.learning import NoCheckpoint
 from gitbench.attacker.observation import Observation
+from gitbench.attacker.tools import last_layer
 from gitbench.attacker.tools.assignment import matched_error
 from gitbench.attacker.tools.features import forward_features
 from gitbench.attacker.tools.labels import infer_labels
@@ -194,3 +195,32 @@ def test_the_misfit_of_the_truth_is_rounding(ten: Data) -> None:
     truth = forward_features(observation.model, inputs.flatten(0, 1))[0].unflatten(0, labels.shape)
     assert float(misfit_of(observation, labels, truth).max()) < 1e-11
     assert float(misfit_of(observation, labels, truth + 0.1).min()) > 1e-6
+
+
+def test_of_what_solves_the_equations_the_most_like_public_inputs_is_kept(ten: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where two pairs of one class are nearly alike, a rotation of both differences leaves next to no residual."""
+    network = gitbench.load_model("mlp(hidden=(40,))", ten)
+    with torch.no_grad():
+        list(network.parameters())[-2].mul_(0.02)  # logits that hardly differ, as in a deep network that has not been trained
+    rows = torch.cat([(ten.private.labels == label).nonzero().flatten()[:2] for label in (1, 2)])
+    inputs, labels = ten.private.inputs[rows][None], ten.private.labels[rows][None]
+    update = gitbench.client_update(network, inputs, labels)
+    observation = Observation(update=update, model=network, input_shape=ten.input_shape, batch_size=4, public=ten.public)
+    public = last_layer._Public(observation, Equations.of(observation, labels).layer)
+    found = [solved_inputs(observation, labels, progress=silent)]
+    monkeypatch.setattr(last_layer, "_ROUNDS", 1)
+    found.append(solved_inputs(observation, labels, progress=silent))
+    several, one = (float(public.plausibility(solution.inputs)) for solution in found)
+    assert all(solution.solved.all() for solution in found)
+    assert several >= one
+
+
+def test_examples_of_different_contrast_are_told_from_their_rotation(ten: Data) -> None:
+    observation, _ = observe(ten)
+    public = last_layer._Public(observation, Equations.of(observation, infer_labels(observation)).layer)
+    features = forward_features(observation.model, ten.public.inputs)[0]
+    mean = features.mean(0)
+    pair = torch.stack([mean + 0.5 * (features[0] - mean), mean + 2 * (features[1] - mean)])
+    half = torch.tensor(0.5).sqrt().double()
+    mixed = mean + torch.stack([half * (pair[0] + pair[1] - 2 * mean), half * (pair[0] - pair[1])])
+    assert public.plausibility(pair[None]) > public.plausibility(mixed[None])

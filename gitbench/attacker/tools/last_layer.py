@@ -37,6 +37,10 @@ _PROBE = 0.1  # length of the step along which curvature is measured
 _CURVED = 0.75  # a step whose second-order part is longer than half this share of it is not taken
 _DAMPING = 1e-3
 _MOST_DAMPING = 1e10
+_ALIKE = 4  # starts that find the best
+_SAME = 0.1  # of the log density
+_UNSOLVED = 1e30  # takes any misfit to less than any log density
+_VARIED = 1e-3  # of the mean deviation: directions in which public images hardly vary say nothing
 _TINY = 1e-30
 
 
@@ -171,38 +175,47 @@ def solved_inputs(
     """Solve every victim's batch by Levenberg-Marquardt with geodesic acceleration (Transtrum and Sethna, arXiv 1201.5885).
 
     A start has the logits of a random public image of the right class for each example: two of one class must not
-    start alike, where the residual has a saddle.
+    start alike, where the residual has a saddle. Where softmax is nearly linear, as in a network that has not been trained, several
+    differences between examples of one class can be rotated into each other with next to no residual. Of what solves the equations, the
+    inputs that are most like public ones are kept, and the search goes on until the best have been found several times.
 
     Args:
         observation: for which :func:`can_be_solved` holds, with its update.
         labels: ``(V, B)``.
         progress: told after every round of starts.
         tolerance: of the misfit, for a batch to count as solved.
-        goal: the misfit at which the search for a better one ends; None for the tolerance.
+        goal: the misfit that a batch must have for its search to end early; None for the tolerance.
     """
     equations = Equations.of(observation, labels)
     goal = tolerance if goal is None else min(goal, tolerance)
-    starts = _Starts(observation, equations.layer)
+    public = _Public(observation, equations.layer)
     inputs = equations.gradient.new_zeros(*labels.shape, equations.layer.shape[1] - 1)
     misfit = torch.full_like(equations.scale, math.inf)
+    merits = torch.full((len(labels), _ROUNDS * _STARTS), -math.inf, dtype=misfit.dtype, device=misfit.device)
     left = torch.arange(len(labels), device=labels.device)
     at_once = max(1, _AT_ONCE // (_STARTS * labels.shape[1] ** 4))
     for done in range(_ROUNDS):
         for rows in left.split(at_once):
-            part = equations.of_victims(rows)
-            mixtures, own = _best_of(starts(labels[rows]), part)
-            found = part.inputs(mixtures)
-            better = (own < misfit[rows]) & found.isfinite().all(2).all(1)
-            inputs[rows[better]], misfit[rows[better]] = found[better], own[better]
-        left = left[misfit[left] >= goal]
+            each = equations.of_victims(rows.repeat_interleave(_STARTS))
+            mixtures, misfits = minimised(each.mixtures(public.starts(labels[rows]).flatten(0, 1)), each)
+            found = each.inputs(mixtures)
+            merit = torch.where(misfits < goal, public.plausibility(found), -_UNSOLVED * misfits)
+            merit = torch.where(found.isfinite().all(2).all(1), merit, -math.inf).reshape(len(rows), _STARTS)
+            best, kept = merit.max(1)
+            better = best > merits[rows].max(1).values
+            chosen = (torch.arange(len(rows), device=rows.device) * _STARTS + kept)[better]
+            inputs[rows[better]], misfit[rows[better]] = found[chosen], misfits[chosen]
+            merits[rows, done * _STARTS : (done + 1) * _STARTS] = merit
+        alike = merits[left].topk(_ALIKE, dim=1).values
+        left = left[(misfit[left] >= goal) | (alike[:, -1] < alike[:, 0] - _SAME)]
         progress("last layer", done + 1, _ROUNDS)
         if not len(left):
             break
     return SolvedInputs(inputs, misfit, misfit < tolerance)
 
 
-class _Starts:
-    """Logits of public images, by class."""
+class _Public:
+    """What public images say of the last layer's inputs and of the logits."""
 
     def __init__(self, observation: Observation, layer: torch.Tensor) -> None:
         public = observation.public
@@ -211,8 +224,13 @@ class _Starts:
         features, _ = forward_features(observation.model, public.inputs[chosen])
         self._logits = features @ layer[:, :-1].T + layer[:, -1]
         self._labels = public.labels[chosen]
+        self._mean = features.mean(0)
+        _, deviations, directions = torch.linalg.svd(features - self._mean, full_matrices=False)
+        deviations = deviations / math.sqrt(len(features))
+        varied = deviations > _VARIED * deviations.square().mean().sqrt()
+        self._whitening = directions[varied].T / deviations[varied]
 
-    def __call__(self, labels: torch.Tensor) -> torch.Tensor:
+    def starts(self, labels: torch.Tensor) -> torch.Tensor:
         """Random logits ``(V, S, B, C)`` for labels ``(V, B)``; those of any class, where no image has the right one."""
         flat = labels.flatten()
         rows = torch.empty(len(flat), _STARTS, dtype=torch.long, device=labels.device)
@@ -224,14 +242,14 @@ class _Starts:
             rows[wanted] = own[drawn.to(own.device)]
         return self._logits[rows].reshape(*labels.shape, _STARTS, -1).transpose(1, 2)
 
+    def plausibility(self, inputs: torch.Tensor) -> torch.Tensor:
+        """The log density ``(P,)`` of inputs ``(P, B, F)``, less a constant.
 
-def _best_of(starts: torch.Tensor, equations: Equations) -> tuple[torch.Tensor, torch.Tensor]:
-    """The solution ``(V, B, B)`` with the lowest misfit ``(V,)`` of several starts, logits ``(V, S, B, C)``."""
-    victims, count = starts.shape[:2]
-    each = equations.of_victims(torch.arange(victims, device=starts.device).repeat_interleave(count))
-    mixtures, misfit = minimised(each.mixtures(starts.flatten(0, 1)), each)
-    best = misfit.reshape(-1, count).argmin(1) + torch.arange(victims, device=starts.device) * count
-    return mixtures[best], misfit[best]
+        Each example has a contrast of its own, which is not known: a normal distribution would not tell two examples from
+        a rotation of both into each other.
+        """
+        squares: torch.Tensor = ((inputs - self._mean) @ self._whitening).square().mean(2)
+        return -self._whitening.shape[1] / 2 * squares.clamp_min(_TINY).log().sum(1)
 
 
 def minimised(mixtures: torch.Tensor, equations: Equations) -> tuple[torch.Tensor, torch.Tensor]:
