@@ -1,6 +1,6 @@
 """How often the last layer's inputs of a batch are solved, and how well: docs/attacks.md has the table.
 
-python benchmarks/solved_batches.py cifar10.npz [--split public] [--model lenet] [--batch-size 8] [--tolerance 1e-14]
+python benchmarks/solved_batches.py "npz(path='cifar10.npz')" [--split public] [--model lenet] [--batch-size 8] [--tolerance 1e-14]
 
 With ``--split public`` held-out public images play the victims: what is chosen is chosen on these.
 """
@@ -26,7 +26,7 @@ _WRONG = 0.25  # squared error, in units of the inputs' own variance
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("archive")
+    parser.add_argument("dataset", help="SPEC")
     parser.add_argument("--split", choices=("private", "public"), default="private")
     parser.add_argument("--model", action="append")
     parser.add_argument("--batch-size", type=int, action="append")
@@ -35,11 +35,11 @@ def main() -> None:
     parser.add_argument("--tolerance", type=float, default=EXACT)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    data = gitbench.load_dataset(f"npz(path={given.archive!r})")
+    data = gitbench.load_dataset(given.dataset)
     if given.split == "public":
         data = _public_alone(data)
-    print("| model | batch size | solved | wrongly | misfit: right, at most | wrong, at least | error: median, largest | s a victim |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("| model | batch size | labels right | solved | wrongly | misfit: right, at most | wrong, at least | error: median, largest | s a victim |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for spec in given.model or ["lenet", "resnet", "mlp"]:
         model = gitbench.load_model(spec, data, seed=0)
         for size in given.batch_size or [4, 8]:
@@ -59,15 +59,17 @@ def _cells(data: Data, model: torch.nn.Module, size: int, given: argparse.Namesp
     update = gitbench.client_update(model, inputs, labels, defense=given.defense, generator=generator, public=data.public)
     observation = gitbench.Observation(update=update, model=model, input_shape=data.input_shape, batch_size=size, public=data.public)
     start = time.perf_counter()
-    found = solved_inputs(observation, infer_labels(observation), progress=silent, tolerance=given.tolerance)
+    guessed = infer_labels(observation)
+    found = solved_inputs(observation, guessed, progress=silent, tolerance=given.tolerance)
     seconds = (time.perf_counter() - start) / given.victims
     variance = forward_features(model, data.public.inputs)[0].var(0).sum()
     truth = forward_features(model, inputs.flatten(0, 1))[0].reshape(found.inputs.shape)
     errors = torch.stack([_matched(own, true) for own, true in zip(found.inputs, truth, strict=True)]) / variance
     right = errors < _WRONG
+    named = int((guessed == labels.sort(dim=1).values).all(1).sum())
     solved = int(found.solved.sum())
     return [
-        f"{solved} of {given.victims}", str(int((found.solved & ~right).sum())), _extreme(found.misfit[right], max),
+        f"{named} of {given.victims}", f"{solved} of {given.victims}", str(int((found.solved & ~right).sum())), _extreme(found.misfit[right], max),
         _extreme(found.misfit[~right], min), f"{errors.median():.1e}, {errors.max():.1e}", f"{seconds:.2f}",
     ]  # fmt: skip
 

@@ -249,7 +249,8 @@ class _Public:
         a rotation of both into each other.
         """
         squares: torch.Tensor = ((inputs - self._mean) @ self._whitening).square().mean(2)
-        return -self._whitening.shape[1] / 2 * squares.clamp_min(_TINY).log().sum(1)
+        found: torch.Tensor = squares.clamp_min(_TINY).log().sum(1) * (-self._whitening.shape[1] / 2)
+        return found
 
 
 def minimised(mixtures: torch.Tensor, equations: Equations) -> tuple[torch.Tensor, torch.Tensor]:
