@@ -38,8 +38,11 @@ def main() -> None:
     data = gitbench.load_dataset(given.dataset)
     if given.split == "public":
         data = _public_alone(data)
-    print("| model | batch size | labels right | solved | wrongly | misfit: right, at most | wrong, at least | error: median, largest | s a victim |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    columns = [
+        "model", "batch size", "labels right", "solved", "wrongly", "misfit: right, at most", "wrong, at least",
+        "error: median, largest", "s a victim",
+    ]  # fmt: skip
+    print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
     for spec in given.model or ["lenet", "resnet", "mlp"]:
         model = gitbench.load_model(spec, data, seed=0)
         for size in given.batch_size or [4, 8]:
@@ -69,7 +72,8 @@ def _cells(data: Data, model: torch.nn.Module, size: int, given: argparse.Namesp
     named = int((guessed == labels.sort(dim=1).values).all(1).sum())
     solved = int(found.solved.sum())
     return [
-        f"{named} of {given.victims}", f"{solved} of {given.victims}", str(int((found.solved & ~right).sum())), _extreme(found.misfit[right], max),
+        f"{named} of {given.victims}", f"{solved} of {given.victims}",
+        str(int((found.solved & ~right).sum())), _extreme(found.misfit[right], max),
         _extreme(found.misfit[~right], min), f"{errors.median():.1e}, {errors.max():.1e}", f"{seconds:.2f}",
     ]  # fmt: skip
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +29,9 @@ _AT_ONCE = 2**25  # entries of such matrices
 _SEEN = 2048  # public images whose logits are starts
 _STARTS = 4  # at once; victims that none of them solves get as many again
 _ROUNDS = 16
+_FEW = 4  # rounds after which a batch that is solved is turned, rather than started anew
+_TURNS = 36  # rounds, at most
+_LEAST_TURN = 1e-2
 _STEPS = 300
 EXACT = 3e-12
 """Misfit below which a batch counts as solved, chosen on public images that played victims (benchmarks/solved_batches.py)."""
@@ -143,10 +147,10 @@ class Equations:
         parts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return Equations(**{name: part if name == "layer" else part[rows] for name, part in parts.items()})
 
-    def mixtures(self, logits: torch.Tensor) -> torch.Tensor:
-        """Those ``(V, B, B)`` whose logits are the nearest to some ``(V, B, C)``."""
-        first, others = self.logits[:, :1], self.logits[:, 1:]
-        found: torch.Tensor = torch.linalg.pinv(others)
+    def mixtures_of(self, logits: torch.Tensor) -> torch.Tensor:
+        """Those ``(V, S, B, B)`` whose logits are the nearest to some ``(V, S, B, C)``."""
+        first, others = self.logits[:, None, :1], self.logits[:, 1:]
+        found: torch.Tensor = torch.linalg.pinv(others)[:, None]
         return functional.pad((logits - first) @ found, (1, 0), value=1.0)
 
     def inputs(self, mixtures: torch.Tensor) -> torch.Tensor:
@@ -177,7 +181,8 @@ def solved_inputs(
     A start has the logits of a random public image of the right class for each example: two of one class must not
     start alike, where the residual has a saddle. Where softmax is nearly linear, as in a network that has not been trained, several
     differences between examples of one class can be rotated into each other with next to no residual. Of what solves the equations, the
-    inputs that are most like public ones are kept, and the search goes on until the best have been found several times.
+    inputs that are most like public ones are kept. The search goes on, from such rotations of the best, until the best has been found
+    several times.
 
     Args:
         observation: for which :func:`can_be_solved` holds, with its update.
@@ -187,31 +192,64 @@ def solved_inputs(
         goal: the misfit that a batch must have for its search to end early; None for the tolerance.
     """
     equations = Equations.of(observation, labels)
-    goal = tolerance if goal is None else min(goal, tolerance)
     public = _Public(observation, equations.layer)
-    inputs = equations.gradient.new_zeros(*labels.shape, equations.layer.shape[1] - 1)
-    misfit = torch.full_like(equations.scale, math.inf)
-    merits = torch.full((len(labels), _ROUNDS * _STARTS), -math.inf, dtype=misfit.dtype, device=misfit.device)
-    left = torch.arange(len(labels), device=labels.device)
-    at_once = max(1, _AT_ONCE // (_STARTS * labels.shape[1] ** 4))
+    search = _Search(equations, public, tolerance if goal is None else min(goal, tolerance))
     for done in range(_ROUNDS):
-        for rows in left.split(at_once):
-            each = equations.of_victims(rows.repeat_interleave(_STARTS))
-            mixtures, misfits = minimised(each.mixtures(public.starts(labels[rows]).flatten(0, 1)), each)
-            found = each.inputs(mixtures)
-            merit = torch.where(misfits < goal, public.plausibility(found), -_UNSOLVED * misfits)
-            merit = torch.where(found.isfinite().all(2).all(1), merit, -math.inf).reshape(len(rows), _STARTS)
-            best, kept = merit.max(1)
-            better = best > merits[rows].max(1).values
-            chosen = (torch.arange(len(rows), device=rows.device) * _STARTS + kept)[better]
-            inputs[rows[better]], misfit[rows[better]] = found[chosen], misfits[chosen]
-            merits[rows, done * _STARTS : (done + 1) * _STARTS] = merit
-        alike = merits[left].topk(_ALIKE, dim=1).values
-        left = left[(misfit[left] >= goal) | (alike[:, -1] < alike[:, 0] - _SAME)]
-        progress("last layer", done + 1, _ROUNDS)
-        if not len(left):
-            break
-    return SolvedInputs(inputs, misfit, misfit < tolerance)
+        left = search.unsolved if done >= _FEW else torch.cat([search.unsolved, search.uncertain])
+        for rows in search.parts(left):
+            search.consider(rows, search.equations.of_victims(rows).mixtures_of(public.starts(labels[rows])))
+        progress("last layer", done + 1, _ROUNDS + _TURNS)
+    for done in range(_TURNS):
+        for rows in search.parts(search.uncertain):
+            search.consider(rows, public.turned(search.mixtures[rows], equations.classes[rows]))
+        progress("last layer", _ROUNDS + done + 1, _ROUNDS + _TURNS)
+    return SolvedInputs(search.inputs, search.misfit, search.misfit < tolerance)
+
+
+class _Search:
+    """The best solution of each victim so far.
+
+    Args:
+        equations: of all victims.
+        public: tells which of several solutions is the most plausible.
+        goal: the misfit of what counts as a solution.
+    """
+
+    def __init__(self, equations: Equations, public: _Public, goal: float) -> None:
+        self.equations, self._public, self._goal = equations, public, goal
+        self.mixtures = torch.zeros_like(equations.turn)
+        self.inputs = self.mixtures @ equations.spanned[..., :-1]
+        self.misfit = torch.full_like(equations.scale, math.inf)
+        self._merits = torch.full((len(self.misfit), _ALIKE), -math.inf, dtype=self.misfit.dtype, device=self.misfit.device)
+
+    @property
+    def unsolved(self) -> torch.Tensor:
+        return (self.misfit >= self._goal).nonzero().flatten()
+
+    @property
+    def uncertain(self) -> torch.Tensor:
+        """Victims that are solved, but whose best solution has not been found often."""
+        differ = self._merits[:, -1] < self._merits[:, 0] - _SAME
+        return (differ & (self.misfit < self._goal)).nonzero().flatten()
+
+    def parts(self, rows: torch.Tensor) -> Sequence[torch.Tensor]:
+        """Some victims in as many parts as memory asks for; none of none."""
+        return rows.split(max(1, _AT_ONCE // (_STARTS * self.mixtures.shape[1] ** 4))) if len(rows) else ()
+
+    def consider(self, rows: torch.Tensor, starts: torch.Tensor) -> None:
+        """Go on from mixtures ``(N, S, B, B)`` of some victims, and keep what is better than what they have."""
+        count = starts.shape[1]
+        each = self.equations.of_victims(rows.repeat_interleave(count))
+        mixtures, misfits = minimised(starts.flatten(0, 1), each)
+        found = each.inputs(mixtures)
+        merit = torch.where(misfits < self._goal, self._public.plausibility(found), -_UNSOLVED * misfits)
+        merit = torch.where(found.isfinite().all(2).all(1), merit, -math.inf).reshape(-1, count)
+        best, kept = merit.max(1)
+        better = best > self._merits[rows, 0]
+        chosen = (torch.arange(len(rows), device=rows.device) * count + kept)[better]
+        self.mixtures[rows[better]], self.inputs[rows[better]] = mixtures[chosen], found[chosen]
+        self.misfit[rows[better]] = misfits[chosen]
+        self._merits[rows] = torch.cat([self._merits[rows], merit], dim=1).topk(_ALIKE, dim=1).values
 
 
 class _Public:
@@ -241,6 +279,16 @@ class _Public:
             drawn = torch.randint(len(own), (int(wanted.sum()), _STARTS), generator=self._generator)
             rows[wanted] = own[drawn.to(own.device)]
         return self._logits[rows].reshape(*labels.shape, _STARTS, -1).transpose(1, 2)
+
+    def turned(self, mixtures: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        """Mixtures ``(V, S, B, B)`` like some ``(V, B, B)``, the differences within a class rotated into each other, a little or far."""
+        same = classes @ classes.transpose(1, 2)
+        within = (torch.eye(same.shape[1], dtype=same.dtype, device=same.device) - same / same.sum(2, keepdim=True))[:, None]
+        shape = (len(mixtures), _STARTS, *same.shape[1:])
+        drawn = torch.randn(shape, generator=self._generator, dtype=same.dtype).to(same.device)
+        angle = _LEAST_TURN ** torch.rand(*shape[:2], 1, 1, generator=self._generator, dtype=same.dtype).to(same.device)
+        found: torch.Tensor = torch.matrix_exp(angle * (within @ (drawn - drawn.transpose(2, 3)) @ within))
+        return found @ mixtures[:, None]
 
     def plausibility(self, inputs: torch.Tensor) -> torch.Tensor:
         """The log density ``(P,)`` of inputs ``(P, B, F)``, less a constant.
