@@ -193,20 +193,20 @@ def solved_inputs(
     """
     equations = Equations.of(observation, labels)
     public = _Public(observation, equations.layer)
-    search = _Search(equations, public, tolerance if goal is None else min(goal, tolerance))
+    best = _Solutions(equations, public, tolerance if goal is None else min(goal, tolerance))
     for done in range(_ROUNDS):
-        left = search.unsolved if done >= _FEW else torch.cat([search.unsolved, search.uncertain])
-        for rows in search.parts(left):
-            search.consider(rows, search.equations.of_victims(rows).mixtures_of(public.starts(labels[rows])))
+        left = best.unsolved if done >= _FEW else torch.cat([best.unsolved, best.uncertain])
+        for rows in best.parts(left):
+            best.consider(rows, best.equations.of_victims(rows).mixtures_of(public.starts(labels[rows])))
         progress("last layer", done + 1, _ROUNDS + _TURNS)
     for done in range(_TURNS):
-        for rows in search.parts(search.uncertain):
-            search.consider(rows, public.turned(search.mixtures[rows], equations.classes[rows]))
+        for rows in best.parts(best.uncertain):
+            best.consider(rows, public.turned(best.mixtures[rows], equations.classes[rows]))
         progress("last layer", _ROUNDS + done + 1, _ROUNDS + _TURNS)
-    return SolvedInputs(search.inputs, search.misfit, search.misfit < tolerance)
+    return SolvedInputs(best.inputs, best.misfit, best.misfit < tolerance)
 
 
-class _Search:
+class _Solutions:
     """The best solution of each victim so far.
 
     Args:
