@@ -16,9 +16,10 @@ from gitbench.attacker.learning import NoCheckpoint
 from gitbench.attacker.observation import Observation
 from gitbench.attacker.tools import last_layer
 from gitbench.attacker.tools.assignment import matched_error
+from gitbench.attacker.tools.batch_equations import Equations, Point, minimised
 from gitbench.attacker.tools.features import forward_features
 from gitbench.attacker.tools.labels import infer_labels
-from gitbench.attacker.tools.last_layer import EXACT, Equations, Point, can_be_solved, minimised, misfit_of, solved_inputs
+from gitbench.attacker.tools.last_layer import EXACT, can_be_solved, misfit_of, solved_inputs
 from gitbench.clients.data import Data
 from gitbench.core.progress import silent
 from gitbench.core.random import make_generator
