@@ -30,7 +30,7 @@ _TURNS = 36  # rounds, at most
 _LEAST_TURN = 1e-2
 EXACT = 3e-12
 """Misfit below which a batch counts as solved, chosen on public images that played victims (benchmarks/solved_batches.py)."""
-_ALIKE = 4  # starts that find the best
+_ALIKE = 8  # starts that find the best
 _SAME = 0.1  # of the log density
 _UNSOLVED = 1e30  # takes any misfit to less than any log density
 _VARIED = 1e-3  # of the mean deviation: directions in which public images hardly vary say nothing
