@@ -46,16 +46,19 @@ class Axis:
         kind: whose SPEC holds it; None where the case itself does, as its batch size.
         option: its name there.
         absent: its value where the SPEC does not say; None leaves such a case out.
+        paired: whether the victims are the same images at each place.
     """
 
     title: str
     kind: Kind | None
     option: str
     absent: float | None = None
+    paired: bool = True
 
 
 AXES = {
-    "batch_size": Axis(title="batch size", kind=None, option="batch_size"),
+    "batch_size": Axis(title="batch size", kind=None, option="batch_size", paired=False),
+    "rounds": Axis(title="rounds", kind=None, option="rounds"),
     "trained_epochs": Axis(title="epochs of training", kind="model", option="trained_epochs", absent=0),
     "steps": Axis(title="local steps", kind="client", option="steps"),
 }
@@ -170,7 +173,7 @@ def default_of_client(client: str, option: str) -> object:
 
 def setting_of(specs: Mapping[Kind, Spec], table: Table, axis: Axis) -> dict[str, str]:
     """What stands above a panel, without the folders of this machine."""
-    conditions = {name.replace("_", " "): str(value) for name, value in table.conditions.items() if name != "client"}
+    conditions = {name.replace("_", " "): str(value) for name, value in {"rounds": 1, **table.conditions}.items() if name != "client"}
     found = {kind: str(local(spec)) for kind, spec in specs.items()}
     return {"model": found.pop("model"), **{name: text for name, text in (found | conditions).items() if name != axis.title}}
 
@@ -215,7 +218,8 @@ def open_words(panels: Sequence[Panel]) -> list[str]:
 def markdown(panels: Sequence[Panel], axis: Axis) -> str:
     """What the panels share, a row for each place of each panel, and one for the change from its first place to its last."""
     names, attacks = differing(panels), attacks_of(panels)
-    shared = ", ".join(f"{name} {text}" for name, text in panels[0].setting.items() if name not in names)
+    plain = {*names, *(("rounds",) if panels[0].setting.get("rounds") == "1" else ())}
+    shared = ", ".join(f"{name} {text}" for name, text in panels[0].setting.items() if name not in plain)
     metric = panels[0].metric
     lines = [
         f"{metric.name}{f' in {metric.unit}' if metric.unit else ''} with its 95 % interval; {escaped(shared)}.",
@@ -227,7 +231,7 @@ def markdown(panels: Sequence[Panel], axis: Axis) -> str:
         for place in panel.places:
             cells = [cell(panel.metric, panel.curves.get(attack, {}).get(place)) for attack in attacks]
             lines.append("| " + " | ".join([*(code(panel.setting[name]) for name in names), f"{place:g}", *cells]) + " |")
-        if axis.kind is not None:
+        if axis.paired:
             first, last = panel.places[0], panel.places[-1]
             cells = [change(panel.metric, panel.curves.get(attack, {}), first, last) for attack in attacks]
             place_text = f"{first:g} → {last:g}"
@@ -247,7 +251,7 @@ def cell(metric: Metric, point: Point | None) -> str:
 
 
 def change(metric: Metric, points: Mapping[float, Point], first: float, last: float) -> str:
-    """From the first place to the last, paired over victims: they are the same images wherever the batch size is not the axis."""
+    """From the first place to the last, paired over victims."""
     if not {first, last} <= points.keys() or {points[first].word, points[last].word} & set(_UNDRAWN):
         return ""
     before, after = points[first].values, points[last].values
