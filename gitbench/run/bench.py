@@ -194,10 +194,8 @@ def evaluate(
     """Measure one case and its control.
 
     Args:
-        attack: SPEC.
+        attack: SPEC; ``model``, ``dataset`` and ``client``, how clients make their updates, likewise.
         defense: SPEC, or a defense.
-        model: SPEC; ``dataset`` likewise.
-        client: SPEC of how clients make their updates.
         threat: ``server``, ``eavesdropper`` or ``upper-bound``.
         profile: budget of the attack: ``quick``, ``standard`` or ``paper``.
         victims: private batches to attack, of ``batch_size`` inputs of each client.
