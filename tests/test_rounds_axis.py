@@ -9,8 +9,10 @@ from test_rounds import DETERMINISTIC, Shaken, Thinned
 import gitbench
 from gitbench import Defense
 from gitbench.identity.case import Case, Setting
+from gitbench.publish.baseline import Record
 from gitbench.run.bench import case_of
 from helpers import run_matrix, stored_cases
+from records import record
 from results import result as made_up
 
 
@@ -37,6 +39,11 @@ def test_an_old_result_is_read() -> None:
     old = new.model_dump(mode="json")
     old["case"].pop("rounds")
     assert type(new).model_validate(old) == new
+    stored = record([1.0, 2.0]).model_dump(mode="json")
+    stored.pop("rounds")
+    assert Record.model_validate(stored) == record([1.0, 2.0])
+    keys = [record([1.0, 2.0], rounds=rounds).key for rounds in (1, 4)]
+    assert [key.cell for key in keys] == [f"photos/lenet{rounds}/pruning(rate=0.5)/ridge" for rounds in ("", "/rounds-4")]
 
 
 @pytest.fixture
