@@ -34,6 +34,7 @@ _SHOWN = ("leaks", "holds")  # every other verdict stands beside its figure
 _UNDRAWN = ("timed out", "error")
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")  # Okabe and Ito's
 _MARKERS = "osD^vP*X"
+_ABREAST = 4  # panels; more begin another row
 _DODGE = 0.06  # between the attacks at one place of the axis, so that intervals do not cover each other
 
 
@@ -273,18 +274,24 @@ def draw(panels: Sequence[Panel], axis: Axis, out: Path) -> None:
     except ImportError:
         raise SystemExit("Expected matplotlib, which draws: pip install 'gitbench[dev]'. The table above needs none.") from None
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "gitbench", "font.size": 9}):
-        picture = Figure(figsize=(1 + 2.6 * len(panels), 3.2), layout="constrained")
-        axes = picture.subplots(1, len(panels), squeeze=False)[0]
+        columns = min(_ABREAST, len(panels))
+        rows = -(-len(panels) // columns)
+        picture = Figure(figsize=(1 + 2.6 * columns, 0.4 + 2.8 * rows), layout="constrained")
+        grid = list(picture.subplots(rows, columns, squeeze=False).flat)
+        axes = grid[: len(panels)]
+        for empty in grid[len(panels) :]:
+            empty.set_axis_off()
         for plot, panel in zip(axes, panels, strict=True):
             draw_panel(plot, panel, attacks_of(panels), title="\n".join(panel.setting[name] for name in differing(panels)))
             plot.set_xlabel(axis.title)
         metric, words = panels[0].metric, open_words(panels)
         if words:  # nothing is drawn: for the legend alone
             axes[0].plot([], [], "o", color="#888888", markerfacecolor="white", markersize=5, label=f"hollow: {' or '.join(words)}")
-        axes[0].set_ylabel(f"{metric.name}{f' in {metric.unit}' if metric.unit else ''}")
+        for plot in axes[::columns]:
+            plot.set_ylabel(f"{metric.name}{f' in {metric.unit}' if metric.unit else ''}")
         handles = {text: handle for plot in axes for handle, text in zip(*plot.get_legend_handles_labels(), strict=True)}
-        columns = int(picture.get_figwidth() / (0.6 + 0.06 * max(map(len, handles)))) or 1  # inches: a handle, and a letter
-        legend = picture.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns, frameon=False)
+        abreast = int(picture.get_figwidth() / (0.6 + 0.06 * max(map(len, handles)))) or 1  # inches: a handle, and a letter
+        legend = picture.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=abreast, frameon=False)
         for text in legend.get_texts():
             text.set_parse_math(False)
         out.parent.mkdir(parents=True, exist_ok=True)
