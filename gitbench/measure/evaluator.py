@@ -195,7 +195,7 @@ class Evaluator:
         )
         deadline.end()
         self.progress("score", 0, 1)
-        sent = observation.rounds[-1]  # of one round: what the attacker makes of several teaches the model no more than each of them
+        sent = observation.rounds[0]  # the same however many follow: what the attacker makes of them teaches the model nothing
         utility = None if character is None else measure_utility(model, inputs, labels, sent, random=character.random)
         measures, baselines, flags = _measures(found.inputs, inputs, data)
         output = output_of(scene.original)
