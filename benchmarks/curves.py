@@ -34,6 +34,7 @@ _SHOWN = ("leaks", "holds")  # every other verdict stands beside its figure
 _UNDRAWN = ("timed out", "error")
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")  # Okabe and Ito's
 _MARKERS = "osD^vP*X"
+_ABREAST = 4  # panels; more begin another row
 _DODGE = 0.06  # between the attacks at one place of the axis, so that intervals do not cover each other
 
 
@@ -46,16 +47,19 @@ class Axis:
         kind: whose SPEC holds it; None where the case itself does, as its batch size.
         option: its name there.
         absent: its value where the SPEC does not say; None leaves such a case out.
+        paired: whether the victims are the same images at each place.
     """
 
     title: str
     kind: Kind | None
     option: str
     absent: float | None = None
+    paired: bool = True
 
 
 AXES = {
-    "batch_size": Axis(title="batch size", kind=None, option="batch_size"),
+    "batch_size": Axis(title="batch size", kind=None, option="batch_size", paired=False),
+    "rounds": Axis(title="rounds", kind=None, option="rounds"),
     "trained_epochs": Axis(title="epochs of training", kind="model", option="trained_epochs", absent=0),
     "steps": Axis(title="local steps", kind="client", option="steps"),
 }
@@ -170,7 +174,7 @@ def default_of_client(client: str, option: str) -> object:
 
 def setting_of(specs: Mapping[Kind, Spec], table: Table, axis: Axis) -> dict[str, str]:
     """What stands above a panel, without the folders of this machine."""
-    conditions = {name.replace("_", " "): str(value) for name, value in table.conditions.items() if name != "client"}
+    conditions = {name.replace("_", " "): str(value) for name, value in {"rounds": 1, **table.conditions}.items() if name != "client"}
     found = {kind: str(local(spec)) for kind, spec in specs.items()}
     return {"model": found.pop("model"), **{name: text for name, text in (found | conditions).items() if name != axis.title}}
 
@@ -215,7 +219,8 @@ def open_words(panels: Sequence[Panel]) -> list[str]:
 def markdown(panels: Sequence[Panel], axis: Axis) -> str:
     """What the panels share, a row for each place of each panel, and one for the change from its first place to its last."""
     names, attacks = differing(panels), attacks_of(panels)
-    shared = ", ".join(f"{name} {text}" for name, text in panels[0].setting.items() if name not in names)
+    plain = {*names, *(("rounds",) if panels[0].setting.get("rounds") == "1" else ())}
+    shared = ", ".join(f"{name} {text}" for name, text in panels[0].setting.items() if name not in plain)
     metric = panels[0].metric
     lines = [
         f"{metric.name}{f' in {metric.unit}' if metric.unit else ''} with its 95 % interval; {escaped(shared)}.",
@@ -227,7 +232,7 @@ def markdown(panels: Sequence[Panel], axis: Axis) -> str:
         for place in panel.places:
             cells = [cell(panel.metric, panel.curves.get(attack, {}).get(place)) for attack in attacks]
             lines.append("| " + " | ".join([*(code(panel.setting[name]) for name in names), f"{place:g}", *cells]) + " |")
-        if axis.kind is not None:
+        if axis.paired:
             first, last = panel.places[0], panel.places[-1]
             cells = [change(panel.metric, panel.curves.get(attack, {}), first, last) for attack in attacks]
             place_text = f"{first:g} → {last:g}"
@@ -247,7 +252,7 @@ def cell(metric: Metric, point: Point | None) -> str:
 
 
 def change(metric: Metric, points: Mapping[float, Point], first: float, last: float) -> str:
-    """From the first place to the last, paired over victims: they are the same images wherever the batch size is not the axis."""
+    """From the first place to the last, paired over victims."""
     if not {first, last} <= points.keys() or {points[first].word, points[last].word} & set(_UNDRAWN):
         return ""
     before, after = points[first].values, points[last].values
@@ -269,18 +274,24 @@ def draw(panels: Sequence[Panel], axis: Axis, out: Path) -> None:
     except ImportError:
         raise SystemExit("Expected matplotlib, which draws: pip install 'gitbench[dev]'. The table above needs none.") from None
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "gitbench", "font.size": 9}):
-        picture = Figure(figsize=(1 + 2.6 * len(panels), 3.2), layout="constrained")
-        axes = picture.subplots(1, len(panels), squeeze=False)[0]
+        columns = min(_ABREAST, len(panels))
+        rows = -(-len(panels) // columns)
+        picture = Figure(figsize=(1 + 2.6 * columns, 0.4 + 2.8 * rows), layout="constrained")
+        grid = list(picture.subplots(rows, columns, squeeze=False).flat)
+        axes = grid[: len(panels)]
+        for empty in grid[len(panels) :]:
+            empty.set_axis_off()
         for plot, panel in zip(axes, panels, strict=True):
             draw_panel(plot, panel, attacks_of(panels), title="\n".join(panel.setting[name] for name in differing(panels)))
             plot.set_xlabel(axis.title)
         metric, words = panels[0].metric, open_words(panels)
         if words:  # nothing is drawn: for the legend alone
             axes[0].plot([], [], "o", color="#888888", markerfacecolor="white", markersize=5, label=f"hollow: {' or '.join(words)}")
-        axes[0].set_ylabel(f"{metric.name}{f' in {metric.unit}' if metric.unit else ''}")
+        for plot in axes[::columns]:
+            plot.set_ylabel(f"{metric.name}{f' in {metric.unit}' if metric.unit else ''}")
         handles = {text: handle for plot in axes for handle, text in zip(*plot.get_legend_handles_labels(), strict=True)}
-        columns = int(picture.get_figwidth() / (0.6 + 0.06 * max(map(len, handles)))) or 1  # inches: a handle, and a letter
-        legend = picture.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns, frameon=False)
+        abreast = int(picture.get_figwidth() / (0.6 + 0.06 * max(map(len, handles)))) or 1  # inches: a handle, and a letter
+        legend = picture.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=abreast, frameon=False)
         for text in legend.get_texts():
             text.set_parse_math(False)
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from gitbench.clients.model import load_model as load_model
     from gitbench.clients.procedure import Client as Client
     from gitbench.clients.procedure import load_client as load_client
+    from gitbench.clients.rounds import client_rounds as client_rounds
     from gitbench.clients.update import Update as Update
     from gitbench.core.errors import GitbenchError as GitbenchError
     from gitbench.core.metric import Metric as Metric
@@ -60,6 +61,7 @@ _WHERE = {
     "Result": "store.result",
     "Split": "clients.data",
     "Update": "clients.update",
+    "client_rounds": "clients.rounds",
     "client_update": "clients.client",
     "draw_victims": "clients.data",
     "evaluate": "run.bench",

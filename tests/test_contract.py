@@ -30,7 +30,7 @@ ARGUMENTS = {
     "pruning": "pruning(rate=0.5)",
     "torchvision": "torchvision(name='resnet18')",
 }
-DEFENSES = [ARGUMENTS.get(name, name) for name in sorted(entry_points("defense"))]
+DEFENSES = [*(ARGUMENTS.get(name, name) for name in sorted(entry_points("defense"))), "pruning(rate=0.5, by='random')"]
 ATTACKS = [ARGUMENTS.get(name, name) for name in sorted(entry_points("attack"))]
 MODELS = [ARGUMENTS.get(name, name) for name in sorted(entry_points("model"))]
 DATASETS = sorted(entry_points("dataset"))

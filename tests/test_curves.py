@@ -71,6 +71,20 @@ def test_steps_and_batch_sizes(curves: ModuleType) -> None:
     assert "→" not in curves.markdown(panels, curves.AXES["batch_size"])  # other images at each place: no pairs
 
 
+def test_rounds_are_of_the_same_victims(curves: ModuleType) -> None:
+    found = [result(SAFE), result(LEAKING, rounds=16), result(SAFE, rounds=4), result(SAFE, model="mlp", batch_size=2)]
+    panels = curves.panels_of(found, curves.AXES["rounds"])
+    assert [panel.places for panel in panels] == [[1, 4, 16]]
+    text = curves.markdown(panels, curves.AXES["rounds"])
+    gained = interval([[after - before for before, after in zip(SAFE, LEAKING, strict=True)]])
+    assert text.splitlines()[-1] == f"| `lenet` | 1 → 16 | {gained.mean:+.1f} [{gained.low:.1f}, {gained.high:.1f}] |"
+    # On another axis they tell panels apart.
+    several = [result(batch_size=size, rounds=rounds) for size in (1, 8) for rounds in (1, 4)]
+    panels = curves.panels_of(several, curves.AXES["batch_size"])
+    assert curves.differing(panels) == ["model", "rounds"]
+    assert [panel.setting["rounds"] for panel in panels] == ["1", "4"]
+
+
 def test_a_folder_without_curves_is_refused(curves: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="Expected what a run kept"):
         curves.main([str(tmp_path)])

@@ -49,6 +49,30 @@ def test_pruning_zeroes_the_smallest_entries(rate: float, scope: str) -> None:
                 assert row[mask].min() >= row[~mask].max()
 
 
+@given(rate=st.floats(0, 1), scope=st.sampled_from(["global", "layer"]))
+def test_random_pruning_zeroes_as_many_entries_whichever_they_are(rate: float, scope: str) -> None:
+    update = random_update()
+    pruned = gitbench.load_defense(f"pruning(rate={rate!r}, scope={scope!r}, by='random')").protect(update, generator=make_generator(0))
+    for name, tensor in pruned.tensors.items() if scope == "layer" else [("all", pruned.flatten())]:
+        before = update.flatten() if name == "all" else update.tensors[name].flatten(1)
+        kept = tensor.flatten(1) != 0
+        assert (kept.sum(1) == before.shape[1] - round(rate * before.shape[1])).all()
+        assert torch.equal(tensor.flatten(1)[kept], before[kept])
+
+
+def test_random_pruning_draws_for_each_victim_and_each_time() -> None:
+    update, generator = gitbench.Update({"w": torch.ones(2, 4000)}), make_generator(0)
+    defense = gitbench.load_defense("pruning(rate=0.75, by='random')")
+    first, second = (defense.protect(update, generator=generator) for _ in range(2))
+    masks = torch.cat([first.tensors["w"], second.tensors["w"]])
+    assert (torch.corrcoef(masks) - torch.eye(4)).abs().max() < 0.06
+    # Together they show the union, and the mean of what was drawn twice is no larger.
+    both = defense.combined([first, second]).tensors["w"]
+    assert torch.equal(both, ((first.tensors["w"] + second.tensors["w"]) > 0).float())
+    smallest = gitbench.load_defense("pruning(rate=0.75)")
+    assert torch.equal(smallest.combined([first, second]).tensors["w"], (first.tensors["w"] + second.tensors["w"]) / 2)
+
+
 def test_gaussian_noise_has_its_level_and_is_fresh_for_each_victim() -> None:
     zero = gitbench.Update({"w": torch.zeros(2, 20_000)})
     noisy = gitbench.load_defense("gaussian_noise(std=0.3)").protect(zero, generator=make_generator(1)).tensors["w"]
@@ -161,6 +185,7 @@ def test_expected_is_the_deterministic_part() -> None:
     [
         "pruning(rate=1.5)",
         "pruning(rate=0.5, scope='tensor')",
+        "pruning(rate=0.5, by='luck')",
         "clipping(max_norm=0)",
         "gaussian_noise(std=-1)",
         "dp_sgd(noise_multiplier=-1)",

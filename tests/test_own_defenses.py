@@ -119,7 +119,7 @@ def test_a_defense_is_found_by_entry_point_module_or_file(options, how: str, tmp
 class ErrorFeedback(gitbench.Defense):
     """Sends the largest entries, and keeps the others for the next round."""
 
-    rounds = 3
+    age = 3
 
     def __init__(self, *, rate: float = 0.9):
         self.rate = rate
@@ -134,7 +134,7 @@ class ErrorFeedback(gitbench.Defense):
 
 
 class Counter(gitbench.Defense):
-    """Keeps something, but does not say so by ``rounds``."""
+    """Keeps something, but does not say so by ``age``."""
 
     def __init__(self):
         self.calls = 0
@@ -216,7 +216,7 @@ def test_a_model_changed_in_place_is_nobody_elses(options) -> None:
 
 def test_the_example_of_the_documentation_keeps_its_residual(options, data: Data) -> None:
     page = (Path(__file__).parents[1] / "docs" / "defenses.md").read_text()
-    (example,) = (code for code in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL) if "rounds = 3" in code)
+    (example,) = (code for code in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL) if "age = 3" in code)
     names: dict[str, object] = {"gitbench": gitbench}
     exec(example, names)
     model = gitbench.load_model("mlp", data)
@@ -236,15 +236,15 @@ def test_rounds_without_public_images_are_an_error_that_says_so(data: Data) -> N
         client_update(model, inputs, labels, defense=ErrorFeedback())
 
 
-@pytest.mark.parametrize("rounds", [0, -1, "3", None])
-def test_impossible_rounds_are_refused(options, rounds: object) -> None:
+@pytest.mark.parametrize("age", [0, -1, "3", None])
+def test_an_impossible_age_is_refused(options, age: object) -> None:
     class Wrong(Halved):
         pass
 
-    Wrong.rounds = rounds
+    Wrong.age = age
     result = gitbench.evaluate(defense=Wrong(), **options)
     assert result.status == "error"
-    assert f"rounds >= 1, got {rounds!r}" in result.error
+    assert f"age >= 1, got {age!r}" in result.error
 
 
 class Uncopyable(gitbench.Defense):

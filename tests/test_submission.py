@@ -275,6 +275,18 @@ def test_only_what_the_threat_model_grants_is_written(claim: Callable[..., Path]
     assert any(name.startswith("model/") for name in found)
 
 
+def test_the_rounds_of_a_claim_are_written_one_by_one_and_combined(claim: Callable[..., Path], tmp_path: Path) -> None:
+    once, often = tmp_path / "once", tmp_path / "often"
+    write_observation(claim(), once, device="cpu")
+    write_observation(claim(rounds=3), often, device="cpu")
+    one, found = load_file(once), load_file(often)
+    assert not [name for name in one if name.startswith("rounds/")]
+    for name in (name.removeprefix("update/") for name in one if name.startswith("update/")):
+        rounds = torch.stack([found[f"rounds/{number}/{name}"] for number in range(3)])
+        torch.testing.assert_close(found[f"update/{name}"], rounds.mean(0))
+        assert torch.equal(rounds[0], one[f"update/{name}"])
+
+
 def test_observing_what_cannot_be_is_an_error_and_no_traceback(
     claim: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -107,6 +107,7 @@ def identity(case: Case, attack: Attack, observation: Observation) -> str:
             "settings": options,
             "client": repr(observation.client),
             "batch_size": observation.batch_size,
+            **({} if observation.repeats == 1 else {"rounds": observation.repeats}),
             "seed": case.seed,
             "knowledge": sorted(granted),
             "device": observation.device.type,

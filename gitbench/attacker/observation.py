@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -12,10 +10,12 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from gitbench.clients.client import after_earlier_rounds, local_gradients, protect
+from gitbench.attacker.players import Players
 from gitbench.clients.data import Split
 from gitbench.clients.defense import Defense, Expectation, fresh, load_defense
+from gitbench.clients.model import digest_of_values, without_values
 from gitbench.clients.procedure import Client, load_client
+from gitbench.clients.rounds import combined, for_each
 from gitbench.clients.trained import trained_parameters
 from gitbench.clients.update import Update
 from gitbench.core.errors import AttackError, NotGrantedError
@@ -28,7 +28,8 @@ BatchNormStatistics = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 
 @dataclass(frozen=True)
 class _Contents:
-    update: Update | None
+    sent: tuple[Update, ...]
+    repeats: int
     earlier: tuple[Update, ...]
     model: nn.Module
     input_shape: tuple[int, int, int]
@@ -45,8 +46,8 @@ class Observation:
     """Update plus knowledge. Reading what is not granted raises :class:`NotGrantedError`.
 
     Args:
-        update: of ``V`` victims, as it was sent.
-        earlier: updates of the same victims from rounds before, oldest first.
+        update: of ``V`` victims, as it was sent; or those of several rounds of the same batches and weights, oldest first.
+        earlier: updates of the same victims from rounds before, of other weights say, oldest first.
         model: the attacker's copy of the model under attack (stale under parameter drift).
         input_shape: ``(C, H, W)`` of one input.
         batch_size: inputs per victim, all its clients together; taken from ``labels`` when these are given.
@@ -58,12 +59,12 @@ class Observation:
         parameters: False keeps the parameters secret: only the architecture is known then.
     """
 
-    __slots__ = ("_contents",)
+    __slots__ = ("_contents", "_update")
 
     def __init__(
         self,
         *,
-        update: Update,
+        update: Update | Sequence[Update],
         earlier: Sequence[Update] = (),
         model: nn.Module,
         input_shape: tuple[int, int, int],
@@ -76,9 +77,14 @@ class Observation:
         parameters: bool = True,
     ) -> None:
         client = load_client(client)
+        sent = (update,) if isinstance(update, Update) else tuple(update)
+        if not sent:
+            raise AttackError("Expected the update of at least one round, got none.")
         self._contents = _Contents(
-            update=client.in_gradients(update),
-            earlier=tuple(client.in_gradients(one) for one in _of_the_same_victims(earlier, update)),
+            sent=for_each(client.in_gradients, _of_the_same_victims(sent, sent[0])),
+            # Of rounds in which nothing was drawn one says all.
+            repeats=1 if all(one is sent[0] for one in sent) else len(sent),
+            earlier=tuple(client.in_gradients(one) for one in _of_the_same_victims(earlier, sent[0])),
             model=model,
             input_shape=input_shape,
             batch_size=batch_size or (labels.shape[1] if labels is not None else 1),
@@ -89,6 +95,12 @@ class Observation:
             batchnorm_statistics=batchnorm_statistics,
             parameters=parameters,
         )
+        self._combine()
+
+    def _combine(self) -> None:
+        """Make one update of what was sent: as the defense tells, where its definition is granted."""
+        sent, defense = self._contents.sent, self.players.defense
+        self._update = combined(sent, defense=defense) if sent else None
 
     @property
     def granted(self) -> frozenset[Knowledge]:
@@ -109,23 +121,29 @@ class Observation:
 
     @property
     def update(self) -> Update:
-        """What the clients sent, in gradients (see :class:`gitbench.Client`).
+        """What the clients sent, in gradients (see :class:`gitbench.Client`): several rounds of the same batches and weights as one.
 
+        Rounds are combined as :meth:`gitbench.Defense.combined` says where the defense is known, and averaged where it is not.
         Not there while an attack is fitted: fitting cannot depend on victims.
         """
-        if self._contents.update is None:
+        if self._update is None:
             raise NotGrantedError("An attack is fitted before it sees any update. Read observation.update in run().")
-        return self._contents.update
+        return self._update
 
     @property
     def rounds(self) -> tuple[Update, ...]:
-        """The updates of all rounds that the attacker saw, oldest first; :attr:`update` is the last."""
-        return (*self._contents.earlier, self.update)
+        """The updates of all rounds that the attacker saw, oldest first; of one round :attr:`update` is the last."""
+        return (*self._contents.earlier, *(self._contents.sent or (self.update,)))
+
+    @property
+    def repeats(self) -> int:
+        """How many rounds :attr:`update` is made of; 1 where all are alike."""
+        return self._contents.repeats
 
     @property
     def victims(self) -> int:
         """How many; 0 while an attack is fitted."""
-        return 0 if self._contents.update is None else self._contents.update.victims
+        return 0 if self._update is None else self._update.victims
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -157,21 +175,12 @@ class Observation:
     @property
     def architecture(self) -> nn.Module:
         """The model without any values (``meta`` device): its layers, names and shapes, and which layers share a parameter."""
-        model = self._contents.model
-        empty: dict[int, object] = {id(buffer): buffer.to("meta") for buffer in model.buffers()}
-        for parameter in model.parameters():
-            empty[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
-        return copy.deepcopy(model, empty)
+        return without_values(self._contents.model)
 
     @property
     def model_digest(self) -> str:
         """Names the model's values, and which of them are frozen, without telling them."""
-        digest = hashlib.sha256()
-        for name, tensor in self._contents.model.state_dict().items():
-            digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-        for name, parameter in self._contents.model.named_parameters():
-            digest.update(b"" if parameter.requires_grad else f"frozen {name}".encode())
-        return digest.hexdigest()[:20]
+        return digest_of_values(self._contents.model)
 
     @property
     def model(self) -> nn.Module:
@@ -221,34 +230,32 @@ class Observation:
         """
         if not adapt:
             return self.undefended().public_updates(indices, generator=generator)
-        return self.protected(self.public_gradients(indices, generator=generator), generator=generator)
+        public = self.public
+        index = indices.to(public.inputs.device)
+        return self.players.updates(public.inputs[index], public.labels[index], generator=generator)
 
     def public_gradients(self, indices: torch.Tensor, *, generator: torch.Generator) -> Update:
         """The same before the defense protects them, so that one gradient can be protected many times."""
         public = self.public
         index = indices.to(public.inputs.device)
-        contents = self._contents
-        return local_gradients(
-            contents.model,
-            public.inputs[index],
-            public.labels[index],
-            client=contents.client,
-            defense=self._rehearsed,
-            generator=generator,
-            public=public,
-        )
+        return self.players.gradients(public.inputs[index], public.labels[index], generator=generator)
 
     def protected(self, raw: Update, *, generator: torch.Generator) -> Update:
-        """Gradients as the defense would send them; as they are where its definition is not granted."""
-        contents, defense = self._contents, self._rehearsed
-        if defense is None:
-            return raw
-        if defense.rounds != 1:
-            sizes = {"victims": raw.victims, "batch_size": contents.batch_size}
-            defense = after_earlier_rounds(
-                defense, contents.model, client=contents.client, generator=generator, public=contents.public, **sizes
-            )
-        return protect(raw, client=contents.client, defense=defense, generator=generator)
+        """Gradients as the defense would send them, in as many rounds; as they are where its definition is not granted."""
+        return self.players.protected(raw, generator=generator)
+
+    @property
+    def players(self) -> Players:
+        """The clients, played by the attacker."""
+        contents = self._contents
+        return Players(
+            model=contents.model,
+            client=contents.client,
+            defense=None if contents.expectation is None else contents.expectation.defense,
+            public=contents.public,
+            batch_size=contents.batch_size,
+            rounds=contents.repeats,
+        )
 
     def restricted(self, knowledge: frozenset[Knowledge]) -> Observation:
         """The same observation with nothing granted beyond ``knowledge``."""
@@ -267,7 +274,7 @@ class Observation:
 
     def oblivious(self) -> Observation:
         """The same for an attacker who takes what was sent for the plain gradient of a batch."""
-        return self._replaced(expectation=None, client=load_client(None))
+        return self._replaced(expectation=None, client=load_client(None), repeats=1)
 
     def without_update(self) -> Observation:
         """The knowledge alone, for fitting, without the public examples of :attr:`kept`."""
@@ -277,7 +284,7 @@ class Observation:
             mask[self.kept] = False
             mask = mask.to(public.inputs.device)
             public = Split(public.inputs[mask], public.labels[mask])
-        return self._replaced(update=None, earlier=(), labels=None, batchnorm_statistics=None, public=public)
+        return self._replaced(sent=(), earlier=(), labels=None, batchnorm_statistics=None, public=public)
 
     @property
     def kept(self) -> torch.Tensor:
@@ -292,11 +299,11 @@ class Observation:
         """The same knowledge about another update, one that the attacker made: to try itself on.
 
         Args:
-            update: of ``N`` victims.
+            update: of ``N`` victims, combined where there are several rounds.
             labels: theirs ``(N, B)``, where labels are granted; None keeps them secret.
             batchnorm_statistics: of their batches, likewise.
         """
-        return self._replaced(update=update, earlier=(), labels=labels, batchnorm_statistics=batchnorm_statistics)
+        return self._replaced(sent=(update,), earlier=(), labels=labels, batchnorm_statistics=batchnorm_statistics)
 
     def of_victims(self, rows: torch.Tensor, *, labels: torch.Tensor) -> Observation:
         """Some of the victims only, with the attacker's own guess of their labels as if they were granted.
@@ -308,7 +315,7 @@ class Observation:
         contents = self._contents
         statistics = contents.batchnorm_statistics
         return self._replaced(
-            update=self.update[rows],
+            sent=for_each(lambda update: update[rows], contents.sent),
             earlier=tuple(update[rows] for update in contents.earlier),
             labels=labels,
             batchnorm_statistics=None
@@ -316,13 +323,10 @@ class Observation:
             else {name: (mean[rows], var[rows]) for name, (mean, var) in statistics.items()},
         )
 
-    @property
-    def _rehearsed(self) -> Defense | None:
-        return None if self._contents.expectation is None else self._contents.expectation.defense
-
     def _replaced(self, **changes: object) -> Observation:
         other = object.__new__(Observation)
         other._contents = dataclasses.replace(self._contents, **changes)  # type: ignore[arg-type]
+        other._combine()
         return other
 
 

@@ -60,7 +60,7 @@ def client_update(
 def after_earlier_rounds(
     defense: Defense, model: nn.Module, *, client: Client, victims: int, batch_size: int, generator: torch.Generator, public: Split | None
 ) -> Defense:
-    """A copy of a defense that has lived through all rounds of its ``rounds`` but the last.
+    """A copy of a defense that has lived through all rounds before those that leak: one fewer than its ``age``.
 
     Their batches are drawn from the public split, as a stand-in for the clients' other data, and their
     updates are forgotten: what is left is what the defense keeps of them.
@@ -69,13 +69,11 @@ def after_earlier_rounds(
         DefenseError: it cannot be copied, raised, or wants rounds without public images to fill them.
     """
     copied = fresh(defense)
-    if not isinstance(copied.rounds, int) or copied.rounds < 1:
-        raise DefenseError(f"Expected {defense!r} to have rounds >= 1, got {copied.rounds!r}.")
-    for _ in range(copied.rounds - 1):
+    if not isinstance(copied.age, int) or copied.age < 1:
+        raise DefenseError(f"Expected {defense!r} to have age >= 1, got {copied.age!r}.")
+    for _ in range(copied.age - 1):
         if public is None or not len(public):
-            raise DefenseError(
-                f"{defense!r} lives through {copied.rounds} rounds and needs public images for the earlier ones. Pass public=."
-            )
+            raise DefenseError(f"{defense!r} lives through {copied.age} rounds and needs public images for the earlier ones. Pass public=.")
         chosen = torch.randint(len(public), (victims, batch_size), generator=generator).to(public.inputs.device)
         inputs, labels = public.inputs[chosen], public.labels[chosen]
         raw = local_gradients(model, inputs, labels, client=client, defense=copied, generator=generator, public=public)

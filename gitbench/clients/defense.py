@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -58,12 +59,17 @@ class Defense(Component):
     """True when :meth:`protect` reads ``update.per_example``."""
     needs_batch: bool = False
     """True when :meth:`protect` reads ``update.batch``: the model, the images and the labels of the client."""
-    rounds: int = 1
-    """How many rounds the clients have taken part in when their update leaks, this one included.
+    age: int = 1
+    """How many rounds the clients have taken part in when their update leaks, this one included; the first that leaks of several.
 
     More than 1 for a defense that keeps something from round to round, in attributes of its own: a copy of
-    it lives through all rounds with the same victims, and the attacker sees the last one's update.
+    it lives through all rounds with the same victims, and the attacker sees nothing of those before.
     """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "rounds" in vars(cls):  # the name of `age` in 0.1
+            cls.age = vars(cls)["rounds"]
 
     def modify_model(self, model: nn.Module) -> nn.Module:
         """The model that server and client share under this defense. Public."""
@@ -92,6 +98,18 @@ class Defense(Component):
             observed: what the client sent, for what it reveals (which entries were pruned, say).
         """
         return update if is_random(self, update) else _through(self, update)
+
+    def combined(self, updates: Iterable[Update]) -> Update:
+        """Several rounds of the same batches and weights as one update: what an adaptive attacker makes of what it saw.
+
+        By default the mean: noise that is drawn afresh in each round averages out. Override it where more is known: of a mask that is
+        drawn afresh ``gitbench.Update.mean(updates, skip_zeros=True)`` shows every entry that was ever sent. Must not change what
+        it is given.
+
+        Args:
+            updates: of the same victims, as they were sent, oldest first; at least one. They may be made as they are asked for.
+        """
+        return Update.mean(updates)
 
     def declared(self, *, batch_size: int) -> Declared:
         """What this defense promises; checked before any attack runs. Nothing by default."""
@@ -170,7 +188,7 @@ def _through(defense: Defense, update: Update) -> Update:
 
 def _anew(defense: Defense) -> Defense:
     """A defense as a client's first round finds it: what it keeps is never the attacker's own gradient."""
-    return defense if defense.rounds == 1 else fresh(defense)
+    return defense if defense.age == 1 else fresh(defense)
 
 
 def _differentiable(update: Update) -> bool:
@@ -184,7 +202,7 @@ class Composition(Defense):
         self.defenses = tuple(defenses)
         self.needs_per_example = any(defense.needs_per_example for defense in defenses)
         self.needs_batch = any(defense.needs_batch for defense in defenses)
-        self.rounds = max(defense.rounds for defense in defenses)
+        self.age = max(defense.age for defense in defenses)
 
     def __repr__(self) -> str:
         return " | ".join(repr(defense) for defense in self.defenses)
@@ -215,6 +233,11 @@ class Composition(Defense):
         for defense in self.defenses:
             update = defense.expected(update if batch is None else update.of(batch), observed=observed)
         return update
+
+    def combined(self, updates: Iterable[Update]) -> Update:
+        # The last that knows of a better way than the mean: what it made is what is seen.
+        own = [defense for defense in self.defenses if type(defense).combined is not Defense.combined]
+        return own[-1].combined(updates) if own else Update.mean(updates)
 
     def declared(self, *, batch_size: int) -> Declared:
         return self.defenses[-1].declared(batch_size=batch_size)  # what came before it may be undone

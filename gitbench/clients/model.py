@@ -278,3 +278,21 @@ def _train_cached(network: nn.Module, data: Data, *, model: str, epochs: int, se
         # Cloned, because safetensors refuses tensors that layers share.
         kept = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in network.state_dict().items()}
         write_atomic(path, save_tensors(kept))
+
+
+def without_values(model: nn.Module) -> nn.Module:
+    """A copy on the ``meta`` device: the layers, names and shapes alone, and which layers share a parameter."""
+    empty: dict[int, object] = {id(buffer): buffer.to("meta") for buffer in model.buffers()}
+    for parameter in model.parameters():
+        empty[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
+    return copy.deepcopy(model, empty)
+
+
+def digest_of_values(model: nn.Module) -> str:
+    """Names a model's values, and which of them are frozen (20 hex digits)."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    for name, parameter in model.named_parameters():
+        digest.update(b"" if parameter.requires_grad else f"frozen {name}".encode())
+    return digest.hexdigest()[:20]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -83,6 +83,31 @@ class Update:
             {name: torch.cat([each[name] for each in every]) for name in every[0]} if len(every) == len(updates) else None,
             joined(batches) if len(batches) == len(updates) else None,
         )
+
+    @classmethod
+    def mean(cls, updates: Iterable[Update], *, skip_zeros: bool = False) -> Update:
+        """The mean of several updates of the same victims, entry by entry; the update itself where all are one object.
+
+        Args:
+            updates: at least one. They are taken one after the other, so that only one more has to be in memory.
+            skip_zeros: take each entry's mean over the updates in which it is not zero; it stays zero where it always is.
+        """
+        one_by_one = iter(updates)
+        first = next(one_by_one)
+        alike, total, counts = 1, dict[str, torch.Tensor](), dict[str, torch.Tensor | int]()
+        for update in one_by_one:
+            if update is first and not total:
+                alike += 1
+                continue
+            if not total:
+                total = {name: tensor * alike for name, tensor in first.tensors.items()}
+                counts = {name: (tensor != 0) * alike if skip_zeros else alike for name, tensor in first.tensors.items()}
+            for name, tensor in update.tensors.items():
+                total[name] += tensor
+                counts[name] = counts[name] + ((tensor != 0) if skip_zeros else 1)
+        if not total:
+            return first
+        return cls({name: tensor / torch.as_tensor(counts[name], device=tensor.device).clamp_min(1) for name, tensor in total.items()})
 
     def map_all(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Update:
         """A new update with ``function(tensor)`` in place of each tensor, those of single examples too, of the same batch."""

@@ -22,18 +22,25 @@ PLAIN_CLIENT = "fedsgd"
 class Setting:
     """What the cells of one table share, as labels. As a text a path: ``dataset/model``, then what is not the plainest.
 
-    ``photos/lenet`` is the gradient of a single image, ``photos/lenet/fedavg(steps=5)/batch-4`` is not.
+    ``photos/lenet`` is the gradient of a single image, ``photos/lenet/fedavg(steps=5)/batch-4/rounds-16`` is not.
     """
 
     dataset: str
     model: str
     client: str = PLAIN_CLIENT
     batch_size: int = 1
+    rounds: int = 1
 
     def __str__(self) -> str:
         client = () if self.client == PLAIN_CLIENT else (self.client,)
         batch = () if self.batch_size == 1 else (f"batch-{self.batch_size}",)
-        return "/".join((self.dataset, self.model, *client, *batch))
+        rounds = () if self.rounds == 1 else (f"rounds-{self.rounds}",)
+        return "/".join((self.dataset, self.model, *client, *batch, *rounds))
+
+
+def several_rounds(rounds: int) -> dict[str, int]:
+    """What a table says of its rounds: nothing where there is one, as in all tables of before there were several."""
+    return {} if rounds == 1 else {"rounds": rounds}
 
 
 @dataclass(frozen=True)
@@ -46,11 +53,12 @@ class CellLabels:
     attack: str
     client: str = PLAIN_CLIENT
     batch_size: int = 1
+    rounds: int = 1
 
     @property
     def setting(self) -> Setting:
         """Of the table that the cell stands in."""
-        return Setting(self.dataset, self.model, self.client, self.batch_size)
+        return Setting(self.dataset, self.model, self.client, self.batch_size, self.rounds)
 
     def __str__(self) -> str:
         return f"{self.setting}/{self.defense}/{self.attack}"
@@ -59,7 +67,8 @@ class CellLabels:
 class Case(BaseModel):
     """A measurement that can be repeated: equal cases give equal results.
 
-    ``code`` is part of the identity: an edited defense is a new case and is measured again.
+    ``code`` is part of the identity: an edited defense is a new case and is measured again. ``rounds`` is how many updates of the
+    same victims the attacker sees.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -74,14 +83,15 @@ class Case(BaseModel):
     client: str = PLAIN_CLIENT
     victims: PositiveInt
     batch_size: PositiveInt
+    rounds: PositiveInt = 1
     seed: int
     code: dict[str, str]
 
     @property
     def case_id(self) -> str:
         """Hash of the canonical JSON of this case (20 hex digits)."""
-        # Cases of before there were clients keep their ids.
-        plain = {"client"} if self.client == PLAIN_CLIENT else None
+        # Cases of before there were clients, or rounds, keep their ids.
+        plain = {name for name, value in (("client", PLAIN_CLIENT), ("rounds", 1)) if getattr(self, name) == value}
         return hashlib.sha256(canonical_json(self.model_dump(mode="json", exclude=plain)).encode()).hexdigest()[:20]
 
     @property
@@ -94,6 +104,7 @@ class Case(BaseModel):
             attack=parse_spec("attack", self.attack).label,
             client=parse_spec("client", self.client).label,
             batch_size=self.batch_size,
+            rounds=self.rounds,
         )
 
     @property
@@ -136,6 +147,7 @@ def make_case(
     profile: str,
     victims: int,
     batch_size: int,
+    rounds: int = 1,
     seed: int,
     defense_code: str | None = None,
     attack_code: str | None = None,
@@ -157,6 +169,7 @@ def make_case(
         profile=profile,
         victims=victims,
         batch_size=batch_size,
+        rounds=rounds,
         seed=seed,
         code={
             "gitbench": __version__,

@@ -48,8 +48,8 @@ FLAGS: dict[str, Flag] = {
         Flag(
             "randomised-defense",
             "two runs of the defense with different seeds differ",
-            "the figure averages over one draw for each victim and seed, and an attacker may see many rounds",
-            "one draw was averaged for each victim and seed: raise --gitbench-seeds for more",
+            "the figure averages over one draw for each victim, round and seed, and an attacker may see more rounds",
+            "raise --gitbench-rounds to see what several rounds give away, and --gitbench-seeds for more draws",
         ),
         Flag(
             "leaks-more-than-undefended",

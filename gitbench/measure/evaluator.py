@@ -21,12 +21,13 @@ from gitbench.attacker.attack import load_attack, settings
 from gitbench.attacker.fit_cache import FitCache
 from gitbench.attacker.observation import Observation
 from gitbench.attacker.tools.rehearsal import rehearse
-from gitbench.clients.client import client_update, gradients
+from gitbench.clients.client import gradients
 from gitbench.clients.data import Data, load_dataset
 from gitbench.clients.defense import Defense, fresh, load_defense
 from gitbench.clients.model import load_model
 from gitbench.clients.output import output_of
 from gitbench.clients.procedure import load_client
+from gitbench.clients.rounds import client_rounds
 from gitbench.clients.trained import sent_share
 from gitbench.core.deadline import Deadline, checked
 from gitbench.core.errors import ConfigError, GitbenchError
@@ -86,7 +87,7 @@ class Evaluator:
         self.timeout = checked(timeout)
         self._data: dict[str, Data] = {}
         self._models: dict[tuple[str, str, int], nn.Module] = {}
-        self._conforming: dict[tuple[str, str, str, int, int, str], _Character] = {}
+        self._conforming: dict[tuple[str, str, str, int, int, int, str], _Character] = {}
         self._fits = FitCache(store, fresh_since=fresh_since)
 
     def run(self, case: Case, defense: Defense | None = None) -> Result:
@@ -194,7 +195,8 @@ class Evaluator:
         )
         deadline.end()
         self.progress("score", 0, 1)
-        utility = None if character is None else measure_utility(model, inputs, labels, observation.update, random=character.random)
+        sent = observation.rounds[0]  # the same however many follow: what the attacker makes of them teaches the model nothing
+        utility = None if character is None else measure_utility(model, inputs, labels, sent, random=character.random)
         measures, baselines, flags = _measures(found.inputs, inputs, data)
         output = output_of(scene.original)
         if character is not None:
@@ -226,7 +228,7 @@ class Evaluator:
     def _conforms(self, case: Case, scene: Scene, model: nn.Module) -> _Character:
         """What the defense is like on public images; checked once for all attacks on it."""
         defense, public = scene.defense, scene.public
-        key = (case.dataset, case.model, case.client, case.seed, case.batch_size, f"{defense!r} {case.code['defense']}")
+        key = (case.dataset, case.model, case.client, case.seed, case.batch_size, case.rounds, f"{defense!r} {case.code['defense']}")
         if key not in self._conforming:
             random = check_conformance(defense, model, public, batch_size=case.batch_size)
             rehearsal = rehearse(scene.rehearsed(model), generator=make_generator(case.seed, "rehearsal"))
@@ -286,10 +288,11 @@ def resolve_device(device: str) -> torch.device:
 
 def _observed(scene: Scene, model: nn.Module, *, show: Callable[[nn.Module], None] | None = None) -> Observation:
     case = scene.case
-    update = client_update(
+    update = client_rounds(
         model,
         scene.inputs,
         scene.labels,
+        rounds=case.rounds,
         client=scene.client,
         defense=scene.defense,
         generator=make_generator(case.seed, "defense", case.defense),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,8 +43,8 @@ class Scene:
         with seeded(make_generator(self.case.seed, "shared model", self.case.defense)):
             return self.defense.modify_model(self.original)
 
-    def observation(self, update: Update, model: nn.Module) -> Observation:
-        """An update with what the threat model grants of this scene."""
+    def observation(self, update: Sequence[Update], model: nn.Module) -> Observation:
+        """The updates of all rounds with what the threat model grants of this scene."""
         knowledge = self.case.knowledge
         return Observation(
             update=update,
@@ -61,7 +62,7 @@ class Scene:
     def rehearsed(self, model: nn.Module) -> Observation:
         """All that can be known, and no update."""
         return Observation(
-            update=Update({}),
+            update=[Update({}) for _ in range(self.case.rounds)],
             model=model,
             input_shape=self.data.input_shape,
             batch_size=self.labels.shape[1],

@@ -43,6 +43,7 @@ class Record(StrictModel):
     profile: str
     client: str = PLAIN_CLIENT
     batch_size: PositiveInt
+    rounds: PositiveInt = 1
     seed: int
     victims: PositiveInt
     verdict: Literal["holds", "leaks", "inconclusive", "error"]
@@ -82,18 +83,21 @@ class CellKey:
     profile: str
     batch_size: int
     client: str
+    rounds: int = 1
 
     def __str__(self) -> str:
         return f"{self.cell} ({self.threat}, {self.profile})"
 
     @property
     def cell(self) -> str:
-        return f"{Setting(self.dataset, self.model, self.client, self.batch_size)}/{self.defense}/{self.attack}"
+        return f"{Setting(self.dataset, self.model, self.client, self.batch_size, self.rounds)}/{self.defense}/{self.attack}"
 
 
 def key_of(case: Case | Record) -> CellKey:
     """The cell that a case belongs to, for comparisons."""
-    return CellKey(case.dataset, case.model, case.defense, case.attack, case.threat, case.profile, case.batch_size, case.client)
+    return CellKey(
+        case.dataset, case.model, case.defense, case.attack, case.threat, case.profile, case.batch_size, case.client, case.rounds
+    )
 
 
 Cells = Mapping[CellKey, Mapping[int, Record]]

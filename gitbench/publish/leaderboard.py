@@ -45,6 +45,7 @@ def file_name(dataset: str, model: str, conditions: Mapping[str, object]) -> str
         "client": PLAIN_CLIENT,
         "victims": profile.victims,
         "batch_size": 1,
+        "rounds": 1,
         "seeds": profile.seeds,
     }
     parts = [dataset, model, *(f"{key}={value}" for key, value in conditions.items() if value != usual[key])]

@@ -60,6 +60,7 @@ class Claim(BaseModel):
     profile: Literal["quick", "standard", "paper"] = "quick"
     victims: Annotated[PositiveInt, Field(le=1_000_000)]
     batch_size: Annotated[PositiveInt, Field(le=1_000_000)] = 1
+    rounds: Annotated[PositiveInt, Field(le=10_000)] = 1
     seed: Annotated[int, Field(ge=0, lt=10_000)] = 0
 
     def case(self, *, digest: str) -> Case:
@@ -86,6 +87,7 @@ class Claim(BaseModel):
             profile=self.profile,
             victims=self.victims,
             batch_size=self.batch_size,
+            rounds=self.rounds,
             seed=self.seed,
         )
 

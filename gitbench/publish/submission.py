@@ -95,7 +95,8 @@ def read_reconstructions(path: Path, shape: tuple[int, ...]) -> torch.Tensor:
 def write_observation(path: Path, out: Path, *, device: str = "auto") -> Observation:
     """Write what the attacker of a claim's case gets to see, as safetensors.
 
-    ``update/NAME`` is the update ``(V, *shape)`` of the parameter ``NAME``. Where the threat model grants them there are
+    ``update/NAME`` is the update ``(V, *shape)`` of the parameter ``NAME``; of several rounds what they are combined to, and the single
+    ones are ``rounds/NUMBER/NAME``. Where the threat model grants them there are
     ``model/NAME`` (parameters and buffers), ``labels`` and ``batchnorm/NAME/mean`` and ``/variance``. Public images are the dataset's
     public split. The metadata have the case.
 
@@ -111,6 +112,9 @@ def write_observation(path: Path, out: Path, *, device: str = "auto") -> Observa
     case = _case(path, claim, "")
     seen = Evaluator(device=device).observe(case)
     tensors = {f"update/{name}": tensor for name, tensor in seen.update.tensors.items()}
+    if case.rounds > 1:
+        for number, update in enumerate(seen.rounds):
+            tensors |= {f"rounds/{number}/{name}": tensor for name, tensor in update.tensors.items()}
     if "parameters" in seen.granted:
         tensors |= {f"model/{name}": tensor for name, tensor in seen.model.state_dict().items()}
     if "labels" in seen.granted:

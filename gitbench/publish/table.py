@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gitbench.core.metric import Metric
-from gitbench.identity.case import Setting
+from gitbench.identity.case import Case, Setting, several_rounds
 from gitbench.identity.known_metrics import known_metrics
 from gitbench.judge.sequential import FIRST, at_look, looks
 from gitbench.judge.statistics import Interval, interval
@@ -27,7 +27,7 @@ class Table:
         dataset: label of the dataset.
         model: label of the model.
         results: (defense, attack) to the results of all seeds.
-        conditions: threat model, profile, client, victims, batch size, seeds.
+        conditions: threat model, profile, client, victims, batch size, rounds, seeds.
         gate: metric name to threshold.
         not_applicable: (defense, attack) to the reason why it was not run.
         columns: defense to heading and text of the columns that plugins add.
@@ -139,23 +139,16 @@ def tables(results: Sequence[Result], others: Sequence[Entry] = ()) -> list[Tabl
             differs[case.case_id] = entry.differs
     found = []
     for key, cells in sorted(groups.items()):
-        dataset, model, client, threat, profile, victims, batch_size = json.loads(key)
+        case = next(result.case for by_seed in cells.values() for result in by_seed.values())
         errors = {cell: next(iter(by_seed.values())) for cell, by_seed in broken.get(key, {}).items() if by_seed}
         mine = [cells[cell] for cell in ours.get(key, cells)]
         gates = [result.gate for by_seed in mine for result in by_seed.values() if result.gate]
         found.append(
             Table(
-                dataset=dataset,
-                model=model,
+                dataset=case.dataset,
+                model=case.model,
                 results={cell: [by_seed[seed] for seed in sorted(by_seed)] for cell, by_seed in cells.items()},
-                conditions={
-                    "threat": threat,
-                    "profile": profile,
-                    "client": client,
-                    "victims": victims,
-                    "batch_size": batch_size,
-                    "seeds": max(len(by_seed) for by_seed in mine),
-                },
+                conditions={**_conditions(case), "seeds": max(len(by_seed) for by_seed in mine)},
                 gate=gates[0] if gates else DEFAULT_GATE,
                 errors=errors,
                 others=differs,
@@ -164,9 +157,15 @@ def tables(results: Sequence[Result], others: Sequence[Entry] = ()) -> list[Tabl
     return found
 
 
+def _conditions(case: Case) -> dict[str, object]:
+    """What the cells of a table have in common beside dataset and model."""
+    shared = {"threat": case.threat, "profile": case.profile, "client": case.client, "victims": case.victims}
+    return {**shared, "batch_size": case.batch_size, **several_rounds(case.rounds)}
+
+
 def _shared(result: Result) -> str:
     case = result.case
-    return json.dumps((case.dataset, case.model, case.client, case.threat, case.profile, case.victims, case.batch_size))
+    return json.dumps((case.dataset, case.model, case.client, case.threat, case.profile, case.victims, case.batch_size, case.rounds))
 
 
 def table_of(

@@ -183,6 +183,7 @@ def evaluate(
     profile: str = "standard",
     victims: int = 16,
     batch_size: int = 1,
+    rounds: int = 1,
     seed: int = 0,
     device: str = "auto",
     gate: Mapping[str, float] = DEFAULT_GATE,
@@ -193,13 +194,12 @@ def evaluate(
     """Measure one case and its control.
 
     Args:
-        attack: SPEC.
+        attack: SPEC; ``model``, ``dataset`` and ``client``, how clients make their updates, likewise.
         defense: SPEC, or a defense.
-        model: SPEC; ``dataset`` likewise.
-        client: SPEC of how clients make their updates.
         threat: ``server``, ``eavesdropper`` or ``upper-bound``.
         profile: budget of the attack: ``quick``, ``standard`` or ``paper``.
         victims: private batches to attack, of ``batch_size`` inputs of each client.
+        rounds: how many updates of each victim the attacker sees, each with fresh randomness of the defense.
         seed: of victims, model, defense and attack.
         device: ``auto``, ``cpu`` or ``cuda``.
         gate: metric name to threshold.
@@ -212,12 +212,12 @@ def evaluate(
         ConfigError: unknown profile, threat model, device or metric, or a number that cannot be.
     """
     given = {"profile": profile, "threat": threat, "device": device, "threshold": gate, "victims": victims, "batch_size": batch_size}
-    config = make_config({}, given)
+    config = make_config({}, {**given, "rounds": rounds})
     if config.sequential:
         raise ConfigError("Expected a number of victims, got 'auto': gitbench.evaluate measures one case. Use pytest --gitbench.")
     case = case_of(
         attack=attack, defense=defense, model=model, dataset=dataset, client=client, threat=threat, profile=profile,
-        victims=config.victims, batch_size=config.batch_size[0], seed=seed,
+        victims=config.victims, batch_size=config.batch_size[0], rounds=config.rounds[0], seed=seed,
     )  # fmt: skip
     store = None if results is None else Store(Path(results))
     bench = Bench(store=store, device=device, gate=config.threshold, progress=progress, timeout=timeout)
@@ -235,6 +235,7 @@ def case_of(
     profile: str,
     victims: int,
     batch_size: int,
+    rounds: int = 1,
     seed: int,
 ) -> Case:
     """The case of :func:`evaluate`'s arguments, checked; a defense given as an object goes by its repr."""
@@ -247,7 +248,7 @@ def case_of(
     return make_case(
         attack=checked_spec("attack", attack), model=checked_spec("model", model), dataset=checked_spec("dataset", dataset),
         client=checked_spec("client", client), defense=defense_spec, defense_code=defense_code,
-        threat=threat, profile=profile, victims=victims, batch_size=batch_size, seed=seed,
+        threat=threat, profile=profile, victims=victims, batch_size=batch_size, rounds=rounds, seed=seed,
     )  # fmt: skip
 
 

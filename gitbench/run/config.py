@@ -22,7 +22,7 @@ from pydantic import (
 from gitbench.core.errors import ConfigError, nearest
 from gitbench.core.spec import KINDS, Kind, Spec
 from gitbench.core.text import shown
-from gitbench.identity.case import PLAIN_CLIENT, UNDEFENDED, Case, CellLabels, Setting, make_case
+from gitbench.identity.case import PLAIN_CLIENT, UNDEFENDED, Case, CellLabels, Setting, make_case, several_rounds
 from gitbench.identity.known_metrics import known_metrics
 from gitbench.identity.loading import checked_spec
 from gitbench.identity.threat import THREATS
@@ -39,6 +39,7 @@ class Profile:
         most_victims: where ``--gitbench-victims auto`` ends.
         batch_size: of a run that chooses none of its axes but the defenses; others have single images unless they say more.
         batch_attack: the attacks on its batches of several images: those whose controls leak there.
+        rounds: how many updates of the same victims the attacker sees.
     """
 
     dataset: tuple[str, ...]
@@ -51,6 +52,7 @@ class Profile:
     client: tuple[str, ...] = (PLAIN_CLIENT,)
     batch_size: tuple[int, ...] = (1, 4)
     batch_attack: tuple[str, ...] = ("recursion", "ridge")
+    rounds: tuple[int, ...] = (1,)
     seeds: int = 1
     threshold: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_GATE))
     timeout: float | None = None
@@ -120,6 +122,7 @@ class Config(BaseModel):
     victims: PositiveInt
     sequential: bool = False
     batch_size: tuple[PositiveInt, ...] = Field(min_length=1)
+    rounds: tuple[Annotated[PositiveInt, Field(le=10_000)], ...] = Field(min_length=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threat: str = "server"
     threshold: dict[str, FiniteFloat]
@@ -145,6 +148,7 @@ class Config(BaseModel):
             "client": setting.client,
             "victims": self.number_of_victims,
             "batch_size": setting.batch_size,
+            **several_rounds(setting.rounds),
             "seeds": self.seeds,
         }
 
@@ -177,7 +181,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """``dataset/model/defense/attack``, with client and batch size before the defense where they are not the plainest."""
+        """``dataset/model/defense/attack``, with client, batch size and rounds before the defense where they are not the plainest."""
         return str(self.labels)
 
     @property
@@ -212,7 +216,7 @@ def make_config(settings: Mapping[str, Any], options: Mapping[str, Any]) -> Conf
     if _CHOOSING & given.keys():
         merged["batch_size"] = (1,)
     for key, value in given.items():
-        single = isinstance(value, str) if key in KINDS else key == "batch_size" and not isinstance(value, list | tuple)
+        single = isinstance(value, str) if key in KINDS else key in ("batch_size", "rounds") and not isinstance(value, list | tuple)
         merged[key] = (value,) if single else value
     if "defense" in given and "known_leaks" not in given:
         merged["known_leaks"] = ()  # only the built-in matrix declares its weak defenses
@@ -276,9 +280,9 @@ def make_cells(config: Config) -> list[Cell]:
     axes = {kind: _axis(kind, getattr(config, kind)) for kind in KINDS}
     axes["defense"].sort(key=lambda spec: str(spec) != UNDEFENDED)
     return [
-        _cell(config, dataset, model, defense, attack, client=client, batch_size=size)
+        _cell(config, dataset, model, defense, attack, client=client, batch_size=size, rounds=rounds)
         for dataset, model, client in itertools.product(axes["dataset"], axes["model"], axes["client"])
-        for size in dict.fromkeys(config.batch_size)
+        for size, rounds in itertools.product(dict.fromkeys(config.batch_size), dict.fromkeys(config.rounds))
         for defense, attack in itertools.product(axes["defense"], _axis("attack", config.attacks_on(size)))
     ]
 
@@ -291,9 +295,17 @@ def _axis(kind: Kind, texts: Sequence[str]) -> list[Spec]:
 
 
 def make_cell(
-    config: Config, *, dataset: str, model: str, defense: str, attack: str, client: str | None = None, batch_size: int | None = None
+    config: Config,
+    *,
+    dataset: str,
+    model: str,
+    defense: str,
+    attack: str,
+    client: str | None = None,
+    batch_size: int | None = None,
+    rounds: int | None = None,
 ) -> Cell:
-    """One cell with the options of a run, from SPECs. Client and batch size are the first of the run where they are None.
+    """One cell with the options of a run, from SPECs. Client, batch size and rounds are the first of the run where they are None.
 
     Raises:
         SpecError: a SPEC cannot be read or names something unknown.
@@ -306,10 +318,11 @@ def make_cell(
         checked_spec("attack", attack),
         client=checked_spec("client", client or config.client[0]),
         batch_size=batch_size or config.batch_size[0],
+        rounds=rounds or config.rounds[0],
     )
 
 
-def _cell(config: Config, dataset: Spec, model: Spec, defense: Spec, attack: Spec, *, client: Spec, batch_size: int) -> Cell:
+def _cell(config: Config, dataset: Spec, model: Spec, defense: Spec, attack: Spec, *, client: Spec, batch_size: int, rounds: int) -> Cell:
     cases = tuple(
         make_case(
             dataset=dataset,
@@ -321,6 +334,7 @@ def _cell(config: Config, dataset: Spec, model: Spec, defense: Spec, attack: Spe
             profile=config.profile,
             victims=config.victims,
             batch_size=batch_size,
+            rounds=rounds,
             seed=seed,
         )
         for seed in range(config.seeds)

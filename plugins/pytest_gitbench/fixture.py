@@ -30,7 +30,14 @@ if TYPE_CHECKING:
     from gitbench.clients.defense import Defense
 
 # Keywords of the marker: axes, in the plural too, and sizes spelled as in [tool.gitbench].
-_AXES = {"attacks": "attack", "models": "model", "datasets": "dataset", "clients": "client", "batch_sizes": "batch_size"}
+_AXES = {
+    "attacks": "attack",
+    "models": "model",
+    "datasets": "dataset",
+    "clients": "client",
+    "batch_sizes": "batch_size",
+    "rounds": "rounds",
+}
 _OPTIONS = (*_AXES.values(), "profile", "seeds", "victims", "device", "threat", "threshold", "results", "timeout")
 
 
@@ -168,8 +175,8 @@ class Measurer:
         with _threads_restored():
             cells = [
                 _cell(bench, config, [_case(config, (*axes, attack), defense, seed) for seed in range(config.seeds)], defense)
-                for axes in itertools.product(config.dataset, config.model, config.client, config.batch_size)
-                for attack in config.attacks_on(axes[-1])
+                for axes in itertools.product(config.dataset, config.model, config.client, config.batch_size, config.rounds)
+                for attack in config.attacks_on(axes[3])
             ]
         return Report(cells)
 
@@ -177,7 +184,7 @@ class Measurer:
 def overall(cells: Sequence[CellReport]) -> Verdict:
     """The verdict on a defense: it leaks where any cell does, and holds only where every model has proof.
 
-    Cells whose control failed say nothing; a model, client or batch size of which nothing is left is inconclusive.
+    Cells whose control failed say nothing; a model, client, batch size or number of rounds of which nothing is left is inconclusive.
     """
     if any(cell.word == "leaks" for cell in cells):
         return "leaks"
@@ -188,16 +195,16 @@ def overall(cells: Sequence[CellReport]) -> Verdict:
     return "inconclusive"
 
 
-def _group(cell: CellReport) -> tuple[str, str, str, int]:
+def _group(cell: CellReport) -> tuple[str, str, str, int, int]:
     case = cell.results[0].case
-    return case.dataset, case.model, case.client, case.batch_size
+    return case.dataset, case.model, case.client, case.batch_size, case.rounds
 
 
-def _case(config: Config, axes: tuple[str, str, str, int, str], defense: Defense | str, seed: int) -> Case:
-    dataset, model, client, batch_size, attack = axes
+def _case(config: Config, axes: tuple[str, str, str, int, int, str], defense: Defense | str, seed: int) -> Case:
+    dataset, model, client, batch_size, rounds, attack = axes
     return case_of(
         attack=attack, defense=defense, model=model, dataset=dataset, client=client, threat=config.threat, profile=config.profile,
-        victims=config.victims, batch_size=batch_size, seed=seed,
+        victims=config.victims, batch_size=batch_size, rounds=rounds, seed=seed,
     )  # fmt: skip
 
 

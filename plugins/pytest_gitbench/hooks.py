@@ -88,8 +88,8 @@ def pytest_gitbench_columns(
         dataset: label of the row's dataset.
         model: of its model.
         defense: of its defense; ``none`` is the undefended row.
-        results: that ended without an error, of all attacks and seeds of the row; at least one. ``results[0].case`` has client and
-            batch size.
+        results: that ended without an error, of all attacks and seeds of the row; at least one. ``results[0].case`` has client,
+            batch size and rounds.
 
     Returns:
         Heading to text. Rows that lack a heading are left empty there.

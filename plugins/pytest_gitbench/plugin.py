@@ -32,6 +32,7 @@ _LISTS = (
     ("dataset", "SPEC", "Dataset, for example npz(path='x.npz'); repeatable, replaces that axis"),
     ("client", "SPEC", "How clients make their updates, for example fedavg(steps=5) (default: fedsgd); repeatable, replaces that axis"),
     ("batch-size", "N", "Inputs of each client; repeatable, replaces that axis"),
+    ("rounds", "N", "Updates of the same victims that the attacker sees (default: 1); repeatable, replaces that axis"),
     ("threshold", "METRIC=VALUE", "Leakage that fails a cell (default: psnr_gain=3); repeatable, replaces the gate"),
 )
 

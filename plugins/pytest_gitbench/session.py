@@ -155,6 +155,7 @@ class GitbenchSession:
     def pytest_report_header(self) -> list[str]:
         config = self.config
         sizes = ", ".join(map(str, config.batch_size))
+        sizes += "" if config.rounds == (1,) else f", rounds {', '.join(map(str, config.rounds))}"
         return [
             (
                 f"gitbench: {len(self.cells)} cells, profile {config.profile}, threat {config.threat}, "

@@ -39,7 +39,8 @@ class PublicPairs:
 
     The gradients are computed once and kept while they take up no more than ``budget`` bytes; beyond it
     they are computed again at each request. Protection is drawn afresh at each request either way. What a
-    defense does before the gradient is taken (its batches, a drift of the parameters) is drawn once.
+    defense does before the gradient is taken (its batches, a drift of the parameters) is drawn once; where it is drawn in each of
+    several rounds, so is the protection.
 
     Args:
         observation: needs ``public``.
@@ -65,6 +66,7 @@ class PublicPairs:
         public = observation.public
         self.order = order.to(public.inputs.device)
         self._kept: Update | None = None
+        self._sent: Update | None = None
         self._piece = max(1, _PIECE // observation.entries)
         if pairs_memory(observation, len(order)) <= budget:
             self._kept = _stacked(self._all_computed(progress, f"{what}: public gradients"), len(order))
@@ -91,23 +93,41 @@ class PublicPairs:
         defense = expectation.defense
         # What comes before the last round is drawn afresh for every request.
         with blaming(defense):
-            return defense.rounds > 1 or is_random(defense, self.gradients(torch.arange(min(_FEW, len(self)))))
+            return not self.changing and (defense.age > 1 or is_random(defense, self.gradients(torch.arange(min(_FEW, len(self))))))
+
+    @functools.cached_property
+    def changing(self) -> bool:
+        """Whether the gradients of the same images differ between the rounds that an update is made of."""
+        return self._observation.players.changing(self.inputs[:1], self.labels[:1])
 
     def gradients(self, rows: torch.Tensor) -> Update:
         """Unprotected gradients of some rows, in chunks where they were not kept."""
         if self._kept is None:
             return Update.cat([self._computed(chunk) for chunk in rows.split(self._observation.chunk)])
-        first, count = int(rows[0]), len(rows)
-        consecutive = torch.equal(rows.cpu(), torch.arange(first, first + count))
-        index = slice(first, first + count) if consecutive else rows.to(self.order.device)  # a slice is no copy
-        return self._kept[index]
+        return self._taken(self._kept, rows)
 
     def updates(self, rows: torch.Tensor, *, generator: torch.Generator) -> Update:
         """The updates of some rows ``(n,)``, protected with fresh randomness."""
+        if self.changing:
+            return self._drawn_once(rows)
         if self._observation.expectation is None:
             return self.gradients(rows)
         pieces = (self._observation.protected(self.gradients(chunk), generator=generator) for chunk in rows.split(self._piece))
         return _stacked((Update(piece.tensors) for piece in pieces), len(rows))
+
+    def _drawn_once(self, rows: torch.Tensor) -> Update:
+        chunk = self._observation.chunk
+        if self._kept is None:
+            return Update.cat([self._played(part) for part in rows.split(chunk)])
+        if self._sent is None:
+            self._sent = _stacked((self._played(part) for part in torch.arange(len(self)).split(chunk)), len(self))
+        return self._taken(self._sent, rows)
+
+    def _taken(self, kept: Update, rows: torch.Tensor) -> Update:
+        first, count = int(rows[0]), len(rows)
+        consecutive = torch.equal(rows.cpu(), torch.arange(first, first + count))
+        index = slice(first, first + count) if consecutive else rows.to(self.order.device)  # a slice is no copy
+        return kept[index]
 
     def _all_computed(self, progress: Progress, what: str) -> Iterator[Update]:
         chunks = torch.arange(len(self.order)).split(self._observation.chunk)
@@ -116,9 +136,16 @@ class PublicPairs:
             progress(what, done + 1, len(chunks))
 
     def _computed(self, rows: torch.Tensor) -> Update:
-        # Seeded by the rows, so that gradients computed again are the same.
-        generator = torch.Generator().manual_seed((self._seed + int(rows[0])) % 2**62)
-        return self._observation.public_gradients(self.order[rows.to(self.order.device)], generator=generator)
+        return self._observation.public_gradients(self.order[rows.to(self.order.device)], generator=self._generator(rows))
+
+    def _played(self, rows: torch.Tensor) -> Update:
+        """What is sent in all rounds, combined."""
+        update = self._observation.public_updates(self.order[rows.to(self.order.device)], generator=self._generator(rows))
+        return Update(update.tensors)
+
+    def _generator(self, rows: torch.Tensor) -> torch.Generator:
+        """Seeded by the rows, so that what is computed again is the same."""
+        return torch.Generator().manual_seed((self._seed + int(rows[0])) % 2**62)
 
 
 def _stacked(pieces: Iterable[Update], count: int) -> Update:

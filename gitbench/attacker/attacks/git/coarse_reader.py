@@ -174,9 +174,9 @@ def read_all(
     chunks = torch.arange(len(pairs)).split(min(64, observation.chunk))
     found: list[list[Seen]] = [[] for _ in range(draws)]
     for done, chunk in enumerate(chunks):
-        raw = pairs.gradients(chunk)
+        raw = None if pairs.changing else pairs.gradients(chunk)
         for part in found:
-            update = observation.protected(raw, generator=generator)
+            update = pairs.updates(chunk, generator=generator) if raw is None else observation.protected(raw, generator=generator)
             part.append(reader(update, pairs.labels[chunk.to(observation.device)]))
         progress("git: public updates", done + 1, len(chunks))
     return [Seen.joined(part) for part in found]
