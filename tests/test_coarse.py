@@ -270,7 +270,7 @@ def test_the_order_in_which_tensors_are_stored_means_nothing(data: Data) -> None
     state = fit_coarse(
         observation.without_update(), module=False, options=OPTIONS, generator=generator, progress=silent, checkpoint=NoCheckpoint()
     )
-    turned = observation._replaced(update=Update(dict(reversed(list(observation.update.tensors.items())))))
+    turned = observation.with_update(Update(dict(reversed(list(observation.update.tensors.items())))))
     found = [run_coarse(each, state, module=False, options=OPTIONS, progress=silent) for each in (observation, turned)]
     assert torch.equal(*found)
 
