@@ -23,7 +23,7 @@ from helpers import SCALE, write
         ("model", "lennet", r"Unknown model 'lennet'\. Did you mean 'lenet'\?"),
         ("dataset", "photo", r"Unknown dataset 'photo'\. Did you mean 'photos'\?"),
         ("dataset", "zzzzzz", r"Unknown dataset 'zzzzzz'\. Valid: cifar10"),
-        ("defense", "pruning(rat=0.5)", r"'pruning\(rat=0.5\)' takes no option 'rat'\. Did you mean 'rate'\? Valid: rate, scope, by"),
+        ("defense", "pruning(rat=0.5)", r"'pruning\(rat=0.5\)' takes no option 'rat'\. Did you mean 'rate'\? Valid: by, rate, scope"),
         ("attack", "ridge+ig(iteration=5)", r"takes no option 'iteration'\. Did you mean 'iterations'\?"),
         ("model", "lenet(trained_epoch=1)", r"takes no option 'trained_epoch'\. Did you mean 'trained_epochs'\?"),
         ("dataset", "photos(sizes=32)", r"takes no option 'sizes'\. Did you mean 'size'\?"),
