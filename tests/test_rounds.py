@@ -225,6 +225,15 @@ def test_the_name_of_0_1_for_a_defenses_age_still_counts() -> None:
     assert (named().age, (named() | Thinned()).age, Thinned().age) == (3, 3, 1)
 
 
+@pytest.mark.parametrize("base", [Defense, type("Named", (Defense,), {"rounds": 2})])
+def test_the_old_name_still_counts_where_an_instance_sets_it(base: type[Defense]) -> None:
+    class Set(base):
+        def __init__(self) -> None:
+            self.rounds = 3
+
+    assert (Set().age, Set().rounds) == (3, 3)
+
+
 # ------------------------------------------------------------------ what cannot be
 
 

@@ -68,8 +68,18 @@ class Defense(Component):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if "rounds" in vars(cls):  # the name of `age` in 0.1
+        if "rounds" in vars(cls):
             cls.age = vars(cls)["rounds"]
+            del cls.rounds
+
+    @property
+    def rounds(self) -> int:
+        """The name of :attr:`age` in 0.1, which still counts in a class and in an instance."""
+        return self.age
+
+    @rounds.setter
+    def rounds(self, value: int) -> None:
+        self.age = value
 
     def modify_model(self, model: nn.Module) -> nn.Module:
         """The model that server and client share under this defense. Public."""

@@ -109,7 +109,7 @@ def solved_inputs(
         for rows in best.parts(left):
             best.consider(rows, best.equations.of_victims(rows).mixtures_of(public.starts(labels[rows])))
         progress("last layer", done + 1, _ROUNDS + _TURNS)
-    for done in range(_TURNS):
+    for done in range(_TURNS):  # nothing is left to do in a round whose victims are all certain
         for rows in best.parts(best.uncertain):
             best.consider(rows, public.turned(best.mixtures[rows], equations.classes[rows]))
         progress("last layer", _ROUNDS + done + 1, _ROUNDS + _TURNS)
