@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gitbench
-from gitbench.attacker.tools.label_counts import most_likely_counts
+from gitbench.attacker.tools.label_counts import most_likely_counts, most_likely_rescaled_counts
 from gitbench.attacker.tools.labels import class_signal, greedy_counts, infer_labels
 from gitbench.clients.data import Data
 from gitbench.core.random import make_generator
@@ -142,6 +142,25 @@ def test_a_known_defense_is_rehearsed(ten: Data, defense: str) -> None:
     known = observe(ten, "mlp", labels, defense=defense)
     assert right(known) >= right(known.undefended())
     assert right(known) >= 0.95 * labels.numel()
+
+
+@pytest.mark.parametrize("model", ["mlp(hidden=(40,))", "lenet"])
+def test_a_clipped_update_is_read_at_its_own_scale(ten: Data, model: str) -> None:
+    labels = labels_of(victims=20, size=4)
+    plain, clipped = (infer_labels(observe(ten, model, labels, defense=defense)) for defense in ("none", "clipping(max_norm=0.001)"))
+    truth = labels.sort(dim=1).values
+    assert (clipped == truth).all(1).float().mean() >= (plain == truth).all(1).float().mean() - 0.1
+
+
+@given(seed=st.integers(0, 10_000), factor=st.floats(0.01, 100))
+def test_counts_at_an_unknown_scale_do_not_depend_on_it(seed: int, factor: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    means = torch.randn(1, 5, 12, generator=generator, dtype=torch.float64)
+    truth = torch.bincount(torch.randint(5, (3,), generator=generator), minlength=5)
+    observed = truth.double() @ means[0] + 1e-3 * torch.randn(12, generator=generator, dtype=torch.float64)
+    noise = 1e-2 * torch.eye(12, dtype=torch.float64)[None]
+    counts, _ = most_likely_rescaled_counts(means, noise, factor * observed[None], batch_size=3, length=float(observed.norm()))
+    assert counts[0].tolist() == truth.tolist()
 
 
 def test_the_oblivious_attacker_does_not_read_the_definition(ten: Data) -> None:

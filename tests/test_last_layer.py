@@ -15,8 +15,9 @@ from gitbench.attacker.attacks.ridge import Ridge
 from gitbench.attacker.learning import NoCheckpoint
 from gitbench.attacker.observation import Observation
 from gitbench.attacker.tools import last_layer
-from gitbench.attacker.tools.assignment import matched_error
+from gitbench.attacker.tools.assignment import assigned, matched_error
 from gitbench.attacker.tools.batch_equations import Equations, Point, minimised
+from gitbench.attacker.tools.channel import Channel, channel_of
 from gitbench.attacker.tools.features import forward_features
 from gitbench.attacker.tools.labels import infer_labels
 from gitbench.attacker.tools.last_layer import EXACT, can_be_solved, misfit_of, solved_inputs
@@ -67,10 +68,10 @@ def mixtures_of(inputs: torch.Tensor, equations: Equations) -> torch.Tensor:
     return functional.pad(inputs, (0, 1), value=1.0) @ torch.linalg.pinv(equations.turn @ equations.spanned)
 
 
-@given(seed=st.integers(0, 10_000), batch=st.integers(2, 4), classes=st.integers(6, 7))
-def test_the_jacobian_s_products_are_those_of_autograd(seed: int, batch: int, classes: int) -> None:
+@given(seed=st.integers(0, 10_000), batch=st.integers(2, 4), classes=st.integers(6, 7), noise=st.sampled_from([0.0, 1e-3]))
+def test_the_jacobian_s_products_are_those_of_autograd(seed: int, batch: int, classes: int, noise: float) -> None:
     inputs, observation, labels = problem(seed, batch, classes)
-    equations = Equations.of(observation, labels)
+    equations = Equations.of(observation, labels, channel=Channel(error=noise))
     away = torch.randn(1, batch, batch - 1, generator=make_generator(seed), dtype=torch.float64)
     start = mixtures_of(inputs, equations) + functional.pad(away, (1, 0))
     point = Point(start, equations)
@@ -84,11 +85,42 @@ def test_the_jacobian_s_products_are_those_of_autograd(seed: int, batch: int, cl
 
     jacobian = torch.func.jacfwd(residual)(start[0, :, 1:].flatten())
     step = torch.randn(1, batch, batch - 1, generator=make_generator(seed + 1), dtype=torch.float64)
-    near = {"rtol": 1e-6, "atol": 1e-9 * float(jacobian.square().sum())}
+    near = {"rtol": 1e-6, "atol": 1e-9 * float(torch.maximum(jacobian.square().sum(), jacobian.norm()))}
     assert torch.allclose(point.residual.flatten(), residual(start[0, :, 1:].flatten()), **near)
     assert torch.allclose(point.pushed_forward(functional.pad(step, (1, 0))).flatten(), jacobian @ step.flatten(), **near)
     assert torch.allclose(point.pulled_back(point.residual).flatten(), jacobian.T @ point.residual.flatten(), **near)
     assert torch.allclose(point.normal()[0], jacobian.T @ jacobian, **near)
+
+
+@given(seed=st.integers(0, 10_000), batch=st.integers(2, 4), factor=st.floats(0.01, 100))
+def test_at_an_unknown_scale_the_slope_is_that_of_the_best_factor(seed: int, batch: int, factor: float) -> None:
+    """The slope of the squared residual is exact; the curvature is that of a residual whose factor moves with the mixtures."""
+    inputs, observation, labels = problem(seed, batch, 7)
+    sent = observation.with_update(observation.update.map(lambda _, tensor: factor * tensor))
+    equations = Equations.of(sent, labels, channel=Channel(rescaled=True))
+    away = functional.pad(torch.randn(1, batch, batch - 1, generator=make_generator(seed), dtype=torch.float64), (1, 0))
+    truth = mixtures_of(inputs, equations)
+    assert torch.allclose(Point(truth, equations).factor, torch.tensor(factor, dtype=torch.float64))
+    assert float(equations.misfit_of(inputs)) < 1e-20
+    assert torch.allclose(equations.inputs(truth), inputs)
+    point = Point(truth + away, equations)
+    if float(point.factor) == 0:
+        return
+
+    def value(flat: torch.Tensor) -> torch.Tensor:
+        mixture = torch.cat([truth[0, :, :1], flat.reshape(batch, batch - 1)], dim=1)
+        seen = mixture @ equations.turn[0] @ equations.spanned[0]
+        errors = ((seen @ equations.layer.T).softmax(1) - equations.classes[0]) / batch
+        made = equations.weights[0][:, None] * (errors.T @ seen @ equations.spanned[0].T)
+        aim = equations.target[0]
+        return ((made * aim).sum() / made.square().sum() * made - aim).square().sum()
+
+    slope = torch.func.grad(value)((truth + away)[0, :, 1:].flatten())
+    found = 2 * point.pulled_back(point.residual).flatten()
+    assert torch.allclose(found, slope, rtol=1e-5, atol=1e-8 * float(slope.norm()) + 1e-12)
+    steps = torch.eye(batch * (batch - 1), dtype=torch.float64).reshape(-1, batch, batch - 1)
+    columns = torch.stack([point.pushed_forward(functional.pad(step, (1, 0))[None]).flatten() for step in steps])
+    assert torch.allclose(point.normal()[0], columns @ columns.T, rtol=1e-6, atol=1e-9 * float(columns.square().sum()))
 
 
 def test_a_search_that_starts_at_the_solution_stays_there_and_others_fall() -> None:
@@ -131,9 +163,17 @@ def test_two_runs_find_the_same(ten: Data) -> None:
     assert torch.equal(*(solved_inputs(observation, labels, progress=silent).inputs for _ in range(2)))
 
 
-@pytest.mark.parametrize("defense", ["gaussian_noise(std=0.01)", "clipping(max_norm=0.01)"])
-def test_an_update_that_was_changed_is_not_said_to_be_solved(ten: Data, defense: str) -> None:
-    observation, _ = observe(ten, defense=defense)
+def test_an_update_that_was_clipped_is_solved_with_its_factor(ten: Data) -> None:
+    observation, inputs = observe(ten, defense="clipping(max_norm=0.01)")
+    found = solved_inputs(observation, infer_labels(observation), progress=silent)
+    truth = forward_features(observation.model, inputs.flatten(0, 1))[0].unflatten(0, found.inputs.shape[:2])
+    assert found.solved.float().mean() > 0.8
+    errors = (found.inputs - assigned(found.inputs, truth))[found.solved]
+    assert errors.abs().max() < 1e-2 * truth.norm(dim=2).max()
+
+
+def test_an_update_that_was_blurred_is_not_said_to_be_solved(ten: Data) -> None:
+    observation, _ = observe(ten, defense="gaussian_noise(std=0.01)")
     found = solved_inputs(observation, infer_labels(observation), progress=silent)
     assert not found.solved.any() and (found.misfit > 1e-9).all()
 
@@ -188,6 +228,15 @@ def test_how_far_a_solution_is_trusted_is_learned_from_played_clients(ten: Data)
     assert misfit_that_is_trusted(ten, "none", "fedsgd") == EXACT
     assert EXACT < misfit_that_is_trusted(ten, "none", "fedavg(steps=1, lr=0.01)") < 1e-6
     assert misfit_that_is_trusted(ten, "gaussian_noise(std=0.1)", "fedsgd") == 0
+
+
+def test_what_happens_to_the_last_layer_is_seen_on_played_clients(ten: Data) -> None:
+    assert channel_of(observe(ten)[0]) == Channel()
+    assert channel_of(observe(ten, defense="clipping(max_norm=1e9)")[0]) == Channel()
+    assert channel_of(observe(ten, defense="clipping(max_norm=0.01)")[0]) == Channel(rescaled=True)
+    assert channel_of(observe(ten, defense="gaussian_noise(std=0.01)")[0]).error == pytest.approx(0.01, rel=0.1)
+    assert channel_of(observe(ten, defense="pruning(rate=0.99)")[0]).error > 0
+    assert channel_of(observe(ten, defense="clipping(max_norm=0.01)", public=None)[0]) == Channel()
 
 
 def test_the_misfit_of_the_truth_is_rounding(ten: Data) -> None:

@@ -5,7 +5,11 @@ For a batch of ``B`` the layer's gradient is ``[G, g] = D' [A, 1]``, where the r
 for known ``R (B, F + 1)``, and ``N (B, B)`` is all that is left to find. The server knows ``W`` and ``c``, so that ``N`` gives the
 logits, these give ``D``, and ``D' N R = [G, g]`` are ``C B`` equations.
 
-Each row of the gradient is of one class, and is rounded at its own size: an equation counts in units of its row.
+Each row of the gradient is of one class, and is rounded at its own size: an equation counts in units of its row. Noise is
+as large in one row as in another: where it is more than rounding, all equations count alike.
+
+Where the whole gradient was sent at an unknown scale (clipped, say), ``f D' N R = [G, g]`` with one more unknown. For given ``N``
+the best ``f`` is known, so that it is eliminated (variable projection, in the form of Kaufman 1975).
 """
 
 from __future__ import annotations
@@ -17,16 +21,19 @@ import torch
 from torch.nn import functional
 
 from gitbench.attacker.observation import Observation
+from gitbench.attacker.tools.channel import Channel
 from gitbench.clients.model import last_linear
 
 _STEPS = 300
 _STALLED = 8  # steps that lower the residual by less than a thousandth
 _DONE = 1e-18
+_ROUNDING = 6e-8  # of float32, relative
 _PROBE = 0.1  # length of the step along which curvature is measured
 _CURVED = 0.75  # a step whose second-order part is longer than half this share of it is not taken
 _DAMPING = 1e-3
 _MOST_DAMPING = 1e10
 _TINY = 1e-30
+_SHARED = ("layer", "rescaled")  # by all victims
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,7 @@ class Equations:
         turn: the directions in that basis, ``(V, B, B)``.
         logits: of the directions, ``(V, B, C)``.
         target: the weighed gradient in the basis, ``(V, C, B)``.
+        rescaled: whether the gradient's scale is unknown.
     """
 
     gradient: torch.Tensor
@@ -55,22 +63,26 @@ class Equations:
     turn: torch.Tensor
     logits: torch.Tensor
     target: torch.Tensor
+    rescaled: bool = False
 
     @classmethod
-    def of(cls, observation: Observation, labels: torch.Tensor) -> Equations:
-        """Those of an update, for labels ``(V, B)``."""
+    def of(cls, observation: Observation, labels: torch.Tensor, *, channel: Channel | None = None) -> Equations:
+        """Those of an update, for labels ``(V, B)``; ``channel`` is how it arrived, None where it is as it was."""
+        channel = channel or Channel()
         name, linear = last_linear(observation.model)
         tensors = observation.update.tensors
         gradient = torch.cat([tensors[f"{name}.weight"], tensors[f"{name}.bias"][..., None]], dim=2).double()
         layer = torch.cat([linear.weight, linear.bias[:, None]], dim=1).detach().double()
         size = gradient.square().mean(2).sqrt()
-        weights = torch.where(size > _TINY, 1 / size.clamp_min(_TINY), 0)  # a row that was not sent says nothing
+        doubt = (size.square() + (channel.error / _ROUNDING) ** 2).sqrt()
+        weights = torch.where(size > _TINY, 1 / doubt.clamp_min(_TINY), 0)  # a row that was not sent says nothing
         batch = labels.shape[1]
         left, singular, right = torch.linalg.svd(gradient * weights[..., None], full_matrices=False)
         left, singular, spanned = left[..., :batch], singular[:, :batch], right[:, :batch]
         turn = _first_direction(singular * spanned[..., -1]) * singular[:, None]
         classes = functional.one_hot(labels, len(layer)).double()
-        return cls(gradient, layer, classes, weights, spanned, turn, turn @ spanned @ layer.T, left * singular[:, None])
+        logits, target = turn @ spanned @ layer.T, left * singular[:, None]
+        return cls(gradient, layer, classes, weights, spanned, turn, logits, target, channel.rescaled)
 
     @property
     def scale(self) -> torch.Tensor:
@@ -80,7 +92,7 @@ class Equations:
     def of_victims(self, rows: torch.Tensor) -> Equations:
         """Of some of them, which may be named more than once."""
         parts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return Equations(**{name: part if name == "layer" else part[rows] for name, part in parts.items()})
+        return Equations(**{name: part if name in _SHARED else part[rows] for name, part in parts.items()})
 
     def mixtures_of(self, logits: torch.Tensor) -> torch.Tensor:
         """Those ``(V, S, B, B)`` whose logits are the nearest to some ``(V, S, B, C)``."""
@@ -88,11 +100,19 @@ class Equations:
         found: torch.Tensor = torch.linalg.pinv(others)[:, None]
         return functional.pad((logits - first) @ found, (1, 0), value=1.0)
 
+    def misfit_of(self, inputs: torch.Tensor) -> torch.Tensor:
+        """The squared residual, relative to the right-hand side, of inputs ``(V, B, F)`` of the layer: ``(V,)``."""
+        extended = functional.pad(inputs, (0, 1), value=1.0)
+        errors = ((extended @ self.layer.T).softmax(2) - self.classes) / inputs.shape[1]
+        sent = (errors * self.weights[:, None]).transpose(1, 2) @ (extended @ self.spanned.transpose(1, 2))
+        residual = _factor(sent, self)[:, None, None] * sent - self.target
+        return residual.square().sum((1, 2)) / self.scale
+
     def inputs(self, mixtures: torch.Tensor) -> torch.Tensor:
         """The layer's inputs ``(V, B, F)``."""
-        errors = (Point(mixtures, self).weighed).transpose(1, 2)
-        found: torch.Tensor = torch.linalg.pinv(errors) @ (self.gradient * self.weights[..., None])
-        return found[..., :-1]
+        point = Point(mixtures, self)
+        found: torch.Tensor = torch.linalg.pinv(point.weighed.transpose(1, 2)) @ (self.gradient * self.weights[..., None])
+        return found[..., :-1] / point.factor[:, None, None].clamp_min(_TINY)
 
 
 def _first_direction(constant: torch.Tensor) -> torch.Tensor:
@@ -163,7 +183,11 @@ class Point:
         self._soft = (mixtures @ equations.logits).softmax(2)
         self.weighed = (self._soft - equations.classes) / self._batch * equations.weights[:, None]
         self._turned = mixtures @ equations.turn
-        self.residual = self.weighed.transpose(1, 2) @ self._turned - equations.target
+        sent = self.weighed.transpose(1, 2) @ self._turned
+        self.factor = _factor(sent, equations)
+        """At which it was sent, ``(P,)``."""
+        self.residual = self.factor[:, None, None] * sent - equations.target
+        self._along = sent / sent.flatten(1).norm(dim=1).clamp_min(_TINY)[:, None, None] if equations.rescaled else None
 
     @property
     def value(self) -> torch.Tensor:
@@ -172,14 +196,24 @@ class Point:
 
     def pulled_back(self, residual: torch.Tensor) -> torch.Tensor:
         """The transposed Jacobian, by all columns but the first, times ``residual (P, C, B)``: ``(P, B, B - 1)``."""
-        logits = self._sloped(self._turned @ residual.transpose(1, 2) * self.equations.weights[:, None])
-        found = logits @ self.equations.logits.transpose(1, 2) + self.weighed @ residual @ self.equations.turn.transpose(1, 2)
-        return found[..., 1:]
+        return self._raw_pulled_back(self._across(residual))
 
     def pushed_forward(self, step: torch.Tensor) -> torch.Tensor:
         """The Jacobian times ``step (P, B, B)``: ``(P, C, B)``."""
         errors = self._sloped(step @ self.equations.logits) * self.equations.weights[:, None]
-        return errors.transpose(1, 2) @ self._turned + self.weighed.transpose(1, 2) @ (step @ self.equations.turn)
+        return self._across(errors.transpose(1, 2) @ self._turned + self.weighed.transpose(1, 2) @ (step @ self.equations.turn))
+
+    def _raw_pulled_back(self, residual: torch.Tensor) -> torch.Tensor:
+        logits = self._sloped(self._turned @ residual.transpose(1, 2) * self.equations.weights[:, None])
+        found = logits @ self.equations.logits.transpose(1, 2) + self.weighed @ residual @ self.equations.turn.transpose(1, 2)
+        return found[..., 1:]
+
+    def _across(self, entries: torch.Tensor) -> torch.Tensor:
+        """Entries ``(P, C, B)`` at the factor, without what another factor would make of them."""
+        if self._along is None:
+            return entries
+        found: torch.Tensor = self.factor[:, None, None] * (entries - self._along * (self._along * entries).sum((1, 2), keepdim=True))
+        return found
 
     def normal(self) -> torch.Tensor:
         """The transposed Jacobian times the Jacobian, ``(P, B (B - 1), B (B - 1))``, from its parts of each pair of examples."""
@@ -194,10 +228,23 @@ class Point:
         across = turned @ turn.transpose(1, 2)  # (P, b, k)
         found += torch.einsum("pbjc,pbk->pbjck", moved, across) + torch.einsum("pckb,pcj->pbjck", moved, across)
         found += torch.einsum("pbc,pjk->pbjck", weighed @ weighed.transpose(1, 2), turn @ turn.transpose(1, 2))
-        return found.reshape(searches, batch * (batch - 1), batch * (batch - 1))
+        normal = found.reshape(searches, batch * (batch - 1), batch * (batch - 1))
+        if self._along is None:
+            return normal
+        along = self._raw_pulled_back(self._along).flatten(1)
+        projected: torch.Tensor = self.factor.square()[:, None, None] * (normal - along[:, :, None] * along[:, None])
+        return projected
 
     def _sloped(self, products: torch.Tensor) -> torch.Tensor:
         """The errors' derivative by the logits, which is symmetric, times ``(P, B, C)``."""
         soft = self._soft
         found: torch.Tensor = soft * (products - (soft * products).sum(2, keepdim=True)) / self._batch
         return found
+
+
+def _factor(sent: torch.Tensor, equations: Equations) -> torch.Tensor:
+    """What brings ``sent (P, C, B)`` nearest to what was seen, ``(P,)``; one where the scale is known."""
+    if not equations.rescaled:
+        return sent.new_ones(len(sent))
+    found: torch.Tensor = (sent * equations.target).sum((1, 2)) / sent.square().sum((1, 2)).clamp_min(_TINY)
+    return found.clamp_min(0)

@@ -13,6 +13,8 @@ from gitbench.clients.model import last_linear
 from gitbench.clients.update import Update
 from gitbench.core.errors import ModelError
 
+_CHUNK = 64  # images at once: of a residual network more of them leave the processor's cache, and take twice as long
+
 
 def last_features(observation: Observation, update: Update, labels: torch.Tensor) -> torch.Tensor:
     """Estimates of the last linear layer's inputs: ``(V, B, features)``, one for each label ``(V, B)``.
@@ -43,7 +45,7 @@ def last_features(observation: Observation, update: Update, labels: torch.Tensor
 def forward_features(model: nn.Module, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """What the last linear layer reads of inputs ``(N, C, H, W)``, and the logits, both in float64."""
     with torch.no_grad():
-        features, logits = zip(*(passed(model, part) for part in inputs.split(256)), strict=True)
+        features, logits = zip(*(passed(model, part) for part in inputs.split(_CHUNK)), strict=True)
     return torch.cat(features).double(), torch.cat(logits).double()
 
 
@@ -56,6 +58,19 @@ def passed(model: nn.Module, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.
     finally:
         handle.remove()
     return torch.cat(seen), logits
+
+
+def principal_directions(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """In which rows ``(N, F)`` are longest: root mean squares ``(R,)``, falling, and directions ``(R, F)``, for ``R = min(N, F)``.
+
+    Of many rows by their products, which takes a tenth of the time of a singular value decomposition, and has half its digits: directions
+    whose share is below 1e-7 of the largest are lost in rounding.
+    """
+    if len(rows) <= rows.shape[1]:
+        _, deviations, directions = torch.linalg.svd(rows, full_matrices=False)
+        return deviations / len(rows) ** 0.5, directions
+    squares, directions = torch.linalg.eigh(rows.T @ rows / len(rows))
+    return squares.flip(0).clamp_min(0).sqrt(), directions.T.flip(0)
 
 
 def input_inverse(observation: Observation) -> Callable[[torch.Tensor], torch.Tensor] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 _FLOOR = 1e-6  # of the largest variance: directions that vary less are trusted no more
+_FACTORS = ((0.7, 141), (0.01, 41))  # decades to the farthest that is tried, and how many are; around the best of the pass before
 _ROOM = 2**24  # entries of one (victims, classes, classes) tensor
 
 
@@ -37,6 +38,32 @@ def most_likely_counts(
     counts = torch.cat(parts)
     error = (observed - (counts[:, None] @ means)[:, 0]).square().mean(1)
     return counts.long(), error
+
+
+def most_likely_rescaled_counts(
+    means: torch.Tensor, noise: torch.Tensor, observed: torch.Tensor, *, batch_size: int, length: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same of an observation that was sent at an unknown scale: ``factor * observed = n @ means + noise``.
+
+    Of many factors the one is kept that makes the observation most likely. A large factor spreads observations out, and counts for it.
+
+    Args:
+        means: ``(1, classes, D)``.
+        noise: ``(1, D, D)``.
+        observed: ``(V, D)``.
+        batch_size: the sum of the counts.
+        length: that an observation has at its own scale, as a median.
+    """
+    rows = torch.arange(len(observed), device=observed.device)
+    middle = length / observed.norm(dim=1).clamp_min(1e-30)
+    counts, error = observed, observed  # of the last pass
+    for farthest, tried in _FACTORS:
+        factors = middle[:, None] * torch.logspace(-farthest, farthest, tried).to(observed)
+        stacked = (factors[..., None] * observed[:, None]).flatten(0, 1)
+        counts, error = (part.unflatten(0, factors.shape) for part in most_likely_counts(means, noise, stacked, batch_size=batch_size))
+        best = (factors.log() - error / 2).argmax(1)  # per entry
+        middle, counts, error = factors[rows, best], counts[rows, best], error[rows, best]
+    return counts, error
 
 
 def _whitening(covariance: torch.Tensor) -> torch.Tensor:

@@ -7,8 +7,9 @@ from torch import nn
 from torch.nn import functional
 
 from gitbench.attacker.observation import Observation
-from gitbench.attacker.tools.features import forward_features
-from gitbench.attacker.tools.label_counts import most_likely_counts
+from gitbench.attacker.tools.channel import channel_of
+from gitbench.attacker.tools.features import forward_features, principal_directions
+from gitbench.attacker.tools.label_counts import most_likely_counts, most_likely_rescaled_counts
 from gitbench.clients.defense import Defense
 from gitbench.clients.model import last_layer, last_linear
 from gitbench.clients.update import Update
@@ -17,6 +18,7 @@ from gitbench.core.random import make_generator
 
 _EXAMPLES = 4096  # public ones that are looked at
 _SENT = 2048  # public ones whose gradients are taken where no defense blurs them
+_PLAYED = 1024  # public batches that show how long an update is
 _DIRECTIONS = 16  # of the last layer's input
 _ENTRIES = 512  # at most, of what is compared
 _SHRINK = 4  # examples of the average class that each class is thought to have besides its own
@@ -99,9 +101,10 @@ def _counts(observation: Observation) -> torch.Tensor:
     if linear.out_features == 1:
         return _of_one_logit(observation)
     defended = "defense" in granted and not _passes(observation.defense)
+    readable = "parameters" in granted and "public" in granted and not observation.model.training
     known = "parameters" in granted and not defended
-    if known and "public" in granted and not observation.model.training:
-        found = _from_features(observation, linear)
+    if readable and (known or channel_of(observation).rescaled):
+        found = _from_features(observation, linear, rescaled=not known)
     elif known and linear.bias is not None:
         found = _from_rows(observation)
     elif "public" in granted and batch <= len(observation.public):
@@ -144,11 +147,10 @@ def _directions(rows: torch.Tensor, linear: nn.Linear, room: int) -> torch.Tenso
     """The main directions ``(F, R)`` of feature vectors ``(N, F)``; as many as fit into ``room`` entries."""
     fit = room // linear.out_features - (linear.bias is not None)
     count = max(int(linear.bias is None), min(_DIRECTIONS, fit, *rows.shape))
-    found: torch.Tensor = torch.linalg.svd(rows[:_EXAMPLES].double(), full_matrices=False)[2][:count].T
-    return found
+    return principal_directions(rows[:_EXAMPLES].double())[1][:count].T
 
 
-def _from_features(observation: Observation, linear: nn.Linear) -> tuple[torch.Tensor, torch.Tensor] | None:
+def _from_features(observation: Observation, linear: nn.Linear, *, rescaled: bool) -> tuple[torch.Tensor, torch.Tensor] | None:
     """From the probabilities and features of public images, class by class."""
     public, model, classes = observation.public, observation.model, linear.out_features
     chosen = torch.randperm(len(public), generator=make_generator(0, "labels"))[:_EXAMPLES].to(public.inputs.device)
@@ -169,7 +171,11 @@ def _from_features(observation: Observation, linear: nn.Linear) -> tuple[torch.T
     batch = observation.batch_size
     noise = rest.T @ rest / len(rest) / batch
     seen = _seen(observation.update, last_linear(model)[0], directions)
-    return most_likely_counts(means[None] / batch, noise[None], seen, batch_size=batch)
+    if not rescaled:
+        return most_likely_counts(means[None] / batch, noise[None], seen, batch_size=batch)
+    drawn = added[torch.randint(len(added), (_PLAYED, batch), generator=make_generator(0, "labels")).to(added.device)].mean(1)
+    length = float(drawn.norm(dim=1).median())
+    return most_likely_rescaled_counts(means[None] / batch, noise[None], seen, batch_size=batch, length=length)
 
 
 def _class_means(values: torch.Tensor, members: torch.Tensor) -> torch.Tensor:

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional
 
 from gitbench.attacker.observation import Observation
 from gitbench.attacker.tools.batch_equations import Equations, minimised
-from gitbench.attacker.tools.features import forward_features
+from gitbench.attacker.tools.channel import channel_of
+from gitbench.attacker.tools.features import forward_features, principal_directions
 from gitbench.clients.model import last_linear
 from gitbench.core.progress import Progress
 from gitbench.core.random import make_generator
@@ -54,7 +54,7 @@ class SolvedInputs:
 
 
 def can_be_solved(observation: Observation) -> bool:
-    """Whether batches of this size and model can be, where the defense leaves the last layer's gradient as it is."""
+    """Whether batches of this size and model can be, where the defense leaves the last layer's gradient as it is, but for its scale."""
     batch = observation.batch_size
     if batch == 1 or batch**2 > _LARGEST or not {"parameters", "public"} <= observation.granted:
         return False
@@ -75,12 +75,8 @@ def misfit_of(observation: Observation, labels: torch.Tensor, inputs: torch.Tens
         labels: ``(V, B)``.
         inputs: ``(V, B, F)``.
     """
-    equations = Equations.of(observation, labels)
-    layer, extended = equations.layer, functional.pad(inputs.double(), (0, 1), value=1.0)
-    errors = ((extended @ layer.T).softmax(2) - equations.classes) / labels.shape[1]
-    along = extended @ equations.spanned.transpose(1, 2)
-    residual = (errors * equations.weights[:, None]).transpose(1, 2) @ along - equations.target
-    return residual.square().sum((1, 2)) / equations.scale
+    equations = Equations.of(observation, labels, channel=channel_of(observation))
+    return equations.misfit_of(inputs.double())
 
 
 def solved_inputs(
@@ -101,7 +97,7 @@ def solved_inputs(
         tolerance: of the misfit, for a batch to count as solved.
         goal: the misfit that a batch must have for its search to end early; None for the tolerance.
     """
-    equations = Equations.of(observation, labels)
+    equations = Equations.of(observation, labels, channel=channel_of(observation))
     public = _Public(observation, equations.layer)
     best = _Solutions(equations, public, tolerance if goal is None else min(goal, tolerance))
     for done in range(_ROUNDS):
@@ -173,8 +169,7 @@ class _Public:
         self._logits = features @ layer[:, :-1].T + layer[:, -1]
         self._labels = public.labels[chosen]
         self._mean = features.mean(0)
-        _, deviations, directions = torch.linalg.svd(features - self._mean, full_matrices=False)
-        deviations = deviations / math.sqrt(len(features))
+        deviations, directions = principal_directions(features - self._mean)
         varied = deviations > _VARIED * deviations.square().mean().sqrt()
         self._whitening = directions[varied].T / deviations[varied]
 

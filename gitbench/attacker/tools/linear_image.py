@@ -22,6 +22,7 @@ from gitbench.core.progress import Progress
 
 _PLAYED = 24  # public batches that say how far a solution can be trusted
 _ROUNDED = 0.1  # of what counts as solved: where the images' own inputs fit worse, more than rounding is in the way
+_HOPELESS = 1e-4  # where the images' own inputs fit worse, no search from others has found them (lenet, mlp; noise, pruning, drift)
 _SOLVED = "start.solved"  # the map from a layer's exact inputs, which a batch's average gradient gives where it can be solved
 
 
@@ -76,7 +77,9 @@ def _trusted(
     inputs, _ = forward_features(observation.model, public.inputs[rows.flatten()])
     misfit = misfit_of(played, labels, inputs.unflatten(0, labels.shape))
     aim = {f"{_SOLVED}.tolerance": EXACT, f"{_SOLVED}.goal": EXACT}
-    if float(misfit.median()) >= _ROUNDED * EXACT:
+    if float(misfit.median()) > _HOPELESS:
+        aim = dict.fromkeys(aim, 0.0)
+    elif float(misfit.median()) >= _ROUNDED * EXACT:
         solution = solved_inputs(played, labels, progress=progress, tolerance=math.inf, goal=2 * float(misfit.median()))
         read = _errors(_read(played, last_features(played, played.update, labels).double(), state, "start", thorough=thorough), truth)
         exact = _errors(_read(played, solution.inputs, state, _SOLVED, thorough=thorough), truth)
