@@ -16,7 +16,8 @@ from gitbench.judge.sequential import FIRST, at_look, confidence_at, decide, loo
 from gitbench.judge.statistics import interval, wilson
 from gitbench.judge.verdict import exposures, judge_results
 from gitbench.run.bench import case_of
-from gitbench.run.config import PROFILES, make_config
+from gitbench.run.config import make_config
+from gitbench.run.profiles import PROFILES
 from gitbench.store.result import Environment, Measure, Result
 
 STORED = json.loads((Path(__file__).parent / "reseeded.json").read_text())["cells"]

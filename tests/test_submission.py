@@ -23,7 +23,7 @@ from gitbench.core.spec import parse_spec
 from gitbench.publish.entries import read_entries
 from gitbench.publish.manifest import Claim, read_claim
 from gitbench.publish.submission import read_reconstructions, score_submission, write_observation
-from gitbench.run.config import PROFILES
+from gitbench.run.profiles import PROFILES
 from gitbench.store.folder import Store
 from hostile import CONTROLS, harmless, quickly
 

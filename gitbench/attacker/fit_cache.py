@@ -7,15 +7,15 @@ import hashlib
 import re
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 
-from gitbench.attacker.attack import Attack, Fit, Fitted, settings
-from gitbench.attacker.learning import NoCheckpoint
+from gitbench.attacker.attack import Attack, Fit, Fitted, State, settings
+from gitbench.attacker.learning import Checkpoint, NoCheckpoint
 from gitbench.attacker.observation import Observation
 from gitbench.core.errors import StoreError
 from gitbench.core.random import make_generator
@@ -44,6 +44,36 @@ class FitCache:
         self.memory: dict[str, Fitted] = {}
         self.own: set[str] = set()  # learned here: fresh, whatever the clock says
 
+    def kept(self, made_from: str, learn: Callable[[Checkpoint], State], *, device: torch.device) -> Fitted:
+        """What was learned from the same before, or else is learned now.
+
+        Args:
+            made_from: everything that shapes it: equal texts, equal states.
+            learn: learns it, and keeps how far it is in a checkpoint.
+            device: where the state goes.
+
+        Raises:
+            StoreError: the results folder cannot be used.
+        """
+        key = hashlib.sha256(made_from.encode()).hexdigest()[:20]
+        if self.store is None:
+            if key not in self.memory:
+                start = time.perf_counter()
+                self.memory[key] = Fitted(_placed(learn(NoCheckpoint()), device), time.perf_counter() - start)
+            return self.memory[key]
+        since, path = None if key in self.own else self.fresh_since, self.store.models / f"{key}.safetensors"
+        with self.store.lock(key):
+            found = _taken(path, since)
+            if found is not None:
+                return Fitted(_placed(found[0], device), float(found[1]["seconds"]))
+            checkpoint = FileCheckpoint(self.store.models / f"{key}.checkpoint.safetensors", fresh_since=since)
+            state = _placed(learn(checkpoint), device)
+            seconds = checkpoint.seconds
+            self.own.add(key)
+            _write(path, state, {"began": repr(checkpoint.began), "seconds": repr(seconds), "made_from": made_from})
+            checkpoint.delete()
+        return Fitted(state, seconds)
+
     def of(self, case: Case) -> CaseFits:
         """The view of one case: what :class:`~gitbench.attacker.attack.Attack` asks."""
         return CaseFits(self, case)
@@ -62,27 +92,11 @@ class CaseFits:
         Raises:
             StoreError: the results folder cannot be used.
         """
-        made_from = identity(self._case, attack, observation)
-        key = hashlib.sha256(made_from.encode()).hexdigest()[:20]
-        store, since = self._cache.store, None if key in self._cache.own else self._cache.fresh_since
-        if store is None:
-            if key not in self._cache.memory:
-                start = time.perf_counter()
-                state = fit(self._generator(attack), NoCheckpoint())
-                self._cache.memory[key] = Fitted(_placed(state, observation.device), time.perf_counter() - start)
-            return self._cache.memory[key]
-        path = store.models / f"{key}.safetensors"
-        with store.lock(key):
-            found = _taken(path, since)
-            if found is not None:
-                return Fitted(_placed(found[0], observation.device), float(found[1]["seconds"]))
-            checkpoint = FileCheckpoint(store.models / f"{key}.checkpoint.safetensors", fresh_since=since)
-            state = _placed(fit(self._generator(attack), checkpoint), observation.device)
-            seconds = checkpoint.seconds
-            self._cache.own.add(key)
-            _write(path, state, {"began": repr(checkpoint.began), "seconds": repr(seconds), "made_from": made_from})
-            checkpoint.delete()
-        return Fitted(state, seconds)
+        return self._cache.kept(
+            identity(self._case, attack, observation),
+            lambda checkpoint: fit(self._generator(attack), checkpoint),
+            device=observation.device,
+        )
 
     def _generator(self, attack: Attack) -> torch.Generator:
         return make_generator(self._case.seed, "fit", repr(attack))

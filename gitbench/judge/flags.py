@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from gitbench.judge.statistics import FEW, interval
+from gitbench.judge.statistics import FEW, interval, wilson
 from gitbench.store.result import TIMED_OUT, Result
 
 STILL_IMPROVING = "still-improving"
@@ -13,6 +13,7 @@ _VANISHING = 1e-5  # of the raw gradient's norm
 _SCALE = 1e3
 _COSINE = 0.01
 _SIMILAR = 0.1  # SSIM above the blind guess's
+_OTHERWISE = 0.3  # of a cosine
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,20 @@ FLAGS: dict[str, Flag] = {
             blocks=True,
         ),
         Flag(
+            "learns-nothing",
+            "a model that is trained under the defense is not shown to beat the most frequent class, and one without it is",
+            "a gradient that trains nothing leaks nothing, and is no defense",
+            "weaken the defense, or show with a larger profile that more rounds train it",
+            blocks=True,
+        ),
+        Flag(
+            "trains-otherwise",
+            "in training the defense sends raw gradients and under attack it does not, or their cosines to the raw ones differ by over 0.3",
+            "the accuracy is that of another defense than the one that was attacked",
+            "look for a branch that asks who is calling, or how many victims there are",
+            blocks=True,
+        ),
+        Flag(
             "raw-update",
             "at least one victim's update is the raw gradient, bit for bit",
             "the defense did nothing for it",
@@ -147,7 +162,7 @@ FLAGS: dict[str, Flag] = {
 _FROM_FIGURES = frozenset(
     {
         *("few-victims", "similar-but-blind", "randomised-defense", "raw-update"),
-        *("vanishing-update", "scale-changed", "destroys-utility"),
+        *("vanishing-update", "scale-changed", "destroys-utility", "learns-nothing", "trains-otherwise"),
     }
 )
 
@@ -169,7 +184,7 @@ def own_flags(result: Result, *, still_improving: bool) -> set[str]:
     blind = result.baselines.blind.get("ssim")
     if gain and ssim and gain.high is not None and ssim.low is not None and blind is not None and gain.high <= 0:
         found |= {"similar-but-blind"} if ssim.low > blind + _SIMILAR else set()
-    return found | (set() if result.case.is_control else _utility_flags(result))
+    return found | (set() if result.case.is_control else _utility_flags(result) | _training_flags(result))
 
 
 def compared_flags(result: Result, *, control: Result | None, oblivious: Result | None) -> set[str]:
@@ -218,6 +233,22 @@ def _utility_flags(result: Result) -> set[str]:
     stuck = utility.descent is not None and utility.descent <= 0 and (utility.cosine is None or utility.cosine < _COSINE)
     if ratio is not None and (reached is None or reached <= 0 or stuck):
         found.add("destroys-utility")
+    return found
+
+
+def _training_flags(result: Result) -> set[str]:
+    training, utility = result.training, result.utility
+    found: set[str] = set()
+    if training is None:
+        return found
+    defended, undefended = (wilson(right, training.images)[0] for right in (training.right, training.undefended))
+    if defended <= training.guessed / training.images < undefended:
+        found.add("learns-nothing")
+    if utility is not None:
+        raw = training.equal == 1 and utility.equal < 1
+        cosines = (training.cosine, utility.cosine)
+        apart = None not in cosines and abs((training.cosine or 0.0) - (utility.cosine or 0.0)) > _OTHERWISE
+        found |= {"trains-otherwise"} if raw or apart else set()
     return found
 
 

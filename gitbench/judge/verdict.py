@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from gitbench.core import figures
 from gitbench.identity.known_metrics import known_metrics
+from gitbench.judge.cost import accuracy_drop
 from gitbench.judge.flags import STILL_IMPROVING, blocking, explained
 from gitbench.judge.statistics import Interval, interval, wilson
 from gitbench.store.result import TIMED_OUT, Exposure, Measure, Result, Verdict
@@ -17,6 +18,7 @@ Estimate = Callable[[Sequence[Sequence[float | None]]], Interval]
 
 _UNKNOWN = Interval(None, None, None)
 DEFAULT_GATE: dict[str, float] = {"psnr_gain": 3.0}
+ACCURACY_DROP = "accuracy_drop"  # the threshold of cost: percent
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,23 @@ def judge_results(
     doubts = blocking(results)
     if doubts and found.verdict == "holds":
         return Judgement("inconclusive", f"{found.reason}; but that is no success: {explained(doubts)}", blocked=True)
-    return found
+    return _with_cost(found, results) if controls is not None else found
+
+
+def _with_cost(found: Judgement, results: Sequence[Result]) -> Judgement:
+    """A defense that holds, and is surely within the accuracy that it may cost; otherwise it is no success, or undecided."""
+    limit = next((result.accuracy_drop for result in results), None)
+    if limit is None or found.verdict != "holds" or found.control_failed:
+        return found
+    drop = accuracy_drop(results)
+    if drop is None:
+        return Judgement("inconclusive", f"{found.reason}; what it costs was not measured")
+    text = f"it costs {drop.shown(sign=True)} of accuracy"
+    if drop.low > limit:
+        return Judgement("inconclusive", f"{found.reason}; but that is no success: {text}, more than {limit:g} %", blocked=True)
+    if drop.high > limit:
+        return Judgement("inconclusive", f"{found.reason}; {text}, which straddles {limit:g} %: test on more public images, or more seeds")
+    return dataclasses.replace(found, reason=f"{found.reason}; {text}, at most {limit:g} %")
 
 
 def _late(results: Sequence[Result], controls: Sequence[Result], gate: Mapping[str, float]) -> Judgement | None:

@@ -34,7 +34,7 @@ from gitbench.core.errors import ConfigError, GitbenchError
 from gitbench.core.memory import peak_memory_mb, reset_peak
 from gitbench.core.progress import Progress, TimeUp, silent
 from gitbench.core.random import make_generator
-from gitbench.identity.case import Case
+from gitbench.identity.case import UNDEFENDED, Case
 from gitbench.judge.flags import own_flags
 from gitbench.judge.statistics import interval
 from gitbench.measure.certificate import certified
@@ -42,10 +42,11 @@ from gitbench.measure.conformance import check_conformance
 from gitbench.measure.fingerprint import fingerprint
 from gitbench.measure.scene import Scene, victims_of
 from gitbench.measure.scoring import score
+from gitbench.measure.training_cost import measure_training
 from gitbench.measure.utility import measure_utility
 from gitbench.store.folder import Store
 from gitbench.store.pictures import picture
-from gitbench.store.result import TIMED_OUT, Baselines, Cost, Environment, Measure, Result
+from gitbench.store.result import TIMED_OUT, Baselines, Cost, Environment, Measure, Result, Training
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,19 @@ class Evaluator:
         if self.store:
             self.store.save_picture(case.case_id, picture(inputs, found))
         return self._flagged(Result(metrics=measures, baselines=baselines, flags=tuple(flags), **self._unjudged(case)))
+
+    def training(self, case: Case, defense: Defense | None = None) -> Training:
+        """What the defense of a case costs: one training for all attacks on it, and one without a defense.
+
+        Args:
+            case: its attack, its victims and the rounds that leak do not matter.
+            defense: the defense itself, when no SPEC can rebuild it.
+
+        Raises:
+            GitbenchError: a part of the case cannot be built, or the defense raised.
+        """
+        scene, plain = self._scene(case, defense), self._scene(case, load_defense(UNDEFENDED))
+        return measure_training(scene, plain, fits=self._fits, progress=self.progress)
 
     def _unjudged(self, case: Case) -> dict[str, Any]:
         """What every measurement says alike."""

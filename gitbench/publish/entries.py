@@ -20,7 +20,7 @@ from gitbench.identity.threat import knowledge_of
 from gitbench.judge.flags import FLAGS, raised_anew
 from gitbench.measure.pixel_error import PSNR_CAP
 from gitbench.publish.comparison import BLIND_DIGITS
-from gitbench.run.config import PROFILES
+from gitbench.run.profiles import PROFILES
 from gitbench.store.folder import read_result
 from gitbench.store.result import Measure, Result
 

@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 
 from gitbench.core import figures
 from gitbench.core.metric import Metric
@@ -18,10 +17,11 @@ from gitbench.judge.flags import FLAGS
 from gitbench.judge.statistics import Interval
 from gitbench.judge.verdict import DEFAULT_GATE, exposures, pooled
 from gitbench.judge.worst_case import AUTO, Worst
+from gitbench.publish.cost_table import COST, costs, markdown, rank, usefulness
 from gitbench.publish.table import Table
-from gitbench.run.config import PROFILES
+from gitbench.run.profiles import PROFILES
 from gitbench.store.folder import write_atomic
-from gitbench.store.result import TIMED_OUT, Measure, Result, Utility
+from gitbench.store.result import TIMED_OUT, Measure, Result
 
 _MARK = re.compile(r"<!-- gitbench-cells: (.*) -->")
 _ATTACK_METRICS = ("mse", "psnr", "lpips", "ssim", "identification")
@@ -105,7 +105,8 @@ def render(table: Table) -> str:
             "(docs/worst-case.md). The worst attack leaks most on average. An undecided or control-less cell acquits nobody."
         ),
         "",
-        *([_USEFUL, ""] if _usefulness(table) else []),
+        *([_USEFUL, ""] if usefulness(table) else []),
+        *_section("Cost", COST, costs(table, worsts)),
         *_notes(table, worsts),
         *_section("Measured by others", "Digests of code that is not as here have a *.", _others(table)),
         *_section(
@@ -159,7 +160,7 @@ def _of_the_model(result: Result) -> str:
 
 def _defenses(table: Table, worsts: Mapping[str, Worst]) -> str:
     auto, metric = table.auto, table.metric
-    rows, useful = [], _usefulness(table)
+    rows, useful = [], usefulness(table)
     for defense, worst in worsts.items():
         reached = "not measured" if auto is None else _cell(table, defense, auto)
         row = {"defense": code(defense), "worst case": _bound(table, worst), code(auto or AUTO): reached}
@@ -174,27 +175,8 @@ def _defenses(table: Table, worsts: Mapping[str, Worst]) -> str:
         headings = dict.fromkeys(heading for texts in table.columns.values() for heading in texts)
         added = {escaped(heading): escaped(table.columns.get(defense, {}).get(heading, "")) for heading in headings}
         row |= {heading: text for heading, text in added.items() if heading not in row}
-        rows.append((float("inf") if worst.bound.mean is None else metric.sign * worst.bound.mean, defense != "none", row))
-    # The best defense first, the undefended row at the end as the yardstick.
-    ordered = [row for *_, row in sorted(rows, key=lambda item: (not item[1], item[0]))]
-    return _markdown(ordered)
-
-
-def _usefulness(table: Table) -> dict[str, dict[str, str]]:
-    """What each defense leaves to learn from, averaged over seeds: it does not depend on the attack."""
-    of_defense: dict[str, dict[int, Utility]] = {}
-    for (defense, _), results in table.results.items():
-        of_defense.setdefault(defense, {}).update({one.case.seed: one.utility for one in results if one.utility is not None})
-    found = {}
-    for defense, of_seed in of_defense.items():
-        cosines = [one.cosine for one in of_seed.values() if one.cosine is not None]
-        descents = [one.descent for one in of_seed.values() if one.descent is not None]
-        if of_seed:
-            found[defense] = {
-                "cosine": f"{fmean(cosines):.2f}" if cosines else "unknown",
-                "descent": f"{100 * fmean(descents):.0f} %" if descents else "unknown",
-            }
-    return found
+        rows.append((rank(table, defense, worst), row))
+    return markdown([row for _, row in sorted(rows, key=lambda item: item[0])])
 
 
 def _cell(table: Table, defense: str, attack: str) -> str:
@@ -263,7 +245,7 @@ def _others(table: Table) -> str:
         for result in results
         if result.case_id in table.others
     ]
-    return _markdown(rows) if rows else ""
+    return markdown(rows) if rows else ""
 
 
 def _flags(table: Table) -> str:
@@ -275,7 +257,7 @@ def _flags(table: Table) -> str:
         {"flag": code(name), "cells": ", ".join(named), "raised when": escaped(FLAGS[name].raised) if name in FLAGS else ""}
         for name, named in sorted(cells.items())
     ]
-    return _markdown(rows) if rows else ""
+    return markdown(rows) if rows else ""
 
 
 def _exposure(table: Table) -> str:
@@ -295,7 +277,7 @@ def _exposure(table: Table) -> str:
             share += ", by others" if found and table.by_others(defense, attack) else ""
             row[code(defense)] = share
         rows.append(row)
-    return _markdown(rows)
+    return markdown(rows)
 
 
 def _attacks(table: Table) -> str:
@@ -313,7 +295,7 @@ def _attacks(table: Table) -> str:
         rows.append((results[0].metrics.get("mse", unknown).mean or 0.0, row))
     if not rows:
         return ""
-    return _markdown([row for _, row in sorted(rows, key=lambda item: item[0])])
+    return markdown([row for _, row in sorted(rows, key=lambda item: item[0])])
 
 
 def _shown(table: Table) -> list[Metric]:
@@ -322,13 +304,6 @@ def _shown(table: Table) -> list[Metric]:
     measured = {name for results in table.results.values() for result in results for name in result.metrics}
     others = [name for name in known if name in measured and name not in (*_ATTACK_METRICS, *DEFAULT_GATE)]
     return [known[name] for name in (*_ATTACK_METRICS, *others)]
-
-
-def _markdown(rows: Sequence[Mapping[str, object]]) -> str:
-    import pandas as pd
-
-    text: str = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
-    return text
 
 
 def _settings(table: Table) -> str:

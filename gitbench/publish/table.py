@@ -15,7 +15,8 @@ from gitbench.judge.statistics import Interval, interval
 from gitbench.judge.verdict import DEFAULT_GATE, Estimate, Judgement, judge_results, pooled
 from gitbench.judge.worst_case import AUTO, Worst, is_auto, is_submission, worst_case
 from gitbench.publish.entries import Entry
-from gitbench.run.config import PROFILES, Config
+from gitbench.run.config import Config
+from gitbench.run.profiles import PROFILES
 from gitbench.store.result import Result
 
 

@@ -47,6 +47,8 @@ class Bench:
         threads: CPU threads to compute with; None leaves torch's setting alone.
         progress: told what is going on.
         timeout: seconds that a case may take; None for no limit. A stored case that had less is measured again.
+        cost: whether to train under each defense, and say what accuracy it costs.
+        accuracy_drop: the most accuracy in percent that a defense may cost to hold; None for no limit.
 
     Raises:
         ConfigError: the timeout is no positive number.
@@ -62,6 +64,8 @@ class Bench:
         threads: int | None = None,
         progress: Progress = silent,
         timeout: float | None = None,
+        cost: bool = False,
+        accuracy_drop: float | None = None,
     ) -> None:
         self._store = store
         self._device = device
@@ -70,6 +74,8 @@ class Bench:
         self._threads = threads
         self._progress = progress
         self._timeout = checked(timeout)
+        self._cost = cost or accuracy_drop is not None
+        self._accuracy_drop = accuracy_drop
         self._memory: dict[str, Result] = {}
         self._own: set[str] = set()  # measured here: fresh, whatever the clock says
         self._chain: Evaluator | None = None
@@ -92,6 +98,8 @@ class Bench:
             threads=config.threads,  # as many with xdist as without: sums are taken in the same order, and results are the same
             progress=progress,
             timeout=config.timeout,
+            cost=config.cost,
+            accuracy_drop=config.accuracy_drop,
         )
 
     def measure(self, case: Case, *, defense: Defense | None = None) -> Result:
@@ -108,11 +116,11 @@ class Bench:
         """
         control = None if case.is_control else self.measure(case.control())
         done = self.stored(case)
-        if done is not None and self._judged(done, control) == done:
+        if done is not None and not self._lacks_cost(done) and self._judged(done, control) == done:
             return done  # without a lock: a folder that holds all that is asked for may be read-only
         with self._store.lock(case.case_id) if self._store else contextlib.nullcontext():
             found = self.stored(case)
-            judged = self._judged(found or self._measured(case, defense), control)
+            judged = self._judged(self._with_cost(found or self._measured(case, defense), defense), control)
             if judged != found:  # new, or judged by another gate before: the numbers stay, the verdict follows
                 self._memory[case.case_id] = judged
                 if self._store:
@@ -138,7 +146,26 @@ class Bench:
         """Whether a case that was stopped after ``timeout`` had all the time that it would have now."""
         return timeout is not None and self._timeout is not None and self._timeout <= timeout
 
+    def _lacks_cost(self, result: Result) -> bool:
+        return self._cost and result.training is None and result.status == "done"
+
+    def _with_cost(self, result: Result, defense: Defense | None) -> Result:
+        """A result with what its defense costs, where that is asked for."""
+        if not self._lacks_cost(result):
+            return result
+        try:
+            return result.model_copy(update={"training": self._evaluator().training(result.case, defense)})
+        except GitbenchError as error:
+            message = f"trained under its defense: {error}"
+        except Exception as error:  # noqa: BLE001 - a user's code may raise anything; the run goes on
+            message = f"trained under its defense: {type(error).__name__}: {error}"
+        return result.model_copy(update={"status": "error", "error": message, "verdict_reason": f"error: {message}"})
+
     def _measured(self, case: Case, defense: Defense | None) -> Result:
+        self._own.add(case.case_id)
+        return self._evaluator().run(case, defense)
+
+    def _evaluator(self) -> Evaluator:
         from gitbench.measure.evaluator import Evaluator
 
         if self._chain is None:
@@ -149,17 +176,16 @@ class Bench:
             self._chain = Evaluator(
                 store=self._store, device=self._device, progress=self._progress, fresh_since=self._fresh_since, timeout=self._timeout
             )
-        self._own.add(case.case_id)
-        return self._chain.run(case, defense)
+        return self._chain
 
     def _oblivious(self, case: Case) -> Result | None:
         """The same case with the attacker that does not know the defense, if this bench or its store has it."""
         return next((found for found in map(self.stored, case.oblivious()) if found is not None), None)
 
     def _judged(self, result: Result, control: Result | None) -> Result:
-        changes: dict[str, object] = {"gate": self._gate}
+        changes: dict[str, object] = {"gate": self._gate, "accuracy_drop": self._accuracy_drop}
         if result.status == "done":
-            result = result.model_copy(update={"flags": tuple(sorted(raised_anew(result)))})
+            result = result.model_copy(update={"flags": tuple(sorted(raised_anew(result))), "accuracy_drop": self._accuracy_drop})
             judgement = judge_results([result], [control] if control else None, gate=self._gate)
             flags = set(result.flags) - _JUDGED | ({"control-failed"} if judgement.control_failed else set())
             if control is not None and control.status == "done":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,80 +22,15 @@ from pydantic import (
 from gitbench.core.errors import ConfigError, nearest
 from gitbench.core.spec import KINDS, Kind, Spec
 from gitbench.core.text import shown
-from gitbench.identity.case import PLAIN_CLIENT, UNDEFENDED, Case, CellLabels, Setting, make_case, several_rounds
+from gitbench.identity.case import UNDEFENDED, Case, CellLabels, Setting, make_case, several_rounds
 from gitbench.identity.known_metrics import known_metrics
 from gitbench.identity.loading import checked_spec
 from gitbench.identity.threat import THREATS
 from gitbench.judge.sequential import FIRST, looks
-from gitbench.judge.verdict import DEFAULT_GATE
-
-
-@dataclass(frozen=True)
-class Profile:
-    """Sizes of a run.
-
-    Args:
-        known_leaks: patterns over cell ids (``dataset/model/defense/attack``).
-        most_victims: where ``--gitbench-victims auto`` ends.
-        batch_size: of a run that chooses none of its axes but the defenses; others have single images unless they say more.
-        batch_attack: the attacks on its batches of several images: those whose controls leak there.
-        rounds: how many updates of the same victims the attacker sees.
-    """
-
-    dataset: tuple[str, ...]
-    model: tuple[str, ...]
-    defense: tuple[str, ...]
-    attack: tuple[str, ...]
-    known_leaks: tuple[str, ...]
-    victims: int
-    most_victims: int
-    client: tuple[str, ...] = (PLAIN_CLIENT,)
-    batch_size: tuple[int, ...] = (1, 4)
-    batch_attack: tuple[str, ...] = ("recursion", "ridge")
-    rounds: tuple[int, ...] = (1,)
-    seeds: int = 1
-    threshold: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_GATE))
-    timeout: float | None = None
-
+from gitbench.judge.verdict import ACCURACY_DROP
+from gitbench.run.profiles import PROFILES
 
 _CHOOSING = {"attack", "model", "dataset", "client"}
-_WEAK = ("pruning(rate=0.5)", "parameter_drift(epochs=1, samples=64)")
-_KNOWN = tuple(f"*/{defense}/*" for defense in _WEAK)
-_ATTACKS = ("auto", "git", "lti", "gias", "ridge", "ig", "dlg")
-_HYBRIDS = ("git+ig", "lti+ig", "gias+ig", "ridge+ig")
-_STRONGER = ("gaussian_noise(std=0.01)", "gaussian_noise(std=0.1)", "clipping(max_norm=1.0)", "pruning(rate=0.9)", "pruning(rate=0.99)")
-
-PROFILES: dict[str, Profile] = {
-    "quick": Profile(
-        dataset=("photos",),
-        model=("lenet", "mlp"),
-        defense=("none", "dp_sgd(noise_multiplier=1.0)", *_WEAK),
-        attack=_ATTACKS,
-        known_leaks=_KNOWN,
-        victims=16,
-        timeout=900.0,  # its slowest cell takes seconds: only what hangs gets there
-        most_victims=64,
-    ),
-    "standard": Profile(
-        dataset=("photos",),
-        model=("lenet", "mlp", "resnet"),
-        defense=("none", "dp_sgd(noise_multiplier=1.0)", *_WEAK, *_STRONGER),
-        attack=(*_ATTACKS, "recursion", "git+ig"),
-        known_leaks=(*_KNOWN, *(f"*/{defense}/*" for defense in _STRONGER)),
-        victims=32,
-        most_victims=128,
-    ),
-    "paper": Profile(
-        dataset=("photos",),
-        model=("lenet", "mlp", "resnet", "vit"),
-        defense=("none", "dp_sgd(noise_multiplier=1.0)", *_WEAK, *_STRONGER),
-        attack=(*_ATTACKS, "recursion", *_HYBRIDS),
-        known_leaks=(*_KNOWN, *(f"*/{defense}/*" for defense in _STRONGER)),
-        victims=100,
-        most_victims=256,
-        seeds=3,
-    ),
-}
 
 
 def _without_controls(path: Path) -> Path:
@@ -126,6 +61,8 @@ class Config(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threat: str = "server"
     threshold: dict[str, FiniteFloat]
+    accuracy_drop: FiniteFloat | None = None
+    cost: bool = False
     results: _Path = Path(".gitbench")
     leaderboard: _Path | None = Path("leaderboards")
     fresh: bool = False
@@ -204,9 +141,10 @@ def make_config(settings: Mapping[str, Any], options: Mapping[str, Any]) -> Conf
     Raises:
         ConfigError: unknown key, profile, threat model or metric, or a value of the wrong kind.
     """
-    unknown = sorted(str(key) for key in set(settings) - set(Config.model_fields))
+    options_of_a_run = Config.model_fields.keys() - {ACCURACY_DROP}  # that is one of the thresholds
+    unknown = sorted(str(key) for key in set(settings) - options_of_a_run)
     if unknown:
-        raise ConfigError(f"[tool.gitbench] has no option {shown(unknown[0])}.{nearest(unknown[0], Config.model_fields)}")
+        raise ConfigError(f"[tool.gitbench] has no option {shown(unknown[0])}.{nearest(unknown[0], sorted(options_of_a_run))}")
     given = {**settings, **{key: value for key, value in options.items() if value is not None}}
     name = given.get("profile", "quick")
     if not isinstance(name, str) or name not in PROFILES:
@@ -222,7 +160,11 @@ def make_config(settings: Mapping[str, Any], options: Mapping[str, Any]) -> Conf
         merged["known_leaks"] = ()  # only the built-in matrix declares its weak defenses
     if merged["victims"] == "auto" or merged.get("sequential") is True:
         merged |= {"victims": FIRST, "sequential": True}
-    merged["threshold"] = parse_thresholds(merged["threshold"])
+    if "cost" not in given:
+        merged["cost"] = not _CHOOSING & given.keys()
+    thresholds = parse_thresholds(merged["threshold"])
+    merged["accuracy_drop"] = thresholds.pop(ACCURACY_DROP, None)
+    merged["threshold"] = thresholds or dict(profile.threshold)
     for key in ("leaderboard", "timeout"):
         if isinstance(merged.get(key), str) and merged[key].lower() == "none":
             merged[key] = None
@@ -237,7 +179,7 @@ def make_config(settings: Mapping[str, Any], options: Mapping[str, Any]) -> Conf
 
 
 def parse_thresholds(value: object) -> dict[str, float]:
-    """Read thresholds: a table, or ``METRIC=VALUE`` strings.
+    """Read thresholds: a table, or ``METRIC=VALUE`` strings; ``accuracy_drop`` is one of cost, in percent.
 
     Raises:
         ConfigError: no such metric, or no number.
@@ -255,10 +197,10 @@ def parse_thresholds(value: object) -> dict[str, float]:
         pairs = [(str(metric), number if isinstance(number, str) else shown(number)) for metric, number in value.items()]
     else:
         raise ConfigError(f"Expected thresholds METRIC=VALUE, got {shown(value)}.")
-    found = {}
+    found, known = {}, (*known_metrics(), ACCURACY_DROP)
     for metric, number in pairs:
-        if metric not in known_metrics():
-            raise ConfigError(f"Unknown metric {shown(metric)} in a threshold.{nearest(metric, known_metrics())}")
+        if metric not in known:
+            raise ConfigError(f"Unknown metric {shown(metric)} in a threshold.{nearest(metric, known)}")
         try:
             found[metric] = float(number)
         except ValueError:

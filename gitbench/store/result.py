@@ -103,6 +103,54 @@ class Utility(StrictModel):
     random: bool
 
 
+class Training(StrictModel):
+    """What the defense costs: a model that was trained with defended updates, beside the same trained with raw ones.
+
+    Args:
+        images: that both were tested on.
+        right: of them, classified right after the defended training.
+        lost: right after the undefended training alone.
+        gained: right after the defended one alone.
+        guessed: of the class that most of them have: right for one who always says that class.
+        cosine: of the defended and the raw update, both averaged over as many clients of the first round as there are victims; None where
+            one of them is zero.
+        equal: share of these clients whose update was sent as it was.
+        rounds: steps of the server.
+        clients: updates of a round.
+        batch_size: images of each.
+        bytes_sent: of one update, after lossless compression (zlib).
+        seconds: that a client takes for one update.
+        epsilon: privacy that all rounds spend of one training image (add or remove one), where the defense promises any.
+        delta: at which that holds.
+    """
+
+    images: Annotated[int, Field(ge=1)]
+    right: Annotated[int, Field(ge=0)]
+    lost: Annotated[int, Field(ge=0)]
+    gained: Annotated[int, Field(ge=0)]
+    guessed: Annotated[int, Field(ge=0)]
+    cosine: FiniteFloat | None
+    equal: FiniteFloat
+    rounds: int
+    clients: int
+    batch_size: int
+    bytes_sent: FiniteFloat
+    seconds: FiniteFloat
+    epsilon: FiniteFloat | None = None
+    delta: FiniteFloat | None = None
+
+    @property
+    def undefended(self) -> int:
+        """Of the images, classified right after the undefended training."""
+        return self.right + self.lost - self.gained
+
+    @model_validator(mode="after")
+    def _counts(self) -> Self:
+        if not (self.gained <= self.right <= self.images and self.lost <= self.images - self.right):
+            raise ValueError(f"{self.right} right, {self.lost} lost and {self.gained} gained are no counts of {self.images} images")
+        return self
+
+
 class Environment(StrictModel):
     """Versions and machine that produced the numbers."""
 
@@ -126,11 +174,13 @@ class Result(StrictModel):
     verdict: Verdict | None
     verdict_reason: Text
     gate: dict[str, FiniteFloat] = Field(default_factory=dict)
+    accuracy_drop: FiniteFloat | None = None  # in percent, the most that the defense may cost to hold; None asks for no cost
     metrics: dict[str, Measure] = Field(default_factory=dict)
     exposure: dict[str, Exposure] = Field(default_factory=dict)
     baselines: Baselines = Field(default_factory=Baselines)
     flags: tuple[str, ...] = ()
     utility: Utility | None = None
+    training: Training | None = None
     certified: tuple[bool, ...] | None = (
         None  # of each victim (gitbench.measure.certificate); None: the attacker cannot tell, or it was not asked
     )

@@ -22,6 +22,7 @@ _VALUES = (
     ("threat", "NAME", "What the attacker is granted: server (default), eavesdropper or upper-bound"),
     ("results", "DIR", "Where results and trained attack models are kept (default: .gitbench)"),
     ("leaderboard", "DIR", "Where the Markdown goes (default: leaderboards); none writes nothing"),
+    ("cost", "yes|no", "Train under each defense and say what accuracy it costs (default: yes in the built-in matrix)"),
     ("baseline", "PATH", "Fail where leakage got worse than in this results folder, or file of gitbench baseline"),
     ("tolerance", "DB", "How much worse than the baseline is accepted, in dB (default: 0.5); other metrics in proportion"),
 )
@@ -33,7 +34,11 @@ _LISTS = (
     ("client", "SPEC", "How clients make their updates, for example fedavg(steps=5) (default: fedsgd); repeatable, replaces that axis"),
     ("batch-size", "N", "Inputs of each client; repeatable, replaces that axis"),
     ("rounds", "N", "Updates of the same victims that the attacker sees (default: 1); repeatable, replaces that axis"),
-    ("threshold", "METRIC=VALUE", "Leakage that fails a cell (default: psnr_gain=3); repeatable, replaces the gate"),
+    (
+        "threshold",
+        "METRIC=VALUE",
+        "What fails a cell: leakage (default: psnr_gain=3), accuracy_drop=PERCENT; repeatable, replaces the gate",
+    ),
 )
 
 
