@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from gitbench.judge.verdict import judge_results
 from gitbench.measure.evaluator import Evaluator
 from gitbench.measure.training_cost import Course, first_updates, train_defended, training_of
 from gitbench.measure.utility import measure_utility
+from gitbench.publish.leaderboard import render
+from gitbench.publish.table import tables
 from gitbench.run.bench import Bench, case_of
 from gitbench.run.config import make_config
 from gitbench.store.folder import Store
@@ -229,3 +232,42 @@ def test_the_cost_of_a_stored_result_is_added_without_a_new_attack(tmp_path: Pat
     assert costed.training is not None and costed.training.rounds == 2
     assert Bench(store=Store(tmp_path), device="cpu").measure(case).training == costed.training
     assert math.isfinite(costed.training.seconds)
+
+
+def cost_results() -> list[Result]:
+    rows = {
+        "none": (20.0, make_training(images=1000, right=700, lost=0, gained=0)),
+        "pruning(rate=0.9)": (5.0, make_training(images=1000, right=650, lost=60, gained=10)),
+        "pruning(rate=0.5)": (6.0, make_training(images=1000, right=600, lost=110, gained=10)),  # leaks more and costs more
+        "clipping(max_norm=1.0)": (0.0, make_training(images=1000, right=150, lost=560, gained=10, guessed=150)),
+    }
+    return [make_result(defense=defense, gain=gain, training=training) for defense, (gain, training) in rows.items()]
+
+
+def test_the_leaderboard_shows_what_is_lost_and_names_the_front() -> None:
+    found = [one.model_copy(update={"flags": ("learns-nothing",)}) if "clipping" in one.case.defense else one for one in cost_results()]
+    (table,) = tables(found)
+    text = render(table)
+    cost = text.split("## Cost")[1].split("## ")[0]
+    lines = [line.split("|") for line in cost.splitlines() if line.startswith("| `")]
+    shown = {line[1].strip(" `"): (line[3].strip(), line[5].strip()) for line in lines}
+    assert shown["pruning(rate=0.9)"] == ("+5.0 % [3.4, 6.6]", "yes")
+    assert shown["pruning(rate=0.5)"][1] == ""
+    assert shown["clipping(max_norm=1.0)"][1] == ""
+    assert list(shown) == ["pruning(rate=0.9)", "pruning(rate=0.5)", "clipping(max_norm=1.0)", "none"]
+
+
+def test_the_plane_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    store, folder = Store(tmp_path / "results"), Path(__file__).parents[1] / "benchmarks"
+    for one in cost_results():
+        store.save(one)
+    monkeypatch.syspath_prepend(folder)
+    plane = importlib.import_module("plane")
+    plane.main([str(tmp_path / "results"), "--out", str(tmp_path / "plane")])
+    picture = (tmp_path / "plane.svg").read_text()
+    assert "accuracy lost" in picture and "pruning(rate=0.9)" in picture
+    assert (tmp_path / "plane.png").stat().st_size > 5000
+    with pytest.raises(SystemExit, match="gitbench-cost yes"):
+        (tmp_path / "empty" / "cases").mkdir(parents=True)
+        plane.main([str(tmp_path / "empty"), "--out", str(tmp_path / "plane")])

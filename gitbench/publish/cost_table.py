@@ -36,11 +36,11 @@ def costs(table: Table, worsts: Mapping[str, Worst]) -> str:
     """A row for each defense whose cost was measured."""
     known = {defense: accuracy_drop(_of(table, defense)) for defense in worsts}
     measured = {defense: drop for defense, drop in known.items() if drop is not None}
-    front = _front(table, worsts, measured)
+    best = front(table, worsts, measured)
     if not measured:
         return ""
     ordered = sorted(measured, key=lambda defense: rank(table, defense, worsts[defense]))
-    return markdown([_row(table, defense, measured[defense], worsts[defense], on_front=defense in front) for defense in ordered])
+    return markdown([_row(table, defense, measured[defense], worsts[defense], on_front=defense in best) for defense in ordered])
 
 
 def _row(table: Table, defense: str, drop: Percent, worst: Worst, *, on_front: bool) -> dict[str, str]:
@@ -65,7 +65,7 @@ def _row(table: Table, defense: str, drop: Percent, worst: Worst, *, on_front: b
     }
 
 
-def _front(table: Table, worsts: Mapping[str, Worst], drops: Mapping[str, Percent]) -> set[str]:
+def front(table: Table, worsts: Mapping[str, Worst], drops: Mapping[str, Percent]) -> set[str]:
     """Defenses that no other dominates: leaks no more and costs no more, and one of both less. What is no success is not asked."""
     leaks = {defense: worsts[defense].bound.mean for defense in drops if not blocking(_of(table, defense))}
     points = {name: (table.metric.sign * leak, drops[name].mean) for name, leak in leaks.items() if leak is not None}
