@@ -13,6 +13,7 @@ from gitbench.attacker.attack import Hybrid, load_attack
 from gitbench.clients.client import client_update, gradients
 from gitbench.clients.data import Data
 from gitbench.clients.datasets.torchvision_sets import _TorchvisionSet
+from gitbench.clients.update import Batch
 from gitbench.core.errors import DataError
 from gitbench.core.random import make_generator
 from gitbench.core.spec import Kind, Part, parse_spec
@@ -25,12 +26,24 @@ from helpers import make_data, pair
 ARGUMENTS = {
     "clipping": "clipping(max_norm=1.0)",
     "dp_sgd": "dp_sgd(noise_multiplier=0.1)",
+    "dropout": "dropout(rate=0.5)",
     "gaussian_noise": "gaussian_noise(std=0.01)",
+    "laplace_noise": "laplace_noise(scale=0.01)",
     "parameter_drift": "parameter_drift(epochs=1, samples=16)",
     "pruning": "pruning(rate=0.5)",
+    "quantization": "quantization(bits=4)",
+    "topk": "topk(rate=0.1)",
     "torchvision": "torchvision(name='resnet18')",
 }
-DEFENSES = [*(ARGUMENTS.get(name, name) for name in sorted(entry_points("defense"))), "pruning(rate=0.5, by='random')"]
+DEFENSES = [
+    *(ARGUMENTS.get(name, name) for name in sorted(entry_points("defense"))),
+    "pruning(rate=0.5, by='random')",
+    "clipping(max_norm=1.0, scope='layer')",
+    "clipping(max_norm=1.0, scope='example')",
+    "sign(scaled=True)",
+    "precision(dtype='float16')",
+    "dropout(rate=0.5, layers='all')",
+]
 ATTACKS = [ARGUMENTS.get(name, name) for name in sorted(entry_points("attack"))]
 MODELS = [ARGUMENTS.get(name, name) for name in sorted(entry_points("model"))]
 DATASETS = sorted(entry_points("dataset"))
@@ -50,6 +63,7 @@ def test_defense_keeps_shapes_and_its_input(spec: str, data: Data) -> None:
     model = gitbench.load_model("mlp", data)
     inputs, labels = victims(data)
     update = gradients(model, inputs, labels, per_example=defense.needs_per_example)
+    update = update.of(Batch(model, inputs, labels)) if defense.needs_batch else update
     before = update.flatten().clone()
     sent = defense.protect(update, generator=make_generator(0))
     assert {name: tensor.shape for name, tensor in sent.tensors.items()} == {name: tensor.shape for name, tensor in update.tensors.items()}
