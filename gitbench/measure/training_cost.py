@@ -21,7 +21,7 @@ from torch import nn
 from gitbench.attacker.attack import State
 from gitbench.attacker.fit_cache import FitCache
 from gitbench.attacker.learning import Checkpoint
-from gitbench.clients.client import local_gradients, protect
+from gitbench.clients.client import after_earlier_rounds, local_gradients, protect
 from gitbench.clients.data import Split
 from gitbench.clients.defense import Composition, Defense, fresh
 from gitbench.clients.procedure import Client
@@ -185,7 +185,12 @@ def first_updates(model: nn.Module, course: Course, *, defense: Defense, victims
     public = course.public
     chosen = course.batches(0).to(public.inputs.device)
     inputs, labels = public.inputs[chosen], public.labels[chosen]
-    sent = _sent(model, inputs, labels, course, fresh(defense), 0)  # of all of them: a defense that asks how many finds a training
+    # Of all of them: a defense that asks how many finds a training. And of clients that are as old as the victims.
+    older = after_earlier_rounds(
+        defense, model, client=course.client, victims=course.clients, batch_size=course.batch_size,
+        generator=make_generator(course.seed, "training defense"), public=public,
+    )  # fmt: skip
+    sent = _sent(model, inputs, labels, course, older, 0)
     rows = slice(victims)
     return measure_utility(model, inputs[rows], labels[rows], sent[rows], random=False)
 
