@@ -13,6 +13,7 @@ from gitbench.attacker.attack import Hybrid, load_attack
 from gitbench.clients.client import client_update, gradients
 from gitbench.clients.data import Data
 from gitbench.clients.datasets.torchvision_sets import _TorchvisionSet
+from gitbench.clients.update import Batch
 from gitbench.core.errors import DataError
 from gitbench.core.random import make_generator
 from gitbench.core.spec import Kind, Part, parse_spec
@@ -28,6 +29,7 @@ ARGUMENTS = {
     "gaussian_noise": "gaussian_noise(std=0.01)",
     "parameter_drift": "parameter_drift(epochs=1, samples=16)",
     "pruning": "pruning(rate=0.5)",
+    "soteria": "soteria(rate=0.5)",
     "torchvision": "torchvision(name='resnet18')",
 }
 DEFENSES = [*(ARGUMENTS.get(name, name) for name in sorted(entry_points("defense"))), "pruning(rate=0.5, by='random')"]
@@ -47,9 +49,9 @@ def victims(data: Data, count: int = 3, batch: int = 2) -> tuple[torch.Tensor, t
 @pytest.mark.parametrize("spec", DEFENSES)
 def test_defense_keeps_shapes_and_its_input(spec: str, data: Data) -> None:
     defense = gitbench.load_defense(spec)
-    model = gitbench.load_model("mlp", data)
-    inputs, labels = victims(data)
-    update = gradients(model, inputs, labels, per_example=defense.needs_per_example)
+    model = defense.modify_model(gitbench.load_model("mlp", data))
+    inputs, labels = defense.prepare_batch(Batch(model, *victims(data)), public=data.public, generator=make_generator(0))
+    update = gradients(model, inputs, labels, per_example=defense.needs_per_example).of(Batch(model, inputs, labels))
     before = update.flatten().clone()
     sent = defense.protect(update, generator=make_generator(0))
     assert {name: tensor.shape for name, tensor in sent.tensors.items()} == {name: tensor.shape for name, tensor in update.tensors.items()}
@@ -59,9 +61,9 @@ def test_defense_keeps_shapes_and_its_input(spec: str, data: Data) -> None:
 
 @pytest.mark.parametrize("spec", DEFENSES)
 def test_defense_is_the_same_for_the_same_seed(spec: str, data: Data) -> None:
-    model = gitbench.load_model("mlp", data)
-    inputs, labels = victims(data)
     defense = gitbench.load_defense(spec)
+    model = defense.modify_model(gitbench.load_model("mlp", data))
+    inputs, labels = victims(data)
     sent = [
         client_update(model, inputs, labels, defense=defense, generator=make_generator(seed), public=data.public).flatten()
         for seed in (0, 0)

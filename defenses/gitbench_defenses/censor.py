@@ -89,7 +89,7 @@ class Censor(Defense):
         # As long as the attacker's own tensor, along what was sent, and off it as far as the own tensor is not at right angles to it:
         # what was sent, where both are as for the raw gradient.
         def seen(name: str, tensor: torch.Tensor) -> torch.Tensor:
-            own, sent = tensor.flatten(1), observed.tensors[name].flatten(1)
+            own, sent = tensor.reshape(len(tensor), -1), observed.tensors[name].reshape(len(tensor), -1)
             along = sent / sent.norm(dim=1, keepdim=True).clamp_min(1e-30)
             dot = (own * along).sum(1, keepdim=True)
             across = own - dot * along
@@ -102,7 +102,8 @@ class Censor(Defense):
 
 def orthogonal(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """A random direction at right angles to each victim's tensor ``(V, ...)``, as long as that; zero where there is none."""
-    own, drawn = tensor.detach().flatten(1), randn_like(tensor, generator).flatten(1)
+    own = tensor.detach().reshape(len(tensor), -1)
+    drawn = randn_like(own, generator)
     length = own.norm(dim=1, keepdim=True)
     unit = own / length.clamp_min(torch.finfo(own.dtype).tiny)
     found = drawn - (drawn[:, None] @ unit[:, :, None])[:, 0] * unit

@@ -66,7 +66,7 @@ class Outpost(Defense):
 
         def perturbed(name: str, tensor: torch.Tensor) -> torch.Tensor:
             noise = self.noise * risk(weights[name]) * randn_like(rows[name], generator) * places[name][:, None]
-            kept = largest(tensor.flatten(1).abs(), 1 - self.prune).reshape(tensor.shape)
+            kept = largest(tensor.reshape(len(tensor), -1).abs(), 1 - self.prune).reshape(tensor.shape)
             return torch.where(_like(struck.to(tensor.device), tensor), tensor * kept + noise.reshape(tensor.shape), tensor)
 
         return update.map(perturbed)
@@ -105,7 +105,7 @@ class _Joined:
 
 def _entries(update: Update) -> torch.Tensor:
     """That are not zero, ``(V,)``."""
-    counts = [(tensor != 0).flatten(1).sum(1) for tensor in update.tensors.values()]
+    counts = [(tensor != 0).reshape(len(tensor), -1).sum(1) for tensor in update.tensors.values()]
     return torch.stack(counts).sum(0) if counts else torch.zeros(0)
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from gitbench.clients.defense import Defense
+from gitbench.clients.differentiation import slope_norms
 from gitbench.clients.model import last_linear
 from gitbench.clients.update import Batch, Update
 from gitbench.core.errors import DefenseError
@@ -23,7 +24,7 @@ class Soteria(Defense):
     other tensors are sent as they are, the layer's bias too. The authors zero what is below a percentile of the scores; here as many
     columns are zeroed as ``rate`` says, which is the same but for rounding and ties.
 
-    It takes a backward pass for each feature: 0.18 s for an image on ``lenet`` (768 features), on one core.
+    It takes a backward pass for each feature: 0.1 s of one core for an image on ``lenet`` (768 features).
 
     What an attacker knows: the columns that are zeroed are seen in what is sent, and :meth:`expected` leaves them out of the match.
     Known breaks: an attacker who leaves the layer out of the match altogether sees an undefended gradient of all others (Balunović et
@@ -92,10 +93,8 @@ class Soteria(Defense):
             found = f"{len(seen)} times" if len(seen) != 1 else f"features of shape {tuple(seen[0].shape)}"
             raise DefenseError(f"{self!r} defends a layer that reads one vector of features for each image, once. It reads {found}.")
         features = seen[0]
-        # The sum over the images: they do not depend on each other, or belong to one victim.
-        slopes = (torch.autograd.grad(column.sum(), images, retain_graph=True)[0] for column in features.unbind(1))
-        norms = torch.stack([slope.flatten(1).norm(dim=1) for slope in slopes], dim=1)
-        return (norms / (features.detach() + _OFFSET)).nan_to_num(0.0)
+        # Images do not depend on each other, or belong to one victim.
+        return (slope_norms(features, images) / (features.detach() + _OFFSET)).nan_to_num(0.0)
 
     def _defended(self, model: nn.Module) -> tuple[str, nn.Linear]:
         if self.layer is None:

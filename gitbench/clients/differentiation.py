@@ -20,6 +20,9 @@ from gitbench.core.random import make_generator, seeded
 CHUNK = 256
 """Victims differentiated at once: bounds the memory of a large stack."""
 
+_TOGETHER = 64
+"""Images, times features that are differentiated at once."""
+
 T = TypeVar("T")
 Loss = Callable[[Mapping[str, torch.Tensor], torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -83,6 +86,30 @@ def stacked_losses(model: nn.Module, weights: Mapping[str, torch.Tensor], inputs
 
     with torch.no_grad():
         return _either(model, lambda: vmap(loss, randomness="different", chunk_size=CHUNK)(weights, inputs, labels), one_by_one)
+
+
+def slope_norms(features: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """How much each feature changes with an image: the L2 norm of its gradient by that image, ``(N, F)``.
+
+    Args:
+        features: ``(N, F)``, computed from ``images``; of the sum over the ``N`` images, where one depends on another.
+        images: ``(N, C, H, W)``, which require gradients.
+    """
+    together = max(1, _TOGETHER // len(images))
+    norms = []
+    for some in torch.arange(features.shape[1], device=features.device).split(together):
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+                directions = functional.one_hot(some, features.shape[1]).to(features)[:, None].expand(-1, len(features), -1)
+                (slopes,) = torch.autograd.grad(features, images, directions, retain_graph=True, is_grads_batched=True)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:  # a layer without a batched form
+            columns = (features[:, index].sum() for index in some)
+            slopes = torch.stack([torch.autograd.grad(column, images, retain_graph=True)[0] for column in columns])
+        norms.append(slopes.flatten(2).norm(dim=2))
+    return torch.cat(norms).T
 
 
 def mean_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
