@@ -12,9 +12,10 @@ from torch import nn
 import gitbench
 from gitbench.clients.data import Data
 from gitbench.clients.defense import Declared, Defense, load_defense
+from gitbench.clients.stochastic import Stochastic
 from gitbench.clients.update import Update
 from gitbench.core.errors import DefenseError
-from gitbench.core.random import randn_like
+from gitbench.core.random import make_generator, randn_like
 from gitbench.measure.conformance import check_conformance
 
 
@@ -77,6 +78,11 @@ class Preparing(gitbench.Defense):
             return inputs
         if self.what == "flat":
             return inputs.flatten(1), labels
+        soft = {"no distribution": torch.ones(4), "negative": torch.tensor([2.0, -1, 0, 0]), "other classes": torch.ones(7) / 7}
+        if self.what in soft:
+            return inputs, soft[self.what].expand(*labels.shape, -1)
+        if self.what == "too many labels":
+            return inputs, labels[..., None]
         if self.what == "nan":
             return inputs * float("nan"), labels
         return inputs.mul_(0.5), labels
@@ -100,6 +106,13 @@ def check(defense: Defense, data: Data, *, model: str = "mlp", batch_size: int =
         ("clipping(max_norm=1.0) | gaussian_noise(std=0.1)", True),
         ("gaussian_noise(std=0.1) | pruning(rate=0.5)", True),
         ("gaussian_noise(std=0.1) | clipping(max_norm=1.0)", True),
+        ("soteria(rate=0.5)", False),
+        ("mixup", True),
+        ("instahide(k=2)", True),
+        ("ats", True),
+        ("censor(trials=2)", True),
+        ("outpost", True),
+        ("mixup | soteria(rate=0.5) | censor(trials=1)", True),
     ],
 )
 @pytest.mark.parametrize("batch_size", [1, 3])
@@ -124,12 +137,30 @@ def test_the_built_in_defenses_conform(spec: str, random: bool, batch_size: int,
         (Preparing(what="flat"), "only the batch's size may change"),
         (Preparing(what="nan"), "avoid NaN"),
         (Preparing(what="in place"), "changed the batch that prepare"),
+        (Preparing(what="too many labels"), r"expected class indices \(V, B\) or probabilities"),
+        (Preparing(what="no distribution"), "which add up to 1"),
+        (Preparing(what="negative"), "which add up to 1"),
+        (Preparing(what="other classes"), r"torch.float32 labels \(3, 1, 7\)"),
     ],
 )
 def test_what_does_not_conform_is_named(defense: Defense, message: str, data: Data) -> None:
     with pytest.raises(DefenseError, match=message) as caught:
         check(defense, data)
     assert repr(defense) in str(caught.value)
+
+
+def test_a_model_that_draws_conforms_and_one_that_draws_for_all_alike_does_not(data: Data) -> None:
+    defense = load_defense("precode(width=4)")
+    model = defense.modify_model(gitbench.load_model("mlp", data))
+    assert check_conformance(defense, model, data.public, batch_size=2) is True
+
+    class Shared(Stochastic):
+        def forward(self, inputs):
+            return inputs + (0 if self.seed is None else make_generator(self.seed).initial_seed() % 7)
+
+    alike = nn.Sequential(*gitbench.load_model("mlp", data).children(), Shared())
+    with pytest.raises(DefenseError, match="same randomness for every victim"):
+        check_conformance(load_defense("clipping(max_norm=1.0)"), alike, data.public, batch_size=1)
 
 
 class Mixing(gitbench.Defense):

@@ -32,6 +32,7 @@ ARGUMENTS = {
     "parameter_drift": "parameter_drift(epochs=1, samples=16)",
     "pruning": "pruning(rate=0.5)",
     "quantization": "quantization(bits=4)",
+    "soteria": "soteria(rate=0.5)",
     "topk": "topk(rate=0.1)",
     "torchvision": "torchvision(name='resnet18')",
 }
@@ -60,10 +61,9 @@ def victims(data: Data, count: int = 3, batch: int = 2) -> tuple[torch.Tensor, t
 @pytest.mark.parametrize("spec", DEFENSES)
 def test_defense_keeps_shapes_and_its_input(spec: str, data: Data) -> None:
     defense = gitbench.load_defense(spec)
-    model = gitbench.load_model("mlp", data)
-    inputs, labels = victims(data)
-    update = gradients(model, inputs, labels, per_example=defense.needs_per_example)
-    update = update.of(Batch(model, inputs, labels)) if defense.needs_batch else update
+    model = defense.modify_model(gitbench.load_model("mlp", data))
+    inputs, labels = defense.prepare_batch(Batch(model, *victims(data)), public=data.public, generator=make_generator(0))
+    update = gradients(model, inputs, labels, per_example=defense.needs_per_example).of(Batch(model, inputs, labels))
     before = update.flatten().clone()
     sent = defense.protect(update, generator=make_generator(0))
     assert {name: tensor.shape for name, tensor in sent.tensors.items()} == {name: tensor.shape for name, tensor in update.tensors.items()}
@@ -73,9 +73,9 @@ def test_defense_keeps_shapes_and_its_input(spec: str, data: Data) -> None:
 
 @pytest.mark.parametrize("spec", DEFENSES)
 def test_defense_is_the_same_for_the_same_seed(spec: str, data: Data) -> None:
-    model = gitbench.load_model("mlp", data)
-    inputs, labels = victims(data)
     defense = gitbench.load_defense(spec)
+    model = defense.modify_model(gitbench.load_model("mlp", data))
+    inputs, labels = victims(data)
     sent = [
         client_update(model, inputs, labels, defense=defense, generator=make_generator(seed), public=data.public).flatten()
         for seed in (0, 0)

@@ -14,6 +14,7 @@ from gitbench.clients.defense import Defense, Expectation, fresh, load_defense
 from gitbench.clients.differentiation import CHUNK, stacked_gradients
 from gitbench.clients.output import output_of
 from gitbench.clients.procedure import Client, load_client
+from gitbench.clients.stochastic import drawing
 from gitbench.clients.trained import trained_parameters
 from gitbench.clients.update import Batch, Update
 from gitbench.core.errors import DefenseError, GitbenchError, ModelError
@@ -99,7 +100,7 @@ def local_gradients(
         raise ModelError(f"Expected images for each of {client.clients} clients alike, got {labels.shape[1]} of each victim.")
     inputs, labels = client.rows(inputs), client.rows(labels)
     if defense is None:
-        return client.gathered(client.local_update(model, inputs, labels, generator=generator))
+        return client.gathered(client.local_update(drawing(model, generator), inputs, labels, generator=generator))
     with blaming(defense):
         local = defense.local_model(model, public=public, generator=generator)
         if show is not None and local is not model:
@@ -109,7 +110,8 @@ def local_gradients(
                 f"The local_model() of {defense!r} trains other parameters than the shared model, expected the same. "
                 "Freeze in modify_model(), which server and clients share."
             )
-        inputs, labels = defense.prepare(inputs, labels, generator=generator)
+        inputs, labels = defense.prepare_batch(Batch(local, inputs, labels), public=public, generator=generator)
+        local = drawing(local, generator)
         found = client.local_update(local, inputs, labels, generator=generator, per_example=defense.needs_per_example)
         found = found.of(Batch(local, inputs, labels)) if defense.needs_batch else found
     return client.gathered(found)

@@ -12,7 +12,7 @@ from torch import nn
 
 from gitbench.clients.data import Split
 from gitbench.clients.procedure import Client
-from gitbench.clients.update import Update
+from gitbench.clients.update import Batch, Update
 from gitbench.core.component import Component
 from gitbench.core.errors import DefenseError
 from gitbench.core.random import make_generator
@@ -90,8 +90,22 @@ class Defense(Component):
         return model
 
     def prepare(self, inputs: torch.Tensor, labels: torch.Tensor, *, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """The batch that is differentiated: inputs ``(V, B, C, H, W)``, labels ``(V, B)``."""
+        """The batch that is differentiated: inputs ``(V, B, C, H, W)`` and labels, made of inputs and class indices ``(V, B)``.
+
+        The labels that are returned are class indices ``(V, B)``, or probabilities ``(V, B, classes)``.
+        """
         return inputs, labels
+
+    def prepare_batch(self, batch: Batch, *, public: Split | None, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same for a defense that must know more than the batch: override it in place of :meth:`prepare`, which it calls.
+
+        Args:
+            batch: the model that the client will differentiate, and its images and labels; labels that a defense to the left has
+                mixed are probabilities.
+            public: the stand-in for the client's other data; None where there is none.
+            generator: for what is drawn.
+        """
+        return self.prepare(batch.inputs, batch.labels, generator=generator)
 
     def protect(self, update: Update, *, generator: torch.Generator) -> Update:
         """The update that is sent, for all victims at once. Must not change its argument."""
@@ -130,6 +144,12 @@ class Defense(Component):
         if not isinstance(other, Defense):
             return NotImplemented
         return Composition(defenses=[part for one in (self, other) for part in (one.defenses if isinstance(one, Composition) else (one,))])
+
+
+def changes_batch(defense: Defense) -> bool:
+    """Whether a defense has a say in which images are differentiated, with which labels."""
+    parts = defense.defenses if type(defense) is Composition else (defense,)
+    return any(type(part).prepare is not Defense.prepare or type(part).prepare_batch is not Defense.prepare_batch for part in parts)
 
 
 def is_random(defense: Defense, update: Update) -> bool:
@@ -231,6 +251,11 @@ class Composition(Defense):
         for defense in self.defenses:
             inputs, labels = defense.prepare(inputs, labels, generator=generator)
         return inputs, labels
+
+    def prepare_batch(self, batch: Batch, *, public: Split | None, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        for defense in self.defenses:
+            batch = Batch(batch.model, *defense.prepare_batch(batch, public=public, generator=generator))
+        return batch.inputs, batch.labels
 
     def protect(self, update: Update, *, generator: torch.Generator) -> Update:
         batch = update.batch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -14,11 +14,16 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from gitbench.clients.stochastic import penalties, stochastic_layers
 from gitbench.core.random import make_generator, seeded
 
 CHUNK = 256
 """Victims differentiated at once: bounds the memory of a large stack."""
 
+_TOGETHER = 64
+"""Images, times features that are differentiated at once."""
+
+T = TypeVar("T")
 Loss = Callable[[Mapping[str, torch.Tensor], torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -33,6 +38,8 @@ def stacked_gradients(
 ) -> dict[str, torch.Tensor]:
     """Of the mean cross-entropy of each victim's batch: ``(V, *shape)``, or ``(V, B, *shape)`` for each example.
 
+    Layers that add a penalty (:class:`gitbench.clients.stochastic.Stochastic`) have it in the loss.
+
     All victims at once where the model allows it. One that branches on values, or has layers without a batched form
     (torch.nn.LSTM, torch.nn.GRU), is differentiated for one victim after the other: the same gradients, more slowly.
 
@@ -44,25 +51,87 @@ def stacked_gradients(
         per_example: do not average over the batch.
         own_weights: each victim has parameters of its own, ``(V, *shape)``; differentiable in them too.
     """
+    layers = stochastic_layers(model)
 
     def loss(parameters: Mapping[str, torch.Tensor], batch: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         buffers = {name: buffer.clone() if model.training else buffer for name, buffer in model.named_buffers()}
-        logits = functional_call(model, ({**parameters, **buffers},), (batch,))
-        if targets.is_floating_point():
-            return -(targets * functional.log_softmax(logits, dim=-1)).sum(-1).mean()
-        return functional.cross_entropy(logits, targets)
+        with penalties(layers) as terms:
+            logits = functional_call(model, ({**parameters, **buffers},), (batch,))
+        return sum(terms, start=mean_loss(logits, targets))
 
+    return _either(
+        model,
+        lambda: _at_once(loss, parameters, inputs, labels, per_example=per_example, own_weights=own_weights),
+        lambda: _one_by_one(loss, parameters, inputs, labels, per_example=per_example, own_weights=own_weights),
+    )
+
+
+def stacked_losses(model: nn.Module, weights: Mapping[str, torch.Tensor], inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The mean cross-entropy ``(V,)`` of each victim's batch at weights of its own, without penalties.
+
+    Args:
+        model: its own mode is used.
+        weights: ``(V, *shape)``; the model's own stand in for the others.
+        inputs: ``(V, B, C, H, W)``.
+        labels: as for :func:`stacked_gradients`.
+    """
+
+    def loss(parameters: Mapping[str, torch.Tensor], batch: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        buffers = {name: buffer.clone() if model.training else buffer for name, buffer in model.named_buffers()}
+        return mean_loss(functional_call(model, ({**parameters, **buffers},), (batch,)), targets)
+
+    def one_by_one() -> torch.Tensor:
+        rows = ({name: tensor[row] for name, tensor in weights.items()} for row in range(len(inputs)))
+        return torch.stack([loss(*row) for row in zip(rows, inputs, labels, strict=True)])
+
+    with torch.no_grad():
+        return _either(model, lambda: vmap(loss, randomness="different", chunk_size=CHUNK)(weights, inputs, labels), one_by_one)
+
+
+def slope_norms(features: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """How much each feature changes with an image: the L2 norm of its gradient by that image, ``(N, F)``.
+
+    Args:
+        features: ``(N, F)``, computed from ``images``; of the sum over the ``N`` images, where one depends on another.
+        images: ``(N, C, H, W)``, which require gradients.
+    """
+    together = max(1, _TOGETHER // len(images))
+    norms = []
+    for some in torch.arange(features.shape[1], device=features.device).split(together):
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+                directions = functional.one_hot(some, features.shape[1]).to(features)[:, None].expand(-1, len(features), -1)
+                (slopes,) = torch.autograd.grad(features, images, directions, retain_graph=True, is_grads_batched=True)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:  # a layer without a batched form
+            columns = (features[:, index].sum() for index in some)
+            slopes = torch.stack([torch.autograd.grad(column, images, retain_graph=True)[0] for column in columns])
+        norms.append(slopes.flatten(2).norm(dim=2))
+    return torch.cat(norms).T
+
+
+def mean_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The mean cross-entropy of logits ``(B, classes)``, by class indices ``(B,)`` or probabilities ``(B, classes)``."""
+    if targets.is_floating_point():
+        return -(targets * functional.log_softmax(logits, dim=-1)).sum(-1).mean()
+    return functional.cross_entropy(logits, targets)
+
+
+def _either(model: nn.Module, at_once: Callable[[], T], one_by_one: Callable[[], T]) -> T:
+    """Of all victims at once where the model can be computed so, of one after the other where it cannot."""
     with _double_backward(model):
         if not any(isinstance(module, nn.RNNBase) for module in model.modules()):
             try:
                 with _dropout(model):
-                    return _at_once(loss, parameters, inputs, labels, per_example=per_example, own_weights=own_weights)
+                    return at_once()
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError:  # so says vmap where it cannot; what is wrong with the model itself comes up below as well
                 pass
         with _dropout(model):
-            return _one_by_one(loss, parameters, inputs, labels, per_example=per_example, own_weights=own_weights)
+            return one_by_one()
 
 
 def _at_once(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -100,6 +100,13 @@ def output_of(model: nn.Module) -> Output | None:
     """What :func:`read_output` found, also of a copy; None of a model that gitbench did not load."""
     found = getattr(model, _ATTRIBUTE, None)
     return found if isinstance(found, Output) else None
+
+
+def rename_classifier(model: nn.Module, name: str) -> None:
+    """Keep what :func:`read_output` found of a model whose classifier has got another name; nothing of one that gitbench did not load."""
+    found = output_of(model)
+    if found is not None:
+        setattr(model, _ATTRIBUTE, replace(found, classifier=name))
 
 
 class _LogitsHook:

@@ -17,7 +17,7 @@ class Batch:
     Args:
         model: that the client differentiated.
         inputs: ``(V, B, C, H, W)``.
-        labels: ``(V, B)``; an attacker's may be probabilities, ``(V, B, classes)``.
+        labels: ``(V, B)``; an attacker's may be probabilities, ``(V, B, classes)``, and so are those of a defense that mixes them.
     """
 
     model: nn.Module

@@ -14,8 +14,13 @@ import torch
 
 def make_generator(seed: int, *purpose: str) -> torch.Generator:
     """A CPU generator for one purpose, independent of those for other purposes."""
+    return torch.Generator().manual_seed(derived_seed(seed, *purpose))
+
+
+def derived_seed(seed: int, *purpose: str) -> int:
+    """A seed for one purpose."""
     digest = hashlib.sha256("/".join((str(seed), *purpose)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    return int.from_bytes(digest[:7], "big")
 
 
 def randn_like(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -30,8 +35,14 @@ def seeded(generator: torch.Generator) -> Iterator[None]:
 
     For library code (torchvision's constructors, dropout) that cannot be handed a generator.
     """
+    with seeded_by(int(torch.randint(2**62, (), generator=generator))):
+        yield
+
+
+@contextlib.contextmanager
+def seeded_by(seed: int) -> Iterator[None]:
+    """The same from a seed: where no generator can be asked, inside of torch.func.vmap."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    seed = int(torch.randint(2**62, (), generator=generator))
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield

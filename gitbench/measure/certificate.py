@@ -12,7 +12,7 @@ from gitbench.attacker.tools.assignment import assigned
 from gitbench.attacker.tools.features import forward_features
 from gitbench.attacker.tools.labels import class_signal, infer_labels
 from gitbench.clients.client import expected_update
-from gitbench.clients.defense import Composition, Defense
+from gitbench.clients.defense import changes_batch
 from gitbench.clients.model import last_layer
 from gitbench.clients.update import Update
 from gitbench.measure.determined import determined
@@ -48,7 +48,7 @@ def certified(attack: Attack, observation: Observation, inputs: torch.Tensor, *,
     """
     if "parameters" not in observation.granted:
         return None
-    if not exact or ("defense" in observation.granted and _changes_batch(observation.defense)):
+    if not exact or ("defense" in observation.granted and changes_batch(observation.defense)):
         return (False,) * len(inputs)
     try:
         return _certified(observation if _adapts(attack) else observation.oblivious(), inputs)
@@ -168,9 +168,3 @@ def _spelled(counts: torch.Tensor, batch: int) -> torch.Tensor:
 def _adapts(attack: Attack) -> bool:
     """Whether an attacker knows what clients do and how they defend themselves; of a hybrid, whether any part does."""
     return _adapts(attack.prior) or _adapts(attack.refiner) if isinstance(attack, Hybrid) else attack.adapt
-
-
-def _changes_batch(defense: Defense) -> bool:
-    """Whether a defense differentiates other images than the private ones: then it is those that an update explains."""
-    parts = defense.defenses if type(defense) is Composition else (defense,)
-    return any(type(part).prepare is not Defense.prepare for part in parts)

@@ -10,6 +10,8 @@ from torch import nn
 from gitbench.clients.client import blaming, gradients, protect
 from gitbench.clients.data import Split
 from gitbench.clients.defense import Defense, fresh
+from gitbench.clients.model import classes_of
+from gitbench.clients.stochastic import drawing
 from gitbench.clients.update import Batch, Update
 from gitbench.core.errors import DefenseError
 from gitbench.core.random import make_generator
@@ -85,12 +87,13 @@ class _Check:
         generator = make_generator(seed, "conformance")
         inputs, labels = self._inputs.clone(), self._labels.clone()
         with blaming(self._defense):
-            batch = defense.prepare(inputs, labels, generator=generator)
+            batch = defense.prepare_batch(Batch(self._model, inputs, labels), public=self._public, generator=generator)
         prepared = self._prepared(batch)
         if not torch.equal(inputs, self._inputs) or not torch.equal(labels, self._labels):
             raise self.error("changed the batch that prepare() was given, expected it untouched", "Return new tensors.")
-        raw = gradients(self._model, *prepared, per_example=defense.needs_per_example).of(self._batch(*prepared))
-        if all(torch.equal(part[0], part[1]) for part in prepared):
+        local = drawing(self._model, generator)
+        raw = gradients(local, *prepared, per_example=defense.needs_per_example).of(self._batch(local, *prepared))
+        if local is self._model and all(torch.equal(part[0], part[1]) for part in prepared):
             raw = _twins(raw)  # the last bit may depend on the place in the stack
         before = raw.detach()
         found = protect(raw, defense=defense, generator=generator)
@@ -118,20 +121,21 @@ class _Check:
         defense, generator = fresh(self._defense), make_generator(seed, "conformance")
         inputs, labels = self._public.inputs[rows], self._public.labels[rows]
         with blaming(self._defense):
-            inputs, labels = defense.prepare(inputs, labels, generator=generator)
-        raw = self._gradients(kept, inputs, labels, defense.needs_per_example)
+            inputs, labels = defense.prepare_batch(Batch(self._model, inputs, labels), public=self._public, generator=generator)
+        local = drawing(self._model, generator)
+        raw = self._gradients(kept, local, inputs, labels, defense.needs_per_example)
         return protect(raw if kept is None else _louder(raw, kept), defense=defense, generator=generator).flatten()
 
-    def _gradients(self, which: int | None, inputs: torch.Tensor, labels: torch.Tensor, per_example: bool) -> Update:
-        """Computed once for all draws, unless :meth:`Defense.prepare` makes other batches of them."""
+    def _gradients(self, which: int | None, local: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, per_example: bool) -> Update:
+        """Computed once for all draws, unless the defense makes other batches of them, or the model draws."""
         kept = self._kept.get(which)
-        if kept is None or not (torch.equal(kept[0], inputs) and torch.equal(kept[1], labels)):
-            raw = gradients(self._model, inputs, labels, per_example=per_example).of(self._batch(inputs, labels))
+        if kept is None or local is not self._model or not (torch.equal(kept[0], inputs) and torch.equal(kept[1], labels)):
+            raw = gradients(local, inputs, labels, per_example=per_example).of(self._batch(local, inputs, labels))
             kept = self._kept[which] = inputs, labels, raw
         return kept[2]
 
-    def _batch(self, inputs: torch.Tensor, labels: torch.Tensor) -> Batch | None:
-        return Batch(self._model, inputs, labels) if self._defense.needs_batch else None
+    def _batch(self, local: nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> Batch | None:
+        return Batch(local, inputs, labels) if self._defense.needs_batch else None
 
     def _prepared(self, batch: object) -> tuple[torch.Tensor, torch.Tensor]:
         found = batch if isinstance(batch, tuple) and len(batch) == 2 else None
@@ -151,7 +155,22 @@ class _Check:
                 f"{self._inputs.device}",
                 "Keep type and device, and avoid NaN.",
             )
+        self._check_labels(labels)
         return inputs, labels
+
+    def _check_labels(self, labels: torch.Tensor) -> None:
+        """Class indices ``(V, B)``, or probabilities ``(V, B, classes)``."""
+        if not labels.is_floating_point():
+            fit = labels.ndim == 2
+        else:
+            fit = labels.ndim == 3 and labels.shape[2] == classes_of(self._model) and float(labels.min()) >= 0
+            fit = fit and float((labels.sum(2) - 1).abs().max()) < _ROUNDING
+        if not fit:
+            raise self.error(
+                f"returned {labels.dtype} labels {tuple(labels.shape)} from prepare(), expected class indices (V, B) or probabilities "
+                "(V, B, classes), which add up to 1",
+                "Return the labels as they came, or mix one_hot(labels, classes).float() with weights that add up to 1.",
+            )
 
     def declared(self, first: Update, other: Update) -> None:
         promised = self._defense.declared(batch_size=self._batch_size)

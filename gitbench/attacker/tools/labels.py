@@ -12,6 +12,7 @@ from gitbench.attacker.tools.features import forward_features, principal_directi
 from gitbench.attacker.tools.label_counts import most_likely_counts, most_likely_rescaled_counts
 from gitbench.clients.defense import Defense
 from gitbench.clients.model import last_layer, last_linear
+from gitbench.clients.stochastic import stochastic_layers
 from gitbench.clients.update import Update
 from gitbench.core.errors import ModelError
 from gitbench.core.random import make_generator
@@ -24,7 +25,7 @@ _ENTRIES = 512  # at most, of what is compared
 _SHRINK = 4  # examples of the average class that each class is thought to have besides its own
 _CLEAR = 0.1  # examples that must be left of a class for its row to show its features
 _MISFIT = 30.0  # squared error, in units of the noise that undefended updates have: the update is something else
-_HOOKS = ("local_model", "prepare", "protect")
+_HOOKS = ("local_model", "prepare", "prepare_batch", "protect")
 
 
 def class_signal(observation: Observation) -> torch.Tensor:
@@ -100,7 +101,7 @@ def _counts(observation: Observation) -> torch.Tensor:
         return greedy_counts(observation)
     if linear.out_features == 1:
         return _of_one_logit(observation)
-    defended = "defense" in granted and not _passes(observation.defense)
+    defended = ("defense" in granted and not _passes(observation.defense)) or bool(stochastic_layers(observation.architecture))
     readable = "parameters" in granted and "public" in granted and not observation.model.training
     known = "parameters" in granted and not defended
     if readable and (known or channel_of(observation).rescaled):
