@@ -57,6 +57,7 @@ BREAKS = (
     Break(defense="clipping(max_norm=0.1)", fooled="dlg(adapt=False)", adaptive=IG, how="cosine does not see a scale"),
     Break(defense="pruning(rate=0.9)", fooled=PLAIN_IG, adaptive=IG, how="match the entries that were sent"),
     Break(defense="dropout(rate=0.5)", model="mlp", fooled=PLAIN_IG, adaptive=IG, how="the mask is seen: match under it"),
+    Break(defense="soteria(rate=0.9)", fooled=PLAIN_IG, adaptive=IG, how="leave out what its layer did not send"),
     Break(defense="sign()", fooled=PLAIN_IG, adaptive=IG, how="match a smooth sign"),
     Break(defense="sign()", fooled=PLAIN_RIDGE, adaptive="ridge", how="learn from signs of public images"),
     Break(defense="quantization(bits=2)", rounds=(1, 16), fooled="ridge", adaptive="ridge", how="average the rounds"),
