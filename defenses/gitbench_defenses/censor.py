@@ -78,12 +78,13 @@ class Censor(Defense):
         """Of each victim's batch after a step along ``tensors``, ``(V,)``; infinite where it is not a number."""
         weights = trained_parameters(batch.model)
         moved = {name: weights[name].detach() - self.lr * tensor for name, tensor in tensors.items()}
-        training = batch.model.training
+        modes = [(module, module.training) for module in batch.model.modules()]
         batch.model.eval()
         try:
             return stacked_losses(batch.model, moved, batch.inputs, batch.labels).nan_to_num(torch.inf)
         finally:
-            batch.model.train(training)
+            for module, mode in modes:
+                module.training = mode
 
     def expected(self, update: Update, *, observed: Update) -> Update:
         # As long as the attacker's own tensor, along what was sent, and off it as far as the own tensor is not at right angles to it:
