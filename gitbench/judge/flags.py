@@ -93,7 +93,7 @@ FLAGS: dict[str, Flag] = {
         ),
         Flag(
             "learns-nothing",
-            "a model that is trained under the defense is not shown to beat the most frequent class, and one without it is",
+            "a model that is trained under the defense is right no more often than the most frequent class, and one without it surely is",
             "a gradient that trains nothing leaks nothing, and is no defense",
             "weaken the defense, or show with a larger profile that more rounds train it",
             blocks=True,
@@ -241,8 +241,9 @@ def _training_flags(result: Result) -> set[str]:
     found: set[str] = set()
     if training is None:
         return found
-    defended, undefended = (wilson(right, training.images)[0] for right in (training.right, training.undefended))
-    if defended <= training.guessed / training.images < undefended:
+    surely = wilson(training.undefended, training.images)[0]
+    # By the mean, not by the interval: an honest defense that needs more rounds than these is above it, if only just.
+    if training.right <= training.guessed < surely * training.images:
         found.add("learns-nothing")
     if utility is not None:
         raw = training.equal == 1 and utility.equal < 1
