@@ -102,7 +102,31 @@ def test_of_a_single_image_the_attacker_sees_the_mask(rate: float, layers: str, 
     assert error(gradients(model, inputs, labels), sent) > 0.1
 
 
-@pytest.mark.parametrize(("batch", "rounds"), [(4, 1), (1, 12), (2, 4)])
+@pytest.mark.parametrize("layers", ["last", "all"])
+def test_of_single_images_the_round_is_taken_in_which_fewest_inputs_were_dropped(layers: str, data: Data) -> None:
+    model = gitbench.load_model("mlp", data)
+    inputs, labels = some(data, 6)
+    defense = load_defense(f"dropout(rate=0.5, layers={layers!r})")
+    sent = client_rounds(model, inputs, labels, rounds=5, defense=defense, generator=make_generator(1))
+    found = defense.combined(iter(sent))
+    for victim in range(6):
+        rows = [one.flatten()[victim] for one in sent]
+        fewest = min(rows, key=lambda row: int((row == 0).sum()))
+        assert torch.equal(found.flatten()[victim], fewest)
+    explained = expected_update(model, inputs, labels, expectation=Expectation(defense), observed=found)
+    torch.testing.assert_close(explained.flatten(), found.flatten())
+
+
+@pytest.mark.parametrize("batch", [2, 4])
+def test_of_batches_the_mean_is_taken(batch: int, data: Data) -> None:
+    model = gitbench.load_model("mlp", data)
+    inputs, labels = some(data, 6, batch)
+    defense = load_defense("dropout(rate=0.5)")
+    sent = client_rounds(model, inputs, labels, rounds=4, defense=defense, generator=make_generator(1))
+    assert torch.equal(defense.combined(iter(sent)).flatten(), gitbench.Update.mean(sent).flatten())
+
+
+@pytest.mark.parametrize(("batch", "rounds"), [(4, 1), (3, 8), (2, 4)])
 def test_where_masks_are_mixed_their_mean_is_expected(batch: int, rounds: int, data: Data) -> None:
     model = gitbench.load_model("mlp", data)
     inputs, labels = some(data, 6, batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ class Dropout(Defense):
     An adaptive attacker need not search where it sees the mask: the weight's gradient is zero in each column whose input was dropped in all
     examples, places and rounds. What is expected of its candidates is their gradient with those inputs dropped, and the others at the
     mean of their factor given that they were kept at least once, ``1 / (1 - rate ** draws)``. Of a single image seen once that is the
-    client's own mask. How many rounds there were is told by how many columns are zero.
+    client's own mask. How many draws are mixed is told by how many columns are zero.
 
     It computes the gradient anew, so it comes first, of clients that send their gradient (``fedsgd``, or its sum), and not with BatchNorm
     in train mode. What follows it may ask for each example's gradient, as ``dp_sgd`` does.
@@ -88,7 +89,23 @@ class Dropout(Defense):
         )
 
     def combined(self, updates: Iterable[Update]) -> Update:
-        return Update.mean(updates)
+        """Where a round shows its masks, each victim's round in which fewest inputs were dropped; their mean where none does.
+
+        Of single images one gradient under a mask that is seen says more than the mean of many under masks that are mixed: the
+        attacker can compute the one, and not the other.
+        """
+        one_by_one = iter(updates)
+        best = next(one_by_one)
+        if not self._shows_masks(best):
+            return Update.mean(itertools.chain([best], one_by_one))
+        for update in one_by_one:
+            best = _where(_zeros(update) < _zeros(best), update, best)
+        return best
+
+    def _shows_masks(self, update: Update) -> bool:
+        """Whether a weight's gradient is zero in as many columns as are dropped in one draw, nearer to that than to two draws."""
+        shares = [float((tensor == 0).all(1).double().mean()) for tensor in update.tensors.values() if tensor.ndim == 3]
+        return self.rate > 0 and max(shares, default=0.0) > math.pow(self.rate, 1.5)
 
     def _read(self, weight: torch.Tensor, *, draws: int) -> torch.Tensor:
         """The factor of each input ``(V, F)`` that a weight's gradient ``(V, outputs, F)`` tells; 1 where it tells nothing.
@@ -197,6 +214,16 @@ def _gradients(batch: Batch, places: Sequence[_Place], factors: torch.Tensor) ->
     every = {name.removeprefix("model."): tensor for name, tensor in stacked.items()}
     one = packed.shape[1] == 1
     return Update({name: tensor[:, 0] if one else tensor.mean(1) for name, tensor in every.items()}, every)
+
+
+def _zeros(update: Update) -> torch.Tensor:
+    """How many entries of each victim are zero, ``(V,)``."""
+    return torch.stack([(tensor == 0).flatten(1).sum(1) for tensor in update.tensors.values()]).sum(0)
+
+
+def _where(chosen: torch.Tensor, one: Update, other: Update) -> Update:
+    """``one`` of the victims that are chosen ``(V,)``, ``other`` of the others."""
+    return one.map(lambda name, tensor: torch.where(chosen.reshape(-1, *[1] * (tensor.ndim - 1)), tensor, other.tensors[name]))
 
 
 def _zero(tensor: torch.Tensor) -> torch.Tensor:

@@ -53,6 +53,10 @@ def _laplace_like(tensor: torch.Tensor, generator: torch.Generator) -> torch.Ten
 
 
 def _median(rounds: list[torch.Tensor]) -> torch.Tensor:
-    """Of each entry; of an even number the mean of the middle two."""
-    ranked = torch.stack(rounds).sort(dim=0).values
-    return (ranked[(len(rounds) - 1) // 2] + ranked[len(rounds) // 2]) / 2
+    """Of each entry; of an even number the mean of the middle two. Neighbours are put in order, of all entries at once, until all are."""
+    ranked, count = list(rounds), len(rounds)
+    for step in range(count):
+        for index in range(step % 2, count - 1, 2):
+            pair = ranked[index], ranked[index + 1]
+            ranked[index], ranked[index + 1] = torch.minimum(*pair), torch.maximum(*pair)
+    return (ranked[(count - 1) // 2] + ranked[count // 2]) / 2
