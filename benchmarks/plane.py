@@ -102,7 +102,8 @@ def draw(panels: Sequence[Panel], out: Path) -> None:
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "gitbench", "font.size": 9}):
         columns = min(_ABREAST, len(panels))
         rows = -(-len(panels) // columns)
-        picture = Figure(figsize=(4.6 * columns + 2.6, 3.6 * rows), layout="constrained")
+        height = max(3.6 * rows, 0.2 * (len(names) + 3))  # inches: a line of the legend takes a fifth
+        picture = Figure(figsize=(4.6 * columns + 2.6, height), layout="constrained")
         grid = list(picture.subplots(rows, columns, squeeze=False).flat)
         for empty in grid[len(panels) :]:
             empty.set_axis_off()
