@@ -110,8 +110,8 @@ def orthogonal(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor
     found = drawn - (drawn[:, None] @ unit[:, :, None])[:, 0] * unit
     left = found.norm(dim=1, keepdim=True)
     there = left > _ROUNDING * drawn.norm(dim=1, keepdim=True)
-    scaled: torch.Tensor = found * torch.where(there, length / left, 0.0)
-    return scaled.reshape(tensor.shape)
+    sent: torch.Tensor = found * torch.where(there, length / left, 0.0)
+    return sent.reshape(tensor.shape)
 
 
 def _like(victims: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
