@@ -22,6 +22,7 @@ from gitbench.core.errors import DefenseError, ModelError
 from gitbench.core.random import make_generator, seeded
 
 _WHOLE = 0.5  # of the entries in the rows and columns that were sent: fewer where something else made zeros (pruning, say)
+_ROUNDING = 1e-4  # of the norm of a gradient that is an outer product
 
 
 class Dropout(Defense):
@@ -34,7 +35,7 @@ class Dropout(Defense):
     An adaptive attacker need not search where it sees the mask: the weight's gradient is zero in each column whose input was dropped in all
     examples, places and rounds. What is expected of its candidates is their gradient with those inputs dropped, and the others at the
     mean of their factor given that they were kept at least once, ``1 / (1 - rate ** draws)``. Of a single image seen once that is the
-    client's own mask. How many draws are mixed is told by how many columns are zero.
+    client's own mask: its gradient is an outer product. How many draws are mixed else is told by how many columns are zero.
 
     It computes the gradient anew, so it comes first, of clients that send their gradient (``fedsgd``, or its sum), and not with BatchNorm
     in train mode. What follows it may ask for each example's gradient, as ``dp_sgd`` does.
@@ -96,16 +97,11 @@ class Dropout(Defense):
         """
         one_by_one = iter(updates)
         best = next(one_by_one)
-        if not self._shows_masks(best):
+        if self.rate == 0 or not _shows_masks(best):
             return Update.mean(itertools.chain([best], one_by_one))
         for update in one_by_one:
             best = _where(_zeros(update) < _zeros(best), update, best)
         return best
-
-    def _shows_masks(self, update: Update) -> bool:
-        """Whether a weight's gradient is zero in as many columns as are dropped in one draw, nearer to that than to two draws."""
-        shares = [float((tensor == 0).all(1).double().mean()) for tensor in update.tensors.values() if tensor.ndim == 3]
-        return self.rate > 0 and max(shares, default=0.0) > math.pow(self.rate, 1.5)
 
     def _read(self, weight: torch.Tensor, *, draws: int) -> torch.Tensor:
         """The factor of each input ``(V, F)`` that a weight's gradient ``(V, outputs, F)`` tells; 1 where it tells nothing.
@@ -117,9 +113,11 @@ class Dropout(Defense):
         sent = weight != 0
         rows, columns = sent.any(2), sent.any(1)
         telling = (sent.sum((1, 2)) >= _WHOLE * rows.sum(1) * columns.sum(1)) & columns.any(1)
-        gone = (~columns).to(weight.dtype).mean(1)
+        gone = (~columns).to(weight.dtype).mean()
         rounds = (gone.log() / (draws * math.log(self.rate))).round().clamp_min(1)
-        kept = 1 / (1 - self.rate ** (draws * rounds))
+        kept = (1 / (1 - self.rate ** (draws * rounds))).expand(len(weight))
+        if draws == 1:
+            kept = torch.where(_is_outer_product(weight), 1 / (1 - self.rate), kept)
         return torch.where(telling[:, None], columns * kept[:, None], torch.ones_like(columns, dtype=weight.dtype))
 
     def _dropped(self, model: nn.Module) -> Mapping[str, nn.Module]:
@@ -214,6 +212,22 @@ def _gradients(batch: Batch, places: Sequence[_Place], factors: torch.Tensor) ->
     every = {name.removeprefix("model."): tensor for name, tensor in stacked.items()}
     one = packed.shape[1] == 1
     return Update({name: tensor[:, 0] if one else tensor.mean(1) for name, tensor in every.items()}, every)
+
+
+def _shows_masks(update: Update) -> bool:
+    """Whether a weight's gradient is that of one image under one mask: an outer product, with columns of zeros."""
+    weights = [tensor for tensor in update.tensors.values() if tensor.ndim == 3]
+    return any(bool(_is_outer_product(weight).all()) and bool((weight == 0).all(1).any()) for weight in weights)
+
+
+def _is_outer_product(weight: torch.Tensor) -> torch.Tensor:
+    """Whether a weight's gradient ``(V, outputs, inputs)`` has rank one, ``(V,)``. With up to two outputs that says nothing."""
+    chosen = weight.norm(dim=1).argmax(1)
+    column = weight.gather(2, chosen[:, None, None].expand(-1, weight.shape[1], 1))
+    shares = (column * weight).sum(1, keepdim=True) / column.square().sum(1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)
+    left = (weight - column * shares).flatten(1).norm(dim=1)
+    found: torch.Tensor = (left <= _ROUNDING * weight.flatten(1).norm(dim=1)) & (weight.shape[1] > 2)
+    return found
 
 
 def _zeros(update: Update) -> torch.Tensor:
