@@ -19,10 +19,10 @@ from curves import local, stored
 from gitbench.core import figures
 from gitbench.core.metric import Metric
 from gitbench.core.spec import parse_spec
-from gitbench.judge.cost import Percent, accuracy_drop
+from gitbench.judge.cost import Percent
 from gitbench.judge.flags import blocking
 from gitbench.judge.statistics import Interval
-from gitbench.publish.cost_table import front
+from gitbench.publish.cost_table import front, measured_drops, measured_here
 from gitbench.publish.table import Table, tables
 
 if TYPE_CHECKING:
@@ -71,11 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def panel_of(table: Table) -> Panel:
     """The defenses of a table whose cost was measured."""
-    rows = {
-        defense: [result for key, found in table.results.items() if key[0] == defense for result in found] for defense in table.defenses
-    }
     worsts = {defense: table.worst(defense) for defense in table.defenses}
-    drops = {defense: drop for defense, results in rows.items() if (drop := accuracy_drop(results)) is not None}
+    drops = measured_drops(table)
     best = front(table, worsts, drops)
     case = next(iter(table.results.values()))[0].case
     settings = [f"batches of {case.batch_size}"] if case.batch_size > 1 else []
@@ -84,7 +81,7 @@ def panel_of(table: Table) -> Panel:
         metric=table.metric,
         threshold=table.gate[table.metric.name],
         spots=tuple(
-            Spot(defense=name, leak=worsts[name].bound, lost=drop, best=name in best, refused=bool(blocking(rows[name])))
+            Spot(defense=name, leak=worsts[name].bound, lost=drop, best=name in best, refused=bool(blocking(measured_here(table, name))))
             for name, drop in drops.items()
             if worsts[name].bound.mean is not None
         ),

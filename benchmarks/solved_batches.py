@@ -60,7 +60,9 @@ def _cells(data: Data, model: torch.nn.Module, size: int, given: argparse.Namesp
     inputs, labels = gitbench.draw_victims(data.private, victims=given.victims, batch_size=size, seed=0)
     generator = make_generator(0, "defense", given.defense)
     update = gitbench.client_update(model, inputs, labels, defense=given.defense, generator=generator, public=data.public)
-    observation = gitbench.Observation(update=update, model=model, input_shape=data.input_shape, batch_size=size, public=data.public)
+    observation = gitbench.Observation(
+        update=update, model=model, input_shape=data.input_shape, batch_size=size, public=data.public, defense=given.defense
+    )
     start = time.perf_counter()
     guessed = infer_labels(observation)
     found = solved_inputs(observation, guessed, progress=silent, tolerance=given.tolerance)

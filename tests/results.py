@@ -11,7 +11,7 @@ from gitbench.judge.statistics import interval
 from gitbench.publish.leaderboard import Table
 from gitbench.run.bench import case_of
 from gitbench.store.folder import Store
-from gitbench.store.result import Baselines, Cost, Environment, Measure, Result
+from gitbench.store.result import Baselines, Cost, Environment, Measure, Result, Training
 
 GATE = {"psnr_gain": 3.0}
 LEAKING, SAFE = (8.0, 9.0, 10.0, 9.0), (0.0, 0.5, 1.0, 0.5)
@@ -85,3 +85,26 @@ def stored(store: Store, content: bytes | str, case_id: str = CASE.case_id) -> P
 
 def changed(found: Result, **changes: object) -> str:
     return json.dumps({**json.loads(found.to_json()), **changes})
+
+
+def trained_result(*, defense: str = "none", gain: float = 9.0, training: Training | None = None, limit: float | None = None) -> Result:
+    """A result with eight victims, and what its defense costs."""
+    found = result([gain, gain + 0.1, gain - 0.1, gain] * 2, defense=defense)
+    return found.model_copy(update={"training": training, "accuracy_drop_limit": limit})
+
+
+def make_training(**changes: object) -> Training:
+    """Made-up counts of test images, as a training would find them."""
+    given = {"images": 100, "right": 60, "lost": 5, "gained": 2, "guessed": 15, "cosine": 0.5, "equal": 0.0}
+    return Training.model_validate({**given, "rounds": 10, "clients": 8, "batch_size": 8, "bytes_sent": 1.0, "seconds": 0.1, **changes})
+
+
+def cost_results() -> list[Result]:
+    """Of a table with one attack: what is on the front, what is dominated, what trains nothing, and the undefended row."""
+    rows = {
+        "none": (20.0, make_training(images=1000, right=700, lost=0, gained=0)),
+        "pruning(rate=0.9)": (5.0, make_training(images=1000, right=650, lost=60, gained=10)),
+        "pruning(rate=0.5)": (6.0, make_training(images=1000, right=600, lost=110, gained=10)),  # leaks more and costs more
+        "clipping(max_norm=1.0)": (0.0, make_training(images=1000, right=150, lost=560, gained=10, guessed=150)),
+    }
+    return [trained_result(defense=defense, gain=gain, training=training) for defense, (gain, training) in rows.items()]

@@ -9,7 +9,7 @@ import torch
 from gitbench.clients.defense import Declared, Defense
 from gitbench.clients.differentiation import stacked_losses
 from gitbench.clients.trained import trained_parameters
-from gitbench.clients.update import Batch, Update
+from gitbench.clients.update import Batch, Update, per_victim
 from gitbench.core.errors import DefenseError
 from gitbench.core.random import randn_like
 
@@ -71,7 +71,7 @@ class Censor(Defense):
             better = losses < lowest
             lowest = torch.where(better, losses, lowest)
             for name, tensor in tried.items():
-                best[name] = torch.where(_like(better, tensor), tensor, best.get(name, tensor))
+                best[name] = torch.where(per_victim(better, tensor), tensor, best.get(name, tensor))
         return Update(best)
 
     def losses(self, batch: Batch, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -112,8 +112,3 @@ def orthogonal(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor
     there = left > _ROUNDING * drawn.norm(dim=1, keepdim=True)
     sent: torch.Tensor = found * torch.where(there, length / left, 0.0)
     return sent.reshape(tensor.shape)
-
-
-def _like(victims: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-    """``(V,)`` in the dimensions of ``(V, ...)``."""
-    return victims.reshape(-1, *[1] * (tensor.ndim - 1))

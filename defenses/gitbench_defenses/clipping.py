@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from gitbench.clients.defense import Declared, Defense
-from gitbench.clients.update import Update
+from gitbench.clients.update import Update, mean_of_clipped
 from gitbench.core.errors import DefenseError
 
 
@@ -59,7 +59,4 @@ class Clipping(Defense):
             raise DefenseError(
                 f"{self!r} needs every example's gradient, but a defense to its left has changed their average. Put it first."
             )
-        norms = torch.stack([tensor.flatten(2).norm(dim=2) for tensor in update.per_example.values()]).norm(dim=0)
-        scale = (self.max_norm / (norms + 1e-6)).clamp_max(1.0)
-        share = scale[:, None] / scale.shape[1]
-        return Update({name: (share @ each.flatten(2)).reshape(len(each), *each.shape[2:]) for name, each in update.per_example.items()})
+        return mean_of_clipped(update.per_example, self.max_norm)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from gitbench.clients.defense import Declared, Defense
-from gitbench.clients.update import Update
+from gitbench.clients.update import Update, mean_of_clipped
 from gitbench.core.errors import DefenseError
 from gitbench.core.random import randn_like
 
@@ -48,10 +48,10 @@ class DpSgd(Defense):
             raise DefenseError(
                 "dp_sgd needs every example's gradient, but a defense to its left has changed their average. Put dp_sgd first."
             )
-        norms = torch.stack([tensor.flatten(2).norm(dim=2) for tensor in update.per_example.values()]).norm(dim=0)
-        scale = (self.max_grad_norm / (norms + 1e-6)).clamp_max(1.0)
-        share = scale[:, None] / scale.shape[1]
-        return Update({name: (share @ each.flatten(2)).reshape(len(each), *each.shape[2:]) for name, each in update.per_example.items()})
+        return mean_of_clipped(update.per_example, self.max_grad_norm)
+
+    def privacy_spent(self, *, sample_rate: float, steps: int, delta: float) -> float:
+        return self.epsilon(sample_rate=sample_rate, steps=steps, delta=delta)
 
     def epsilon(self, *, sample_rate: float, steps: int, delta: float, accountant: str = "rdp") -> float:
         """Privacy spent by a training run with these settings, from Opacus's accountant.

@@ -17,7 +17,7 @@ from gitbench.clients.defense import Declared, Defense
 from gitbench.clients.differentiation import stacked_gradients
 from gitbench.clients.model import last_linear
 from gitbench.clients.trained import trained_parameters
-from gitbench.clients.update import Batch, Update
+from gitbench.clients.update import Batch, Update, per_victim
 from gitbench.core.errors import DefenseError, ModelError
 from gitbench.core.random import make_generator, seeded
 
@@ -237,7 +237,7 @@ def _zeros(update: Update) -> torch.Tensor:
 
 def _where(chosen: torch.Tensor, one: Update, other: Update) -> Update:
     """``one`` of the victims that are chosen ``(V,)``, ``other`` of the others."""
-    return one.map(lambda name, tensor: torch.where(chosen.reshape(-1, *[1] * (tensor.ndim - 1)), tensor, other.tensors[name]))
+    return one.map(lambda name, tensor: torch.where(per_victim(chosen, tensor), tensor, other.tensors[name]))
 
 
 def _zero(tensor: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 
 from gitbench.clients.defense import Defense
 from gitbench.clients.trained import trained_parameters
-from gitbench.clients.update import Update
+from gitbench.clients.update import Update, largest, per_victim
 from gitbench.core.errors import DefenseError
 from gitbench.core.random import randn_like
 
@@ -61,13 +61,15 @@ class Outpost(Defense):
         struck = torch.rand(len(update), generator=generator) < 1 / (1 + self.decay * self.iteration)
         rows = {name: tensor.reshape(len(tensor), tensor.shape[1] if tensor.ndim > 1 else 1, -1) for name, tensor in update.tensors.items()}
         fisher = [tensor.square().mean(1) for tensor in rows.values()]
-        chosen = largest(torch.cat(fisher, dim=1), self.perturbed).split([part.shape[1] for part in fisher], dim=1)
+        every = torch.cat(fisher, dim=1)
+        chosen = largest(every, round(self.perturbed * every.shape[1])).split([part.shape[1] for part in fisher], dim=1)
         places = dict(zip(rows, chosen, strict=True))
 
         def perturbed(name: str, tensor: torch.Tensor) -> torch.Tensor:
             noise = self.noise * risk(weights[name]) * randn_like(rows[name], generator) * places[name][:, None]
-            kept = largest(tensor.reshape(len(tensor), -1).abs(), 1 - self.prune).reshape(tensor.shape)
-            return torch.where(_like(struck.to(tensor.device), tensor), tensor * kept + noise.reshape(tensor.shape), tensor)
+            flat = tensor.reshape(len(tensor), -1).abs()
+            kept = largest(flat, round((1 - self.prune) * flat.shape[1])).reshape(tensor.shape)
+            return torch.where(per_victim(struck.to(tensor.device), tensor), tensor * kept + noise.reshape(tensor.shape), tensor)
 
         return update.map(perturbed)
 
@@ -86,7 +88,7 @@ class Outpost(Defense):
             total = total.map(_Joined(update, entries, most))
             alike = torch.where(entries > most, 1, alike + (entries == most))
             most = torch.maximum(most, entries)
-        return first if total is first else total.map(lambda _name, tensor: tensor / _like(alike, tensor))
+        return first if total is first else total.map(lambda _name, tensor: tensor / per_victim(alike, tensor))
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,8 @@ class _Joined:
 
     def __call__(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         other = self.update.tensors[name]
-        total = torch.where(_like(self.entries == self.most, tensor), tensor + other, tensor)
-        return torch.where(_like(self.entries > self.most, tensor), other, total)
+        total = torch.where(per_victim(self.entries == self.most, tensor), tensor + other, tensor)
+        return torch.where(per_victim(self.entries > self.most, tensor), other, total)
 
 
 def _entries(update: Update) -> torch.Tensor:
@@ -109,17 +111,6 @@ def _entries(update: Update) -> torch.Tensor:
     return torch.stack(counts).sum(0) if counts else torch.zeros(0)
 
 
-def _like(victims: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-    """``(V,)`` in the dimensions of ``(V, ...)``."""
-    return victims.reshape(-1, *[1] * (tensor.ndim - 1))
-
-
 def risk(parameter: torch.Tensor) -> float:
     """The variance of a parameter's weights, at most 1; zero of a single one."""
     return min(1.0, float(parameter.detach().double().var())) if parameter.numel() > 1 else 0.0
-
-
-def largest(flat: torch.Tensor, share: float) -> torch.Tensor:
-    """1 at the largest entries of each row, 0 elsewhere."""
-    chosen = flat.topk(round(share * flat.shape[1]), dim=1, sorted=False).indices
-    return torch.zeros_like(flat).scatter_(1, chosen, 1.0)

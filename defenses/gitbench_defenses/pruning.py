@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from gitbench.clients.defense import Declared, Defense
-from gitbench.clients.update import Update
+from gitbench.clients.update import Update, largest
 
 
 class Pruning(Defense):
@@ -55,6 +55,4 @@ class Pruning(Defense):
 
     def _mask(self, flat: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         kept = flat.shape[1] - round(self.rate * flat.shape[1])
-        mask = torch.zeros_like(flat)
-        rank = flat.abs() if self.by == "magnitude" else torch.rand(flat.shape, generator=generator).to(flat.device)
-        return mask.scatter_(1, rank.topk(kept, dim=1, sorted=False).indices, 1.0)
+        return largest(flat.abs() if self.by == "magnitude" else torch.rand(flat.shape, generator=generator).to(flat.device), kept)

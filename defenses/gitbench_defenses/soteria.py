@@ -8,7 +8,7 @@ from torch import nn
 from gitbench.clients.defense import Defense
 from gitbench.clients.differentiation import slope_norms
 from gitbench.clients.model import last_linear
-from gitbench.clients.update import Batch, Update
+from gitbench.clients.update import Batch, Update, largest
 from gitbench.core.errors import DefenseError
 
 _OFFSET = 0.1  # the authors' own, beside the feature
@@ -55,8 +55,7 @@ class Soteria(Defense):
         if weight not in update.tensors:
             raise DefenseError(f"The update holds no gradient of {weight!r}, which {self!r} defends: it is frozen. Choose another layer=.")
         scores = self.scores(batch)
-        pruned = scores.topk(round(self.rate * layer.in_features), dim=1, largest=False, sorted=False).indices
-        mask = torch.ones_like(scores).scatter_(1, pruned, 0.0)
+        mask = 1 - largest(-scores, round(self.rate * layer.in_features))
         return update.map(lambda name, tensor: tensor * mask[:, None] if name == weight else tensor)
 
     def expected(self, update: Update, *, observed: Update) -> Update:

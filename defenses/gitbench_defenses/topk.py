@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 
 from gitbench.clients.defense import Declared, Defense
-from gitbench.clients.update import Update
+from gitbench.clients.update import Update, largest
 
 
 class TopK(Defense):
@@ -48,8 +48,7 @@ class TopK(Defense):
         if self.residual is not None:
             flat = flat + self.residual
         kept = max(1, round(self.rate * flat.shape[1]))
-        largest = flat.abs().topk(kept, dim=1, sorted=False).indices
-        sent = torch.zeros_like(flat).scatter_(1, largest, flat.gather(1, largest))
+        sent = flat * largest(flat.abs(), kept)
         if self.error_feedback:
             self.residual = (flat - sent).detach()
         return update.like(sent)

@@ -1,4 +1,4 @@
-"""What attacks learned, kept beside the results: each is trained once, and a killed training goes on."""
+"""What attacks learned, and what other trainings found, kept beside the results: each is done once, and a killed one goes on."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def _read(path: Path, *, tensors: bool = True) -> tuple[Tensors, dict[str, str]]
     except FileNotFoundError:
         return None
     except (SafetensorError, KeyError, ValueError) as error:
-        warnings.warn(f"{path} is damaged ({type(error).__name__}: {error}): the attack is trained again.", stacklevel=2)
+        warnings.warn(f"{path} is damaged ({type(error).__name__}: {error}): it is trained again.", stacklevel=2)
         return None
     except OSError as error:
         raise StoreError(f"Cannot read {path}: {error}. Delete it, or choose another folder with --gitbench-results.") from error

@@ -139,6 +139,16 @@ class Defense(Component):
         """What this defense promises; checked before any attack runs. Nothing by default."""
         return Declared()
 
+    def privacy_spent(self, *, sample_rate: float, steps: int, delta: float) -> float | None:
+        """ε that a training run spends of one example (add or remove one); None, the default, of a defense that promises none.
+
+        Args:
+            sample_rate: share of the clients' examples that are in a step, drawn at random.
+            steps: of the run, all of whose updates are seen.
+            delta: the δ at which ε is reported.
+        """
+        return None
+
     def __or__(self, other: Defense) -> Composition:
         """This defense, then ``other``: what ``|`` is in a SPEC."""
         if not isinstance(other, Defense):
@@ -273,6 +283,10 @@ class Composition(Defense):
         # The last that knows of a better way than the mean: what it made is what is seen.
         own = [defense for defense in self.defenses if type(defense).combined is not Defense.combined]
         return own[-1].combined(updates) if own else Update.mean(updates)
+
+    def privacy_spent(self, *, sample_rate: float, steps: int, delta: float) -> float | None:
+        found = (defense.privacy_spent(sample_rate=sample_rate, steps=steps, delta=delta) for defense in self.defenses)
+        return next((epsilon for epsilon in found if epsilon is not None), None)  # what follows works on what is private already
 
     def declared(self, *, batch_size: int) -> Declared:
         return self.defenses[-1].declared(batch_size=batch_size)  # what came before it may be undone

@@ -54,9 +54,8 @@ def stacked_gradients(
     layers = stochastic_layers(model)
 
     def loss(parameters: Mapping[str, torch.Tensor], batch: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        buffers = {name: buffer.clone() if model.training else buffer for name, buffer in model.named_buffers()}
         with penalties(layers) as terms:
-            logits = functional_call(model, ({**parameters, **buffers},), (batch,))
+            logits = _logits(model, parameters, batch)
         return sum(terms, start=mean_loss(logits, targets))
 
     return _either(
@@ -77,8 +76,7 @@ def stacked_losses(model: nn.Module, weights: Mapping[str, torch.Tensor], inputs
     """
 
     def loss(parameters: Mapping[str, torch.Tensor], batch: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        buffers = {name: buffer.clone() if model.training else buffer for name, buffer in model.named_buffers()}
-        return mean_loss(functional_call(model, ({**parameters, **buffers},), (batch,)), targets)
+        return mean_loss(_logits(model, parameters, batch), targets)
 
     def one_by_one() -> torch.Tensor:
         rows = ({name: tensor[row] for name, tensor in weights.items()} for row in range(len(inputs)))
@@ -117,6 +115,13 @@ def mean_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     if targets.is_floating_point():
         return -(targets * functional.log_softmax(logits, dim=-1)).sum(-1).mean()
     return functional.cross_entropy(logits, targets)
+
+
+def _logits(model: nn.Module, parameters: Mapping[str, torch.Tensor], batch: torch.Tensor) -> torch.Tensor:
+    """With other parameters; what the model writes into its buffers is forgotten."""
+    buffers = {name: buffer.clone() if model.training else buffer for name, buffer in model.named_buffers()}
+    found: torch.Tensor = functional_call(model, ({**parameters, **buffers},), (batch,))
+    return found
 
 
 def _either(model: nn.Module, at_once: Callable[[], T], one_by_one: Callable[[], T]) -> T:

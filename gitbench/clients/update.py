@@ -138,3 +138,21 @@ class Update:
 def joined(batches: Sequence[Batch]) -> Batch:
     """Several batches of one model in one stack."""
     return Batch(batches[0].model, torch.cat([one.inputs for one in batches]), torch.cat([one.labels for one in batches]))
+
+
+def per_victim(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Values ``(V,)`` in the dimensions of a tensor ``(V, ...)``, to be multiplied by it."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def largest(rank: torch.Tensor, count: int) -> torch.Tensor:
+    """1 at the ``count`` largest entries of each row of ``rank (V, D)``, 0 elsewhere."""
+    return torch.zeros_like(rank).scatter_(1, rank.topk(count, dim=1, sorted=False).indices, 1.0)
+
+
+def mean_of_clipped(per_example: Mapping[str, torch.Tensor], max_norm: float) -> Update:
+    """The mean of examples' gradients ``(V, B, *shape)``, each scaled by Opacus's ``min(1, max_norm / (norm + 1e-6))``; differentiable."""
+    norms = torch.stack([tensor.flatten(2).norm(dim=2) for tensor in per_example.values()]).norm(dim=0)
+    scale = (max_norm / (norms + 1e-6)).clamp_max(1.0)
+    share = scale[:, None] / scale.shape[1]
+    return Update({name: (share @ each.flatten(2)).reshape(len(each), *each.shape[2:]) for name, each in per_example.items()})

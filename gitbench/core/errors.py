@@ -49,6 +49,11 @@ class StoreError(GitbenchError):
     """A stored result cannot be read or written."""
 
 
+def told(error: Exception) -> str:
+    """What a result says of an error: our own speaks for itself, of somebody's code the kind is named."""
+    return str(error) if isinstance(error, GitbenchError) else f"{type(error).__name__}: {error}"
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Return a sentence that offers the valid name closest to ``name``, then all of them."""
     names = sorted(valid)

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from gitbench.judge.statistics import wilson
 from gitbench.store.result import Result, Training
 
+ACCURACY_DROP = "accuracy_drop"
+"""The threshold of cost, in percentage points."""
+
 _Z = 1.96  # of a 95 % interval
 
 
@@ -26,10 +29,9 @@ class Percent:
 
 
 def trainings(results: Sequence[Result]) -> list[Training]:
-    """Of each seed one, in the order of the seeds; empty where one of the results has none."""
-    found = {result.case.seed: result.training for result in results}
-    kept = [training for _, training in sorted(found.items()) if training is not None]
-    return kept if len(kept) == len(found) else []
+    """Of each seed one, in the order of the seeds; empty where a seed has none."""
+    found = {result.case.seed: result.training for result in results if result.training is not None}
+    return [found[seed] for seed in sorted(found)] if found.keys() == {result.case.seed for result in results} else []
 
 
 def accuracy(results: Sequence[Result]) -> Percent | None:

@@ -100,7 +100,7 @@ FLAGS: dict[str, Flag] = {
         ),
         Flag(
             "trains-otherwise",
-            "in training the defense sends raw gradients and under attack it does not, or their cosines to the raw ones differ by over 0.3",
+            "in training the defense sends raw gradients and under attack none, or their cosines to the raw ones differ by over 0.3",
             "the accuracy is that of another defense than the one that was attacked",
             "look for a branch that asks who is calling, or how many victims there are",
             blocks=True,
@@ -245,12 +245,11 @@ def _training_flags(result: Result) -> set[str]:
     # By the mean, not by the interval: an honest defense that needs more rounds than these is above it, if only just.
     if training.right <= training.guessed < surely * training.images:
         found.add("learns-nothing")
-    if utility is not None:
-        raw = training.equal == 1 and utility.equal < 1
-        cosines = (training.cosine, utility.cosine)
-        apart = None not in cosines and abs((training.cosine or 0.0) - (utility.cosine or 0.0)) > _OTHERWISE
-        found |= {"trains-otherwise"} if raw or apart else set()
-    return found
+    if utility is None or result.case.victims < FEW:  # a few victims may be of another kind than the clients
+        return found
+    raw = training.equal == 1 and utility.equal == 0  # an honest clip may be too long for all of the one, and bind for some of the other
+    apart = training.cosine is not None and utility.cosine is not None and abs(training.cosine - utility.cosine) > _OTHERWISE
+    return found | ({"trains-otherwise"} if raw or apart else set())
 
 
 def _worse(one: Result, other: Result) -> bool:

@@ -18,7 +18,6 @@ Estimate = Callable[[Sequence[Sequence[float | None]]], Interval]
 
 _UNKNOWN = Interval(None, None, None)
 DEFAULT_GATE: dict[str, float] = {"psnr_gain": 3.0}
-ACCURACY_DROP = "accuracy_drop"  # the threshold of cost: percent
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ def judge_results(
 
 def _with_cost(found: Judgement, results: Sequence[Result]) -> Judgement:
     """A defense that holds, and is surely within the accuracy that it may cost; otherwise it is no success, or undecided."""
-    limit = next((result.accuracy_drop for result in results), None)
+    limit = next((result.accuracy_drop_limit for result in results), None)
     if limit is None or found.verdict != "holds" or found.control_failed:
         return found
     drop = accuracy_drop(results)

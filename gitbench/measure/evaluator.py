@@ -6,7 +6,6 @@ import contextlib
 import copy
 import datetime
 import functools
-import math
 import platform
 import time
 from collections.abc import Callable
@@ -30,23 +29,24 @@ from gitbench.clients.procedure import load_client
 from gitbench.clients.rounds import client_rounds
 from gitbench.clients.trained import sent_share
 from gitbench.core.deadline import Deadline, checked
-from gitbench.core.errors import ConfigError, GitbenchError
+from gitbench.core.errors import ConfigError, told
 from gitbench.core.memory import peak_memory_mb, reset_peak
 from gitbench.core.progress import Progress, TimeUp, silent
 from gitbench.core.random import make_generator
-from gitbench.identity.case import UNDEFENDED, Case
+from gitbench.identity.case import Case
 from gitbench.judge.flags import own_flags
-from gitbench.judge.statistics import interval
 from gitbench.measure.certificate import certified
 from gitbench.measure.conformance import check_conformance
 from gitbench.measure.fingerprint import fingerprint
 from gitbench.measure.scene import Scene, victims_of
-from gitbench.measure.scoring import score
+from gitbench.measure.scoring import measures_of
 from gitbench.measure.training_cost import measure_training
 from gitbench.measure.utility import measure_utility
 from gitbench.store.folder import Store
 from gitbench.store.pictures import picture
-from gitbench.store.result import TIMED_OUT, Baselines, Cost, Environment, Measure, Result, Training
+from gitbench.store.result import TIMED_OUT, Cost, Environment, Result, Training, failed
+
+_Key = tuple[str, str, str, int, int, int, str]
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ class Evaluator:
         self.timeout = checked(timeout)
         self._data: dict[str, Data] = {}
         self._models: dict[tuple[str, str, int], nn.Module] = {}
-        self._conforming: dict[tuple[str, str, str, int, int, int, str], _Character] = {}
+        self._conforming: dict[_Key, _Character] = {}
+        self._too_slow: set[_Key] = set()  # to be trained under, in the time of a case
         self._fits = FitCache(store, fresh_since=fresh_since)
 
     def run(self, case: Case, defense: Defense | None = None) -> Result:
@@ -105,11 +106,8 @@ class Evaluator:
                 return self._measured(case, defense, deadline)
         except TimeUp:
             return Result(flags=(TIMED_OUT,), timeout=self.timeout, **self._unjudged(case))
-        except GitbenchError as error:
-            message = str(error)
         except Exception as error:  # noqa: BLE001 - a user's code may raise anything; the run goes on
-            message = f"{type(error).__name__}: {error}"
-        return Result(**{**self._unjudged(case), "status": "error", "error": message, "verdict_reason": f"error: {message}"})
+            return Result(**{**self._unjudged(case), **failed(told(error))})
 
     def observe(self, case: Case, defense: Defense | None = None) -> Observation:
         """What the attacker of a case gets to see, to the last bit: the update, and what its threat model grants.
@@ -146,23 +144,35 @@ class Evaluator:
             AttackError: the shape is another one.
         """
         inputs, found = self.truth(case), reconstruction.to(self.device)
-        measures, baselines, flags = _measures(found, inputs, self._load_data(case.dataset))
+        measures, baselines, flags = measures_of(found, inputs, self._load_data(case.dataset))
         if self.store:
             self.store.save_picture(case.case_id, picture(inputs, found))
         return self._flagged(Result(metrics=measures, baselines=baselines, flags=tuple(flags), **self._unjudged(case)))
 
-    def training(self, case: Case, defense: Defense | None = None) -> Training:
+    def training(self, case: Case, defense: Defense | None = None) -> Training | None:
         """What the defense of a case costs: one training for all attacks on it, and one without a defense.
 
         Args:
             case: its attack, its victims and the rounds that leak do not matter.
             defense: the defense itself, when no SPEC can rebuild it.
 
+        Returns:
+            None where its time is up (the case's timeout): what is done by then is kept, and the next run goes on with it.
+
         Raises:
             GitbenchError: a part of the case cannot be built, or the defense raised.
         """
-        scene, plain = self._scene(case, defense), self._scene(case, load_defense(UNDEFENDED))
-        return measure_training(scene, plain, fits=self._fits, progress=self.progress)
+        scene, plain = self._scene(case, defense), self._scene(case.control(), None)
+        key = _of_defense(case, scene.defense)
+        if key in self._too_slow:
+            return None
+        try:
+            with Deadline(self.timeout, self.progress) as deadline:
+                deadline.begin()
+                return measure_training(scene, plain, fits=self._fits, progress=deadline)
+        except TimeUp:
+            self._too_slow.add(key)
+            return None
 
     def _unjudged(self, case: Case) -> dict[str, Any]:
         """What every measurement says alike."""
@@ -211,7 +221,7 @@ class Evaluator:
         self.progress("score", 0, 1)
         sent = observation.rounds[0]  # the same however many follow: what the attacker makes of them teaches the model nothing
         utility = None if character is None else measure_utility(model, inputs, labels, sent, random=character.random)
-        measures, baselines, flags = _measures(found.inputs, inputs, data)
+        measures, baselines, flags = measures_of(found.inputs, inputs, data)
         output = output_of(scene.original)
         if character is not None:
             flags += character.flags
@@ -242,7 +252,7 @@ class Evaluator:
     def _conforms(self, case: Case, scene: Scene, model: nn.Module) -> _Character:
         """What the defense is like on public images; checked once for all attacks on it."""
         defense, public = scene.defense, scene.public
-        key = (case.dataset, case.model, case.client, case.seed, case.batch_size, case.rounds, f"{defense!r} {case.code['defense']}")
+        key = _of_defense(case, defense)
         if key not in self._conforming:
             random = check_conformance(defense, model, public, batch_size=case.batch_size)
             rehearsal = rehearse(scene.rehearsed(model), generator=make_generator(case.seed, "rehearsal"))
@@ -276,6 +286,11 @@ class Evaluator:
             device=device,
             threads=torch.get_num_threads(),
         )
+
+
+def _of_defense(case: Case, defense: Defense) -> _Key:
+    """What tells one defense of one setting from another, whatever attacks it."""
+    return case.dataset, case.model, case.client, case.seed, case.batch_size, case.rounds, f"{defense!r} {case.code['defense']}"
 
 
 def _of_the_model(model: nn.Module) -> dict[str, str]:
@@ -314,21 +329,6 @@ def _observed(scene: Scene, model: nn.Module, *, show: Callable[[nn.Module], Non
         show=show,
     )
     return scene.observation(update, model)
-
-
-def _measures(found: torch.Tensor, inputs: torch.Tensor, data: Data) -> tuple[dict[str, Measure], Baselines, list[str]]:
-    blind = data.public.inputs.mean(0).to(inputs.device)
-    scores = score(found, inputs, blind=blind, private=data.private.inputs.to(inputs.device))
-    guess = score(blind.expand_as(inputs), inputs)
-    flags = []
-    measures = {}
-    for name, values in scores.items():
-        per_victim = [value if math.isfinite(value) else None for value in values.mean(dim=1).tolist()]
-        if None in per_victim:
-            flags.append(f"{name}-not-measured")
-        bounds = interval([per_victim])
-        measures[name] = Measure(mean=bounds.mean, low=bounds.low, high=bounds.high, values=tuple(per_victim))
-    return measures, Baselines(blind={name: float(values.mean()) for name, values in guess.items()}), flags
 
 
 @functools.cache

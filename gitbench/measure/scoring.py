@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
 from scipy.optimize import linear_sum_assignment
 
+from gitbench.clients.data import Data
 from gitbench.core.errors import AttackError, GitbenchError, MetricError
 from gitbench.core.metric import Metric
 from gitbench.identity.known_metrics import known_metrics
+from gitbench.judge.statistics import interval
+from gitbench.store.result import Baselines, Measure
 
 
 def score(
@@ -77,3 +81,19 @@ def assign(reconstruction: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     costs = torch.where(torch.isfinite(costs), costs, 0)
     rows = [linear_sum_assignment(cost.numpy())[1] for cost in costs]
     return torch.stack([torch.from_numpy(row) for row in rows]).to(truth.device)
+
+
+def measures_of(found: torch.Tensor, inputs: torch.Tensor, data: Data) -> tuple[dict[str, Measure], Baselines, list[str]]:
+    """Every metric of some victims with its interval, the blind guess's, and flags for what could not be measured."""
+    blind = data.public.inputs.mean(0).to(inputs.device)
+    scores = score(found, inputs, blind=blind, private=data.private.inputs.to(inputs.device))
+    guess = score(blind.expand_as(inputs), inputs)
+    flags = []
+    measures = {}
+    for name, values in scores.items():
+        per_victim = [value if math.isfinite(value) else None for value in values.mean(dim=1).tolist()]
+        if None in per_victim:
+            flags.append(f"{name}-not-measured")
+        bounds = interval([per_victim])
+        measures[name] = Measure(mean=bounds.mean, low=bounds.low, high=bounds.high, values=tuple(per_victim))
+    return measures, Baselines(blind={name: float(values.mean()) for name, values in guess.items()}), flags

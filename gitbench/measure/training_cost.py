@@ -9,7 +9,7 @@ accuracy lost is a paired difference. It is relative to this size of data, this 
 from __future__ import annotations
 
 import copy
-import math
+import functools
 import time
 import zlib
 from collections.abc import Mapping
@@ -23,14 +23,13 @@ from gitbench.attacker.fit_cache import FitCache
 from gitbench.attacker.learning import Checkpoint
 from gitbench.clients.client import after_earlier_rounds, local_gradients, protect
 from gitbench.clients.data import Split
-from gitbench.clients.defense import Composition, Defense, fresh
+from gitbench.clients.defense import Defense, fresh
 from gitbench.clients.procedure import Client
 from gitbench.clients.trained import trained_parameters
 from gitbench.clients.update import Update
 from gitbench.core.progress import Progress
 from gitbench.core.random import make_generator
 from gitbench.core.spec import canonical_json
-from gitbench.identity.case import UNDEFENDED
 from gitbench.measure.scene import Scene
 from gitbench.measure.utility import measure_utility
 from gitbench.store.result import Training, Utility
@@ -46,18 +45,8 @@ _COMPRESSED = 4  # updates whose size is measured
 Tensors = dict[str, torch.Tensor]
 
 
-@dataclass(frozen=True)
-class Budget:
-    """Of one training.
-
-    Args:
-        rounds: steps of the server.
-    """
-
-    rounds: int
-
-
-BUDGETS: Mapping[str, Budget] = {"quick": Budget(rounds=200), "standard": Budget(rounds=1000), "paper": Budget(rounds=5000)}
+ROUNDS: Mapping[str, int] = {"quick": 200, "standard": 1000, "paper": 5000}
+"""Steps of the server, by profile."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +72,7 @@ class Course:
         """Updates of a round."""
         return max(1, _IMAGES // self.batch_size)
 
+    @functools.cached_property
     def split(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Indices of the public images that train, and of those that test."""
         order = torch.randperm(len(self.public), generator=make_generator(self.seed, "training split"))
@@ -91,7 +81,7 @@ class Course:
 
     def batches(self, round_: int) -> torch.Tensor:
         """Indices ``(clients, batch_size)`` of the images of a round."""
-        train, _ = self.split()
+        train, _ = self.split
         generator = make_generator(self.seed, f"training round {round_}")
         return train[torch.randint(len(train), (self.clients, self.batch_size), generator=generator)]
 
@@ -110,33 +100,34 @@ def measure_training(scene: Scene, plain: Scene, *, fits: FitCache, progress: Pr
         StoreError: the results folder cannot be used.
     """
     case = scene.case
-    course = Course(scene.public, scene.client, scene.labels.shape[1], BUDGETS[case.profile].rounds, case.seed)
+    course = Course(scene.public, scene.client, scene.labels.shape[1], ROUNDS[case.profile], case.seed)
 
     def trained(one: Scene) -> State:
         def learn(checkpoint: Checkpoint) -> Tensors:
             return train_defended(one.shared_model(), course, defense=one.defense, progress=progress, checkpoint=checkpoint)
 
-        return fits.kept(_made_from(one, course, plain=one is plain or case.is_control), learn, device=torch.device("cpu")).state
+        return fits.kept(_made_from(one, course), learn, device=torch.device("cpu")).state
 
     undefended, defended = trained(plain), trained(scene)
     first = first_updates(scene.shared_model(), course, defense=scene.defense, victims=case.victims)
     return training_of(defended, undefended, course, defense=scene.defense, first=first)
 
 
-def _made_from(scene: Scene, course: Course, *, plain: bool) -> str:
-    case, unseen = scene.case, {"attack", "metrics"}
+def _made_from(scene: Scene, course: Course) -> str:
+    """Everything that shapes a training, as canonical JSON. Attack, victims and rounds that leak do not."""
+    case = scene.case
     return canonical_json(
         {
             "training": course.rounds,
             "dataset": case.dataset,
             "public": len(course.public),
             "model": case.model,
-            "defense": UNDEFENDED if plain else case.defense,
+            "defense": case.defense,
             "client": repr(course.client),
             "batch_size": course.batch_size,
             "seed": case.seed,
             "device": course.public.inputs.device.type,
-            "code": {kind: digest for kind, digest in case.code.items() if kind not in (unseen | {"defense"} if plain else unseen)},
+            "code": {kind: digest for kind, digest in case.code.items() if kind not in ("attack", "metrics")},
         }
     )
 
@@ -163,12 +154,12 @@ def train_defended(model: nn.Module, course: Course, *, defense: Defense, progre
         last = _sent(model, public.inputs[chosen], public.labels[chosen], course, defense, round_)
         spent += time.perf_counter() - start
         for name, parameter in parameters.items():
-            parameter.grad = last.tensors[name].detach().mean(0).nan_to_num(0, 0, 0)
+            parameter.grad = last.tensors[name].detach().mean(0)
         optimizer.step()
-        if defense.age == 1 and (round_ + 1) % _SAVED_EVERY == 0:
+        if defense.age == 1 and (round_ + 1) % _SAVED_EVERY == 0 and round_ + 1 < course.rounds:  # one round at least is left to do
             checkpoint.save(_saved(model, optimizer, round_ + 1))
         progress("training under the defense", round_ + 1, course.rounds)
-    done = max(1, course.rounds - first) * course.clients
+    done = (course.rounds - first) * course.clients
     told = {"seconds": spent / done, "bytes": _bytes_sent(last)}
     return {"right": _right(model, course), **{name: torch.tensor(value, dtype=torch.float64) for name, value in told.items()}}
 
@@ -198,9 +189,11 @@ def first_updates(model: nn.Module, course: Course, *, defense: Defense, victims
 def training_of(defended: State, undefended: State, course: Course, *, defense: Defense, first: Utility) -> Training:
     """What :func:`train_defended` found for a defense beside what it found for none, and :func:`first_updates`."""
     right, before = (found["right"].bool() for found in (defended, undefended))
-    _, test = course.split()
+    train, test = course.split
     guessed = int(course.public.labels[test.to(course.public.labels.device)].bincount().max())
-    epsilon = _epsilon(defense, course)
+    sample_rate = min(1.0, course.clients * course.batch_size / max(1, len(train)))
+    # The server sees every client's update, so that no other client's noise counts.
+    epsilon = defense.privacy_spent(sample_rate=sample_rate, steps=course.rounds, delta=_DELTA)
     return Training(
         images=len(right), right=int(right.sum()), lost=int((before & ~right).sum()), gained=int((right & ~before).sum()),
         guessed=guessed, cosine=first.cosine, equal=first.equal,
@@ -208,17 +201,6 @@ def training_of(defended: State, undefended: State, course: Course, *, defense: 
         bytes_sent=float(defended["bytes"]), seconds=float(defended["seconds"]),
         epsilon=epsilon, delta=None if epsilon is None else _DELTA,
     )  # fmt: skip
-
-
-def _epsilon(defense: Defense, course: Course) -> float | None:
-    """Privacy of one example against the server, which sees every update: all rounds, each with a random share of the images."""
-    parts = defense.defenses if isinstance(defense, Composition) else (defense,)
-    spent = next((part.epsilon for part in parts if hasattr(part, "epsilon")), None)
-    train, _ = course.split()
-    if spent is None:
-        return None
-    found = float(spent(sample_rate=min(1.0, course.clients * course.batch_size / len(train)), steps=course.rounds, delta=_DELTA))
-    return found if math.isfinite(found) else None
 
 
 def _bytes_sent(update: Update) -> float:
@@ -258,7 +240,7 @@ def _resumed(model: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Che
 
 @torch.no_grad()
 def _right(model: nn.Module, course: Course) -> torch.Tensor:
-    _, test = course.split()
+    _, test = course.split
     model.eval()
     rows = test.to(course.public.inputs.device)
     found = [model(course.public.inputs[part]).argmax(1) == course.public.labels[part] for part in rows.split(64)]

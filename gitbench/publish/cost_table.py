@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from statistics import fmean
 
 from gitbench.core import figures
@@ -11,7 +11,7 @@ from gitbench.core.text import code
 from gitbench.judge.cost import Percent, accuracy, accuracy_drop, trainings
 from gitbench.judge.flags import blocking
 from gitbench.judge.worst_case import Worst
-from gitbench.publish.table import Table
+from gitbench.publish.table import Table, markdown_table
 from gitbench.store.result import Result, Utility
 
 COST = (
@@ -27,24 +27,33 @@ def rank(table: Table, defense: str, worst: Worst) -> tuple[bool, bool, float, f
 
     By what leaks, and of equals by what is lost, so that nothing stands above what dominates it; what trains nothing stands last.
     """
-    lost = accuracy_drop(_of(table, defense))
+    lost = accuracy_drop(measured_here(table, defense))
     leak = math.inf if worst.bound.mean is None else table.metric.sign * worst.bound.mean
-    return defense == "none", bool(blocking(_of(table, defense))), leak, math.inf if lost is None else lost.mean
+    return defense == "none", bool(blocking(measured_here(table, defense))), leak, math.inf if lost is None else lost.mean
 
 
 def costs(table: Table, worsts: Mapping[str, Worst]) -> str:
     """A row for each defense whose cost was measured."""
-    known = {defense: accuracy_drop(_of(table, defense)) for defense in worsts}
-    measured = {defense: drop for defense, drop in known.items() if drop is not None}
+    measured = measured_drops(table)
     best = front(table, worsts, measured)
     if not measured:
         return ""
     ordered = sorted(measured, key=lambda defense: rank(table, defense, worsts[defense]))
-    return markdown([_row(table, defense, measured[defense], worsts[defense], on_front=defense in best) for defense in ordered])
+    text = markdown_table([_row(table, defense, measured[defense], worsts[defense], on_front=defense in best) for defense in ordered])
+    missing = ", ".join(code(defense) for defense in worsts if defense not in measured)
+    return (
+        f"{text}\n\nNot measured: {missing}. A training that runs out of --gitbench-timeout goes on in the next run." if missing else text
+    )
+
+
+def measured_drops(table: Table) -> dict[str, Percent]:
+    """What each defense costs whose cost was measured."""
+    known = {defense: accuracy_drop(measured_here(table, defense)) for defense in table.defenses}
+    return {defense: drop for defense, drop in known.items() if drop is not None}
 
 
 def _row(table: Table, defense: str, drop: Percent, worst: Worst, *, on_front: bool) -> dict[str, str]:
-    found, right = trainings(_of(table, defense)), accuracy(_of(table, defense))
+    found, right = trainings(measured_here(table, defense)), accuracy(measured_here(table, defense))
     assert right is not None
     first, leak = found[0], worst.bound
     bounds = (
@@ -67,7 +76,7 @@ def _row(table: Table, defense: str, drop: Percent, worst: Worst, *, on_front: b
 
 def front(table: Table, worsts: Mapping[str, Worst], drops: Mapping[str, Percent]) -> set[str]:
     """Defenses that no other dominates: leaks no more and costs no more, and one of both less. What is no success is not asked."""
-    leaks = {defense: worsts[defense].bound.mean for defense in drops if not blocking(_of(table, defense))}
+    leaks = {defense: worsts[defense].bound.mean for defense in drops if not blocking(measured_here(table, defense))}
     points = {name: (table.metric.sign * leak, drops[name].mean) for name, leak in leaks.items() if leak is not None}
     return {
         name
@@ -93,14 +102,12 @@ def usefulness(table: Table) -> dict[str, dict[str, str]]:
     return found
 
 
-def _of(table: Table, defense: str) -> list[Result]:
+def measured_here(table: Table, defense: str) -> list[Result]:
     """The results of a row that were measured here, of all attacks and seeds."""
-    return [result for (row, _), results in table.results.items() if row == defense for result in results if result.status == "done"]
-
-
-def markdown(rows: Sequence[Mapping[str, object]]) -> str:
-    """A table whose columns are the keys, in their order."""
-    import pandas as pd
-
-    text: str = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
-    return text
+    return [
+        result
+        for (row, attack), results in table.results.items()
+        if row == defense and not table.by_others(row, attack)
+        for result in results
+        if result.status == "done"
+    ]

@@ -17,8 +17,8 @@ from gitbench.judge.flags import FLAGS
 from gitbench.judge.statistics import Interval
 from gitbench.judge.verdict import DEFAULT_GATE, exposures, pooled
 from gitbench.judge.worst_case import AUTO, Worst
-from gitbench.publish.cost_table import COST, costs, markdown, rank, usefulness
-from gitbench.publish.table import Table
+from gitbench.publish.cost_table import COST, costs, rank, usefulness
+from gitbench.publish.table import Table, markdown_table
 from gitbench.run.profiles import PROFILES
 from gitbench.store.folder import write_atomic
 from gitbench.store.result import TIMED_OUT, Measure, Result
@@ -129,6 +129,8 @@ def _head(table: Table) -> list[str]:
     environment, known = first.environment, known_metrics()
     shown = ", ".join(f"{key} {value}" for key, value in table.conditions.items())
     gate = ", ".join(f"{name} {figures.arrow(known[name])} {figures.limit(known[name], value)}" for name, value in table.gate.items())
+    if first.accuracy_drop_limit is not None:
+        gate += f", and holds only where it costs at most {first.accuracy_drop_limit:g} % of accuracy"
     cells = json.dumps(sorted("/".join(key) for key in (*table.results, *table.not_applicable)))
     cells = cells.replace("--", r"\u002d\u002d")  # two dashes could end the comment; JSON reads these back
     return [
@@ -176,7 +178,7 @@ def _defenses(table: Table, worsts: Mapping[str, Worst]) -> str:
         added = {escaped(heading): escaped(table.columns.get(defense, {}).get(heading, "")) for heading in headings}
         row |= {heading: text for heading, text in added.items() if heading not in row}
         rows.append((rank(table, defense, worst), row))
-    return markdown([row for _, row in sorted(rows, key=lambda item: item[0])])
+    return markdown_table([row for _, row in sorted(rows, key=lambda item: item[0])])
 
 
 def _cell(table: Table, defense: str, attack: str) -> str:
@@ -245,7 +247,7 @@ def _others(table: Table) -> str:
         for result in results
         if result.case_id in table.others
     ]
-    return markdown(rows) if rows else ""
+    return markdown_table(rows) if rows else ""
 
 
 def _flags(table: Table) -> str:
@@ -257,7 +259,7 @@ def _flags(table: Table) -> str:
         {"flag": code(name), "cells": ", ".join(named), "raised when": escaped(FLAGS[name].raised) if name in FLAGS else ""}
         for name, named in sorted(cells.items())
     ]
-    return markdown(rows) if rows else ""
+    return markdown_table(rows) if rows else ""
 
 
 def _exposure(table: Table) -> str:
@@ -277,7 +279,7 @@ def _exposure(table: Table) -> str:
             share += ", by others" if found and table.by_others(defense, attack) else ""
             row[code(defense)] = share
         rows.append(row)
-    return markdown(rows)
+    return markdown_table(rows)
 
 
 def _attacks(table: Table) -> str:
@@ -295,7 +297,7 @@ def _attacks(table: Table) -> str:
         rows.append((results[0].metrics.get("mse", unknown).mean or 0.0, row))
     if not rows:
         return ""
-    return markdown([row for _, row in sorted(rows, key=lambda item: item[0])])
+    return markdown_table([row for _, row in sorted(rows, key=lambda item: item[0])])
 
 
 def _shown(table: Table) -> list[Metric]:

@@ -187,3 +187,11 @@ def table_of(
         not_applicable=not_applicable,
         columns=columns,
     )
+
+
+def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:
+    """A table whose columns are the keys, in their order."""
+    import pandas as pd
+
+    text: str = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+    return text

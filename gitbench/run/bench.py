@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from gitbench.core.deadline import checked
-from gitbench.core.errors import ConfigError, GitbenchError, SpecError
+from gitbench.core.errors import ConfigError, GitbenchError, SpecError, told
 from gitbench.core.progress import Progress, silent
 from gitbench.core.spec import Part, parse_spec
 from gitbench.identity.case import PLAIN_CLIENT, UNDEFENDED, Case, code_digest, make_case
@@ -26,7 +26,7 @@ from gitbench.judge.flags import compared_flags, raised_anew
 from gitbench.judge.verdict import DEFAULT_GATE, exposures, judge_results
 from gitbench.run.config import Config, make_config
 from gitbench.store.folder import Store
-from gitbench.store.result import TIMED_OUT, Baselines, Result
+from gitbench.store.result import TIMED_OUT, Baselines, Result, failed
 
 if TYPE_CHECKING:
     from gitbench.clients.defense import Defense
@@ -48,7 +48,7 @@ class Bench:
         progress: told what is going on.
         timeout: seconds that a case may take; None for no limit. A stored case that had less is measured again.
         cost: whether to train under each defense, and say what accuracy it costs.
-        accuracy_drop: the most accuracy in percent that a defense may cost to hold; None for no limit.
+        accuracy_drop_limit: the most accuracy in percent that a defense may cost to hold; None for no limit.
 
     Raises:
         ConfigError: the timeout is no positive number.
@@ -65,7 +65,7 @@ class Bench:
         progress: Progress = silent,
         timeout: float | None = None,
         cost: bool = False,
-        accuracy_drop: float | None = None,
+        accuracy_drop_limit: float | None = None,
     ) -> None:
         self._store = store
         self._device = device
@@ -74,8 +74,8 @@ class Bench:
         self._threads = threads
         self._progress = progress
         self._timeout = checked(timeout)
-        self._cost = cost or accuracy_drop is not None
-        self._accuracy_drop = accuracy_drop
+        self._cost = cost or accuracy_drop_limit is not None
+        self._accuracy_drop_limit = accuracy_drop_limit
         self._memory: dict[str, Result] = {}
         self._own: set[str] = set()  # measured here: fresh, whatever the clock says
         self._chain: Evaluator | None = None
@@ -99,7 +99,7 @@ class Bench:
             progress=progress,
             timeout=config.timeout,
             cost=config.cost,
-            accuracy_drop=config.accuracy_drop,
+            accuracy_drop_limit=config.accuracy_drop_limit,
         )
 
     def measure(self, case: Case, *, defense: Defense | None = None) -> Result:
@@ -120,12 +120,18 @@ class Bench:
             return done  # without a lock: a folder that holds all that is asked for may be read-only
         with self._store.lock(case.case_id) if self._store else contextlib.nullcontext():
             found = self.stored(case)
-            judged = self._judged(self._with_cost(found or self._measured(case, defense), defense), control)
+            result = found or self._measured(case, defense)
+            if found is None and self._lacks_cost(result):
+                self._keep(self._judged(result, control))  # what was attacked is not lost to a training that is cut off
+            judged = self._judged(self._with_cost(result, defense), control)
             if judged != found:  # new, or judged by another gate before: the numbers stay, the verdict follows
-                self._memory[case.case_id] = judged
-                if self._store:
-                    self._store.save(judged)
+                self._keep(judged)
         return judged
+
+    def _keep(self, result: Result) -> None:
+        self._memory[result.case_id] = result
+        if self._store:
+            self._store.save(result)
 
     def stored(self, case: Case) -> Result | None:
         """The finished result of a case, if there is one that may be taken."""
@@ -150,16 +156,13 @@ class Bench:
         return self._cost and result.training is None and result.status == "done"
 
     def _with_cost(self, result: Result, defense: Defense | None) -> Result:
-        """A result with what its defense costs, where that is asked for."""
+        """A result with what its defense costs, where that is asked for and there is time for it."""
         if not self._lacks_cost(result):
             return result
         try:
             return result.model_copy(update={"training": self._evaluator().training(result.case, defense)})
-        except GitbenchError as error:
-            message = f"trained under its defense: {error}"
         except Exception as error:  # noqa: BLE001 - a user's code may raise anything; the run goes on
-            message = f"trained under its defense: {type(error).__name__}: {error}"
-        return result.model_copy(update={"status": "error", "error": message, "verdict_reason": f"error: {message}"})
+            return result.model_copy(update=failed(f"trained under its defense: {told(error)}"))
 
     def _measured(self, case: Case, defense: Defense | None) -> Result:
         self._own.add(case.case_id)
@@ -183,9 +186,9 @@ class Bench:
         return next((found for found in map(self.stored, case.oblivious()) if found is not None), None)
 
     def _judged(self, result: Result, control: Result | None) -> Result:
-        changes: dict[str, object] = {"gate": self._gate, "accuracy_drop": self._accuracy_drop}
+        changes: dict[str, object] = {"gate": self._gate, "accuracy_drop_limit": self._accuracy_drop_limit}
         if result.status == "done":
-            result = result.model_copy(update={"flags": tuple(sorted(raised_anew(result))), "accuracy_drop": self._accuracy_drop})
+            result = result.model_copy(update={**changes, "flags": tuple(sorted(raised_anew(result)))})
             judgement = judge_results([result], [control] if control else None, gate=self._gate)
             flags = set(result.flags) - _JUDGED | ({"control-failed"} if judgement.control_failed else set())
             if control is not None and control.status == "done":
@@ -228,7 +231,7 @@ def evaluate(
         rounds: how many updates of each victim the attacker sees, each with fresh randomness of the defense.
         seed: of victims, model, defense and attack.
         device: ``auto``, ``cpu`` or ``cuda``.
-        gate: metric name to threshold.
+        gate: metric name to threshold; with ``accuracy_drop`` the defense is trained under as well.
         results: folder to keep results in and take them from; None measures anew.
         timeout: seconds for each of the two, past which it is inconclusive and has the flag ``timed-out``; None for no limit.
         progress: told what is going on.
@@ -245,8 +248,8 @@ def evaluate(
         attack=attack, defense=defense, model=model, dataset=dataset, client=client, threat=threat, profile=profile,
         victims=config.victims, batch_size=config.batch_size[0], rounds=config.rounds[0], seed=seed,
     )  # fmt: skip
-    store = None if results is None else Store(Path(results))
-    bench = Bench(store=store, device=device, gate=config.threshold, progress=progress, timeout=timeout)
+    store, limit = None if results is None else Store(Path(results)), config.accuracy_drop_limit
+    bench = Bench(store=store, device=device, gate=config.threshold, progress=progress, timeout=timeout, accuracy_drop_limit=limit)
     return bench.measure(case, defense=None if isinstance(defense, str) else defense)
 
 

@@ -26,8 +26,8 @@ from gitbench.identity.case import UNDEFENDED, Case, CellLabels, Setting, make_c
 from gitbench.identity.known_metrics import known_metrics
 from gitbench.identity.loading import checked_spec
 from gitbench.identity.threat import THREATS
+from gitbench.judge.cost import ACCURACY_DROP
 from gitbench.judge.sequential import FIRST, looks
-from gitbench.judge.verdict import ACCURACY_DROP
 from gitbench.run.profiles import PROFILES
 
 _CHOOSING = {"attack", "model", "dataset", "client"}
@@ -61,7 +61,7 @@ class Config(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threat: str = "server"
     threshold: dict[str, FiniteFloat]
-    accuracy_drop: FiniteFloat | None = None
+    accuracy_drop_limit: FiniteFloat | None = None
     cost: bool = False
     results: _Path = Path(".gitbench")
     leaderboard: _Path | None = Path("leaderboards")
@@ -131,17 +131,18 @@ class Cell:
         return self.cases[0].is_control
 
 
-def make_config(settings: Mapping[str, Any], options: Mapping[str, Any]) -> Config:
+def make_config(settings: Mapping[str, Any], options: Mapping[str, Any], *, costs: bool = False) -> Config:
     """Merge ``[tool.gitbench]`` and the command line over a profile.
 
     Args:
         settings: the table from pyproject.toml.
         options: what the command line gave; None means that it did not.
+        costs: whether a run that chooses none of its axes but the defenses trains under them, where nobody says.
 
     Raises:
         ConfigError: unknown key, profile, threat model or metric, or a value of the wrong kind.
     """
-    options_of_a_run = Config.model_fields.keys() - {ACCURACY_DROP}  # that is one of the thresholds
+    options_of_a_run = Config.model_fields.keys() - {"accuracy_drop_limit"}  # which is one of the thresholds
     unknown = sorted(str(key) for key in set(settings) - options_of_a_run)
     if unknown:
         raise ConfigError(f"[tool.gitbench] has no option {shown(unknown[0])}.{nearest(unknown[0], sorted(options_of_a_run))}")
@@ -161,9 +162,9 @@ def make_config(settings: Mapping[str, Any], options: Mapping[str, Any]) -> Conf
     if merged["victims"] == "auto" or merged.get("sequential") is True:
         merged |= {"victims": FIRST, "sequential": True}
     if "cost" not in given:
-        merged["cost"] = not _CHOOSING & given.keys()
+        merged["cost"] = costs and not _CHOOSING & given.keys()
     thresholds = parse_thresholds(merged["threshold"])
-    merged["accuracy_drop"] = thresholds.pop(ACCURACY_DROP, None)
+    merged["accuracy_drop_limit"] = thresholds.pop(ACCURACY_DROP, None)
     merged["threshold"] = thresholds or dict(profile.threshold)
     for key in ("leaderboard", "timeout"):
         if isinstance(merged.get(key), str) and merged[key].lower() == "none":

@@ -174,7 +174,7 @@ class Result(StrictModel):
     verdict: Verdict | None
     verdict_reason: Text
     gate: dict[str, FiniteFloat] = Field(default_factory=dict)
-    accuracy_drop: FiniteFloat | None = None  # in percent, the most that the defense may cost to hold; None asks for no cost
+    accuracy_drop_limit: FiniteFloat | None = None  # in percent, the most that the defense may cost to hold; None asks for no cost
     metrics: dict[str, Measure] = Field(default_factory=dict)
     exposure: dict[str, Exposure] = Field(default_factory=dict)
     baselines: Baselines = Field(default_factory=Baselines)
@@ -211,6 +211,11 @@ class Result(StrictModel):
     def to_json(self) -> str:
         """Indented JSON with the public key ``schema``."""
         return self.model_dump_json(by_alias=True, indent=1) + "\n"
+
+
+def failed(message: str) -> dict[str, str]:
+    """The fields of a result that say what went wrong."""
+    return {"status": "error", "error": message, "verdict_reason": f"error: {message}"}
 
 
 def _is_time(text: str) -> bool:

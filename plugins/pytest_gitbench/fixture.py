@@ -38,7 +38,7 @@ _AXES = {
     "batch_sizes": "batch_size",
     "rounds": "rounds",
 }
-_OPTIONS = (*_AXES.values(), "profile", "seeds", "victims", "device", "threat", "threshold", "results", "timeout")
+_OPTIONS = (*_AXES.values(), "profile", "seeds", "victims", "device", "threat", "threshold", "cost", "results", "timeout")
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,13 @@ from gitbench.core.text import printable, shown
 from gitbench.run.config import Config, make_config
 
 
-def read_config(config: pytest.Config, **overrides: Any) -> Config:
+def read_config(config: pytest.Config, *, costs: bool = False, **overrides: Any) -> Config:
     """The options of this run.
+
+    Args:
+        config: pytest's.
+        costs: as for :func:`gitbench.run.config.make_config`.
+        overrides: options that win over all others.
 
     Raises:
         ConfigError: something cannot be used.
@@ -22,7 +27,7 @@ def read_config(config: pytest.Config, **overrides: Any) -> Config:
     settings = _settings(config)
     options = {key: getattr(config.option, f"gitbench_{key}", None) for key in Config.model_fields}
     given = {key: value for key, value in options.items() if value is not None}
-    return make_config(settings, {**given, **overrides})
+    return make_config(settings, {**given, **overrides}, costs=costs)
 
 
 def _settings(config: pytest.Config) -> dict[str, Any]:

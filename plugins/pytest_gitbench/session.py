@@ -43,7 +43,7 @@ class GitbenchSession:
             config.option.gitbench_chosen = [arg for arg in config.args if arg.startswith(f"{RUN_ID}::")]
         config.args = []  # only the matrix is collected
         try:
-            self.config = read_config(config)
+            self.config = read_config(config, costs=True)
             self.cells = shaped(config, self.config, make_cells(self.config))
             self._baseline = load_baseline(self.config.baseline) if self.config.baseline else None
             self._check_baseline()

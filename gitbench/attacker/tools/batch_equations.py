@@ -5,8 +5,7 @@ For a batch of ``B`` the layer's gradient is ``[G, g] = D' [A, 1]``, where the r
 for known ``R (B, F + 1)``, and ``N (B, B)`` is all that is left to find. The server knows ``W`` and ``c``, so that ``N`` gives the
 logits, these give ``D``, and ``D' N R = [G, g]`` are ``C B`` equations.
 
-Each row of the gradient is of one class, and is rounded at its own size: an equation counts in units of its row. Noise is
-as large in one row as in another: where it is more than rounding, all equations count alike.
+Each row of the gradient is of one class, and is rounded at its own size: an equation counts in units of its row.
 
 Where the whole gradient was sent at an unknown scale (clipped, say), ``f D' N R = [G, g]`` with one more unknown. For given ``N``
 the best ``f`` is known, so that it is eliminated (variable projection, in the form of Kaufman 1975).
@@ -21,13 +20,11 @@ import torch
 from torch.nn import functional
 
 from gitbench.attacker.observation import Observation
-from gitbench.attacker.tools.channel import Channel
 from gitbench.clients.model import last_linear
 
 _STEPS = 300
 _STALLED = 8  # steps that lower the residual by less than a thousandth
 _DONE = 1e-18
-_ROUNDING = 6e-8  # of float32, relative
 _PROBE = 0.1  # length of the step along which curvature is measured
 _CURVED = 0.75  # a step whose second-order part is longer than half this share of it is not taken
 _DAMPING = 1e-3
@@ -66,23 +63,21 @@ class Equations:
     rescaled: bool = False
 
     @classmethod
-    def of(cls, observation: Observation, labels: torch.Tensor, *, channel: Channel | None = None) -> Equations:
-        """Those of an update, for labels ``(V, B)``; ``channel`` is how it arrived, None where it is as it was."""
-        channel = channel or Channel()
+    def of(cls, observation: Observation, labels: torch.Tensor, *, rescaled: bool = False) -> Equations:
+        """Those of an update, for labels ``(V, B)``; ``rescaled`` where it was sent at an unknown scale."""
         name, linear = last_linear(observation.model)
         tensors = observation.update.tensors
         gradient = torch.cat([tensors[f"{name}.weight"], tensors[f"{name}.bias"][..., None]], dim=2).double()
         layer = torch.cat([linear.weight, linear.bias[:, None]], dim=1).detach().double()
         size = gradient.square().mean(2).sqrt()
-        doubt = (size.square() + (channel.error / _ROUNDING) ** 2).sqrt()
-        weights = torch.where(size > _TINY, 1 / doubt.clamp_min(_TINY), 0)  # a row that was not sent says nothing
+        weights = torch.where(size > _TINY, 1 / size.clamp_min(_TINY), 0)  # a row that was not sent says nothing
         batch = labels.shape[1]
         left, singular, right = torch.linalg.svd(gradient * weights[..., None], full_matrices=False)
         left, singular, spanned = left[..., :batch], singular[:, :batch], right[:, :batch]
         turn = _first_direction(singular * spanned[..., -1]) * singular[:, None]
         classes = functional.one_hot(labels, len(layer)).double()
         logits, target = turn @ spanned @ layer.T, left * singular[:, None]
-        return cls(gradient, layer, classes, weights, spanned, turn, logits, target, channel.rescaled)
+        return cls(gradient, layer, classes, weights, spanned, turn, logits, target, rescaled)
 
     @property
     def scale(self) -> torch.Tensor:

@@ -13,7 +13,7 @@ from gitbench.clients.model import last_linear
 from gitbench.clients.update import Update
 from gitbench.core.errors import ModelError
 
-_CHUNK = 64  # images at once: of a residual network more of them leave the processor's cache, and take twice as long
+_CHUNK = 64  # images at once: more of them may not fit into the processor's cache
 
 
 def last_features(observation: Observation, update: Update, labels: torch.Tensor) -> torch.Tensor:
@@ -63,8 +63,8 @@ def passed(model: nn.Module, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.
 def principal_directions(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """In which rows ``(N, F)`` are longest: root mean squares ``(R,)``, falling, and directions ``(R, F)``, for ``R = min(N, F)``.
 
-    Of many rows by their products, which takes a tenth of the time of a singular value decomposition, and has half its digits: directions
-    whose share is below 1e-7 of the largest are lost in rounding.
+    Of many rows by their products, which is faster than a singular value decomposition and has half its digits: what is shorter than
+    1e-7 of the longest is lost in rounding.
     """
     if len(rows) <= rows.shape[1]:
         _, deviations, directions = torch.linalg.svd(rows, full_matrices=False)

@@ -7,9 +7,9 @@ from torch import nn
 from torch.nn import functional
 
 from gitbench.attacker.observation import Observation
-from gitbench.attacker.tools.channel import channel_of
 from gitbench.attacker.tools.features import forward_features, principal_directions
 from gitbench.attacker.tools.label_counts import most_likely_counts, most_likely_rescaled_counts
+from gitbench.attacker.tools.rescaling import is_rescaled
 from gitbench.clients.defense import Defense
 from gitbench.clients.model import last_layer, last_linear
 from gitbench.clients.stochastic import stochastic_layers
@@ -104,7 +104,7 @@ def _counts(observation: Observation) -> torch.Tensor:
     defended = ("defense" in granted and not _passes(observation.defense)) or bool(stochastic_layers(observation.architecture))
     readable = "parameters" in granted and "public" in granted and not observation.model.training
     known = "parameters" in granted and not defended
-    if readable and (known or channel_of(observation).rescaled):
+    if readable and (known or is_rescaled(observation)):
         found = _from_features(observation, linear, rescaled=not known)
     elif known and linear.bias is not None:
         found = _from_rows(observation)

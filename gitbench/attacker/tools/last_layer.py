@@ -14,8 +14,8 @@ import torch
 
 from gitbench.attacker.observation import Observation
 from gitbench.attacker.tools.batch_equations import Equations, minimised
-from gitbench.attacker.tools.channel import channel_of
 from gitbench.attacker.tools.features import forward_features, principal_directions
+from gitbench.attacker.tools.rescaling import is_rescaled
 from gitbench.clients.model import last_linear
 from gitbench.core.progress import Progress
 from gitbench.core.random import make_generator
@@ -75,7 +75,7 @@ def misfit_of(observation: Observation, labels: torch.Tensor, inputs: torch.Tens
         labels: ``(V, B)``.
         inputs: ``(V, B, F)``.
     """
-    equations = Equations.of(observation, labels, channel=channel_of(observation))
+    equations = Equations.of(observation, labels, rescaled=is_rescaled(observation))
     return equations.misfit_of(inputs.double())
 
 
@@ -97,7 +97,7 @@ def solved_inputs(
         tolerance: of the misfit, for a batch to count as solved.
         goal: the misfit that a batch must have for its search to end early; None for the tolerance.
     """
-    equations = Equations.of(observation, labels, channel=channel_of(observation))
+    equations = Equations.of(observation, labels, rescaled=is_rescaled(observation))
     public = _Public(observation, equations.layer)
     best = _Solutions(equations, public, tolerance if goal is None else min(goal, tolerance))
     for done in range(_ROUNDS):

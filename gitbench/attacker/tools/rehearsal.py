@@ -14,7 +14,7 @@ from gitbench.attacker.tools.labels import infer_labels
 from gitbench.clients.client import blaming, own_update
 from gitbench.clients.defense import Expectation
 from gitbench.clients.model import classes_of
-from gitbench.clients.update import Update
+from gitbench.clients.update import Update, per_victim
 from gitbench.core.errors import ModelError
 from gitbench.core.random import make_generator, randn_like
 
@@ -124,7 +124,7 @@ def rescaled(update: Update, aim: Update, scale: Scale) -> Update:
         dots = dict.fromkeys(dots, torch.stack(list(dots.values())).sum(0))
         squares = dict.fromkeys(squares, torch.stack(list(squares.values())).sum(0))
     factors = {name: dots[name] / squares[name].clamp_min(1e-30) for name in dots}
-    return update.map(lambda name, tensor: tensor * factors[name].reshape(-1, *[1] * (tensor.ndim - 1)))
+    return update.map(lambda name, tensor: tensor * per_victim(factors[name], tensor))
 
 
 def _played(observation: Observation, batches: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, Update]:
