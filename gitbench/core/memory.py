@@ -1,12 +1,30 @@
-"""Memory: the process's peak during one case, and what is left to take."""
+"""Memory: the process's peak during one case, what is left to take, and how freed memory is kept."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import platform
 import sys
 from pathlib import Path
 
 import torch
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's mallopt(3)
+_KEPT = 2**30  # bytes that are freed before any go back to the system
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what is freed for the next tensor, where it is glibc.
+
+    By itself glibc gives each large tensor back to the system at once, and the next one costs the system as many page faults
+    anew: a third of the time of the attacks on small networks. The peak grows by a tenth, as measured on `auto`.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        with contextlib.suppress(OSError, AttributeError):
+            mallopt = ctypes.CDLL(None).mallopt
+            mallopt(_MMAP_THRESHOLD, _KEPT)
+            mallopt(_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def reset_peak(device: torch.device) -> None:

@@ -169,9 +169,11 @@ class Bench:
         return self._evaluator().run(case, defense)
 
     def _evaluator(self) -> Evaluator:
+        from gitbench.core.memory import keep_freed_memory
         from gitbench.measure.evaluator import Evaluator
 
         if self._chain is None:
+            keep_freed_memory()
             if self._threads is not None:
                 import torch
 
