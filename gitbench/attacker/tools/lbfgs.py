@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -10,6 +11,7 @@ from gitbench.core.progress import TimeUp
 
 _HISTORY = 5
 _BACKTRACK = 1 / 3
+_STUCK = 1e-9  # of a step: no shorter one of any problem is worth a try
 _CURVED = 1e-10
 
 Closure = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -84,6 +86,7 @@ def descend(
     iterations: int,
     *,
     history: int = _HISTORY,
+    growth: float = math.inf,
     tell: Callable[[int], None] = lambda _done: None,
 ) -> torch.Tensor:
     """L-BFGS of many problems side by side, from a known curvature and without leaving a better point for a worse one.
@@ -94,6 +97,7 @@ def descend(
         precondition: an approximate inverse of the curvature, to rows ``(V, n)``.
         iterations: each one call of the objective.
         history: steps that shape the curvature.
+        growth: of a step's length after one that led lower, up to the whole step; a step that led nowhere is cut to a third.
         tell: told how many iterations are done; where it raises :class:`~gitbench.core.progress.TimeUp`, the points so far are returned.
     """
     points = start
@@ -107,7 +111,9 @@ def descend(
         better = (found < values)[:, None]
         points, gradients = torch.where(better, there, points), torch.where(better, slopes, gradients)
         values = torch.where(better[:, 0], found, values)
-        length = torch.where(better, torch.ones_like(length), length * _BACKTRACK)
+        length = torch.where(better, (length * growth).clamp_max(1), length * _BACKTRACK)
+        if bool((length < _STUCK).all()):
+            break
         try:
             tell(iteration + 1)
         except TimeUp:

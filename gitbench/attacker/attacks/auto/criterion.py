@@ -110,9 +110,12 @@ class Criterion:
             with torch.enable_grad():
                 found = images(points).detach().requires_grad_()
                 misfit = self.misfit(found, labels, rows=rows)
-                values = (misfit / 2 if whitened else self.energy(misfit, rows=rows)) + self.prior(found)
+                # In the prior's own coordinates it is the points' own square.
+                values = misfit / 2 if whitened else self.energy(misfit, rows=rows) + self.prior(found)
                 (slope,) = torch.autograd.grad(values.sum(), found)
-            return values.detach(), self._prior.slope(slope) if whitened else slope.flatten(1)
+            if not whitened:
+                return values.detach(), slope.flatten(1)
+            return values.detach() + points.square().sum(1) / 2, self._prior.slope(slope) + points
 
         optimizer = BatchedLbfgs(points, history=_HISTORY)
         best = Best(len(points), points.device)

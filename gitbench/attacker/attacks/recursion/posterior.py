@@ -16,6 +16,7 @@ from gitbench.clients.update import Update
 from gitbench.core.random import randn_like
 
 _HISTORY = 20
+_GROWTH = 3.0  # of a batch's steps: nine in ten whole ones lead nowhere (a third more of a pruned or drifted update is found)
 _PROBES = 64  # directions in the gradients' space that show the curvature, all victims together
 _SMOOTH = 9  # neighbouring directions of the prior whose curvatures are averaged
 _TINY = 1e-30
@@ -74,7 +75,10 @@ class Posterior:
         """
         points = self._prior.coordinates(start)
         inverse = self._curvature(start, generator)
-        found = descend(points, self._objective, lambda vectors: vectors * inverse, iterations, history=_HISTORY, tell=tell)
+        growth = _GROWTH if self._shape[1] > 1 else math.inf
+        found = descend(
+            points, self._objective, lambda vectors: vectors * inverse, iterations, history=_HISTORY, growth=growth, tell=tell
+        )  # fmt: skip
         return Fit(self._prior.images(found, self._shape), self._objective(found)[0])
 
     def _curvature(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
