@@ -16,7 +16,7 @@ import gitbench
 from gitbench.clients import differentiation, layerwise
 from gitbench.clients.client import gradients
 from gitbench.clients.data import Data
-from gitbench.clients.differentiation import stacked_gradients
+from gitbench.clients.differentiation import stacked_gradients, stacked_products
 from gitbench.clients.loss import mean_loss
 from gitbench.core.random import make_generator, seeded
 from support import ZOO
@@ -105,6 +105,19 @@ def slowly(network: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, *, pe
     return differentiation._one_by_one(loss, trained(network), inputs, labels, per_example=per_example, own_weights=False)
 
 
+def assert_products_alike(network: nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> None:
+    """Inner products, and the slopes of what an attack makes of them, are those of gradients that are written out."""
+    sources = [tensor.requires_grad_() for tensor in (inputs, labels) if tensor.is_floating_point()]
+    slow = slowly(network, inputs, labels, per_example=False)
+    others = {name: torch.randn(tensor.shape, generator=make_generator(1), dtype=tensor.dtype) for name, tensor in slow.items()}
+    found = stacked_products(network, trained(network), inputs, labels, others)
+    pairs = [(tensor.flatten(1), others[name].flatten(1)) for name, tensor in slow.items()]
+    expected = torch.stack([(one * other).sum(1) for one, other in pairs]), torch.stack([(one * one).sum(1) for one, _ in pairs])
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    slopes, aims = (torch.autograd.grad((dots + 2 * squares).sum(), sources, retain_graph=True) for dots, squares in (found, expected))
+    torch.testing.assert_close(slopes, aims, rtol=1e-10, atol=1e-10)
+
+
 def assert_alike(network: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, *, per_example: bool) -> None:
     """Gradients, and their slopes by the images and by soft labels."""
     sources = [tensor.requires_grad_() for tensor in (inputs, labels) if tensor.is_floating_point()]
@@ -129,7 +142,46 @@ def test_equals_one_image_after_the_other(network: nn.Module, victims: int, batc
     if soft:
         labels = torch.rand(victims, batch, CLASSES, generator=generator, dtype=torch.float64).softmax(-1)
     assert_alike(network, inputs, labels, per_example=per_example)
+    assert_products_alike(network, inputs, labels)
     assert taken(network)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(("side", "stride"), [(1, 1), (2, 2), (2, 1)])
+def test_inner_products_with_wide_layers_of_small_maps(side: int, stride: int, groups: int) -> None:
+    """Here no gradient is written out."""
+    network = nn.Sequential(
+        nn.Conv2d(2, 64, 1), nn.Tanh(), nn.Conv2d(64, 64, 3, stride, 1, groups=groups), nn.Sigmoid(), nn.Flatten(),
+        nn.Linear(64 * (-(-side // stride)) ** 2, 32), nn.Tanh(), nn.Linear(32, CLASSES),
+    ).double().eval()  # fmt: skip
+    inputs = torch.rand(3, 2, 2, side, side, generator=make_generator(0), dtype=torch.float64)
+    assert_products_alike(network, inputs, torch.tensor([[0, 1], [1, 2], [2, 2]]))
+    assert taken(network)
+
+
+def test_a_cosine_near_one_is_as_exact_as_from_gradients_that_are_written_out(data: Data) -> None:
+    """Against double precision, where summands cancel: 1x1 to 4x4 maps of a wide network."""
+    torchvision = gitbench.load_model("torchvision(name='resnet18')", data)
+    images, labels = data.private.inputs[:4, None], data.private.labels[:4, None]
+    near = images + 1e-4 * torch.randn(images.shape, generator=make_generator(0))
+
+    def distances(network: nn.Module, written_out: bool) -> torch.Tensor:
+        dtype = next(network.parameters()).dtype
+        others = gradients(network, images.to(dtype), labels).tensors
+        norm = torch.stack([other.flatten(1).square().sum(1) for other in others.values()]).sum(0)
+        if written_out:
+            mine = gradients(network, near.to(dtype), labels)
+            dots = torch.stack([(mine.tensors[name] * other).flatten(1).sum(1) for name, other in others.items()]).sum(0)
+            squares = mine.flatten().square().sum(1)
+        else:
+            found = stacked_products(network, trained(network), near.to(dtype), labels, others)
+            dots, squares = (each.sum(0) for each in found)
+        return 1 - dots / (squares * norm).sqrt()
+
+    exact = distances(copy.deepcopy(torchvision).double(), True)
+    errors = [(distances(torchvision, written_out) - exact).abs().max() for written_out in (False, True)]
+    assert exact.max() < 1e-4
+    assert errors[0] < 2 * errors[1] + 2e-7
 
 
 def taken(network: nn.Module) -> bool:
@@ -202,6 +254,7 @@ def victims() -> tuple[torch.Tensor, torch.Tensor]:
 def test_what_cannot_be_told_layer_by_layer_is_not(forward: Callable[[Written, torch.Tensor], torch.Tensor]) -> None:
     network = written(forward)
     assert_alike(network, *victims(), per_example=False)
+    assert_products_alike(network, *victims())
     assert not taken(network)
 
 

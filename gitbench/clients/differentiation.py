@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from gitbench.clients.layerwise import NotLayerwiseError, is_layerwise, layerwise_gradients
+from gitbench.clients.layerwise import NotLayerwiseError, is_layerwise, layerwise_gradients, layerwise_products
 from gitbench.clients.loss import mean_loss
 from gitbench.clients.stochastic import penalties, stochastic_layers
 from gitbench.core.random import make_generator, seeded
@@ -64,13 +64,40 @@ def stacked_gradients(
 
     if not own_weights:
         with contextlib.suppress(NotLayerwiseError), _double_backward(model):
-            if is_layerwise(model, parameters, inputs, functools.partial(_at_once, loss, parameters, per_example=False, own_weights=False)):
+            if _is_layerwise(model, parameters, inputs):
                 return _layerwise(model, parameters, inputs, labels, per_example=per_example)
     return _either(
         model,
         lambda: _at_once(loss, parameters, inputs, labels, per_example=per_example, own_weights=own_weights),
         lambda: _one_by_one(loss, parameters, inputs, labels, per_example=per_example, own_weights=own_weights),
     )
+
+
+def stacked_products(
+    model: nn.Module, parameters: Mapping[str, torch.Tensor], inputs: torch.Tensor, labels: torch.Tensor, others: Mapping[str, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inner products of victims' gradients with ``others``, and with themselves: each ``(parameters, V)``; differentiable.
+
+    Where the model allows it, a victim's gradient is not written out, which for a large layer takes most of the time.
+
+    Args:
+        model: as for :func:`stacked_gradients`, and so are those that follow.
+        parameters: those to differentiate by.
+        inputs: ``(V, B, C, H, W)``.
+        labels: class indices ``(V, B)``, or probabilities ``(V, B, classes)``.
+        others: ``(V, *shape)`` by the names of the parameters.
+    """
+    with contextlib.suppress(NotLayerwiseError), _double_backward(model):
+        if _is_layerwise(model, parameters, inputs):
+            chunks = [
+                layerwise_products(model, parameters, inputs[rows], labels[rows], {name: other[rows] for name, other in others.items()})
+                for rows in (slice(first, first + CHUNK) for first in range(0, len(inputs), CHUNK))
+            ]
+            return torch.cat([dots for dots, _ in chunks], 1), torch.cat([squares for _, squares in chunks], 1)
+    mine = stacked_gradients(model, parameters, inputs, labels, per_example=False)
+    pairs = [(mine[name].flatten(1), other.flatten(1)) for name, other in others.items()]
+    # One product per layer (no concatenated copy): the gradients are the largest thing in memory.
+    return torch.stack([(one * other).sum(1) for one, other in pairs]), torch.stack([(one * one).sum(1) for one, _ in pairs])
 
 
 def stacked_losses(model: nn.Module, weights: Mapping[str, torch.Tensor], inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -138,6 +165,13 @@ def _either(model: nn.Module, at_once: Callable[[], T], one_by_one: Callable[[],
                 pass
         with _dropout(model):
             return one_by_one()
+
+
+def _is_layerwise(model: nn.Module, parameters: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> bool:
+    def loss(parameters: Mapping[str, torch.Tensor], batch: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return mean_loss(_logits(model, parameters, batch), targets)
+
+    return is_layerwise(model, parameters, inputs, functools.partial(_at_once, loss, parameters, per_example=False, own_weights=False))
 
 
 def _layerwise(

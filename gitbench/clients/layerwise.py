@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,17 +86,39 @@ def layerwise_gradients(
     Raises:
         NotLayerwiseError: the model did otherwise than when it was looked at.
     """
-    passed = passes(model, parameters, inputs, labels)
-    split = ((name, *name.rpartition(".")[::2]) for name in parameters)
-    return {name: passed[owner].gradient(own, victims=len(inputs)) for name, owner, own in split}
+    passed = _passes(model, parameters, inputs, labels)
+    return {name: passed[owner].gradient(own, victims=len(inputs)) for name, owner, own in _split(parameters)}
 
 
-def passes(model: nn.Module, parameters: Mapping[str, torch.Tensor], inputs: torch.Tensor, labels: torch.Tensor) -> dict[str, Passed]:
+def layerwise_products(
+    model: nn.Module,
+    parameters: Mapping[str, torch.Tensor],
+    inputs: torch.Tensor,
+    labels: torch.Tensor,
+    others: Mapping[str, torch.Tensor],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inner products of the same gradients with ``others``, and with themselves: each ``(parameters, V)``, in the order of ``others``.
+
+    Arguments and errors are those of :func:`layerwise_gradients`.
+    """
+    passed = _passes(model, parameters, inputs, labels)
+    dots, squares = zip(*(passed[owner].products(own, others[name]) for name, owner, own in _split(others)), strict=True)
+    return torch.stack(dots), torch.stack(squares)
+
+
+def _split(names: Iterable[str]) -> Iterator[tuple[str, str, str]]:
+    """Of parameters: the name, that of the module, and the name within it."""
+    for name in names:
+        owner, _, own = name.rpartition(".")
+        yield name, owner, own
+
+
+def _passes(model: nn.Module, parameters: Mapping[str, torch.Tensor], inputs: torch.Tensor, labels: torch.Tensor) -> dict[str, Passed]:
     """What passes through each layer that has one of the ``parameters``, by the layer's name.
 
     Arguments and errors are those of :func:`layerwise_gradients`.
     """
-    layers = {name: model.get_submodule(name) for name in dict.fromkeys(name.rpartition(".")[0] for name in parameters)}
+    layers = {name: model.get_submodule(name) for name in dict.fromkeys(owner for _, owner, _ in _split(parameters))}
     again = torch.is_grad_enabled() and (inputs.requires_grad or labels.requires_grad)
     images = inputs.flatten(0, 1)
     with torch.enable_grad():
@@ -136,7 +158,7 @@ def _watched(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, _Visit]]:
 
 
 def _looked_at(model: nn.Module, parameters: Mapping[str, torch.Tensor], inputs: torch.Tensor, oracle: Oracle) -> bool:
-    owners = [model.get_submodule(name.rpartition(".")[0]) for name in parameters]
+    owners = [model.get_submodule(owner) for _, owner, _ in _split(parameters)]
     if not all(is_known(owner) and "forward" not in vars(owner) for owner in owners):
         return False
     drawn = torch.rand((*_TRIED, *inputs.shape[2:]), generator=make_generator(0, "layerwise"))
