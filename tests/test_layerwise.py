@@ -16,7 +16,7 @@ import gitbench
 from gitbench.clients import differentiation, layerwise
 from gitbench.clients.client import gradients
 from gitbench.clients.data import Data
-from gitbench.clients.differentiation import stacked_gradients, stacked_products
+from gitbench.clients.differentiation import Aims, stacked_gradients, stacked_products
 from gitbench.clients.loss import mean_loss
 from gitbench.core.random import make_generator, seeded
 from support import ZOO
@@ -110,7 +110,7 @@ def assert_products_alike(network: nn.Module, inputs: torch.Tensor, labels: torc
     sources = [tensor.requires_grad_() for tensor in (inputs, labels) if tensor.is_floating_point()]
     slow = slowly(network, inputs, labels, per_example=False)
     others = {name: torch.randn(tensor.shape, generator=make_generator(1), dtype=tensor.dtype) for name, tensor in slow.items()}
-    found = stacked_products(network, trained(network), inputs, labels, others)
+    found = stacked_products(network, trained(network), inputs, labels, Aims(others))
     pairs = [(tensor.flatten(1), others[name].flatten(1)) for name, tensor in slow.items()]
     expected = torch.stack([(one * other).sum(1) for one, other in pairs]), torch.stack([(one * one).sum(1) for one, _ in pairs])
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
@@ -174,7 +174,7 @@ def test_a_cosine_near_one_is_as_exact_as_from_gradients_that_are_written_out(da
             dots = torch.stack([(mine.tensors[name] * other).flatten(1).sum(1) for name, other in others.items()]).sum(0)
             squares = mine.flatten().square().sum(1)
         else:
-            found = stacked_products(network, trained(network), near.to(dtype), labels, others)
+            found = stacked_products(network, trained(network), near.to(dtype), labels, Aims(others))
             dots, squares = (each.sum(0) for each in found)
         return 1 - dots / (squares * norm).sqrt()
 

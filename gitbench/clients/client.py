@@ -11,7 +11,7 @@ from torch.func import functional_call, vmap
 
 from gitbench.clients.data import Split
 from gitbench.clients.defense import Defense, Expectation, fresh, load_defense
-from gitbench.clients.differentiation import CHUNK, stacked_gradients, stacked_products
+from gitbench.clients.differentiation import CHUNK, Aims, stacked_gradients, stacked_products
 from gitbench.clients.output import output_of
 from gitbench.clients.procedure import Client, load_client
 from gitbench.clients.stochastic import drawing
@@ -165,20 +165,20 @@ def gradients(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, *, p
     return Update({name: tensor[:, 0] if one else tensor.mean(1) for name, tensor in stacked.items()}, per_example=stacked)
 
 
-def gradient_products(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, observed: Update) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inner products of :func:`gradients` with an observed update, and with themselves: each ``(tensors, V)``; differentiable.
+def gradient_products(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, aims: Aims) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inner products of :func:`gradients` with what was observed, and with themselves: each ``(tensors, V)``; differentiable.
 
     Args:
         model: as for :func:`gradients`, and so are ``inputs`` and ``labels``.
         inputs: ``(V, B, C, H, W)``.
         labels: class indices ``(V, B)``, or probabilities ``(V, B, classes)``.
-        observed: of the same victims.
+        aims: of the same victims.
 
     Raises:
         ModelError: the gradient does not change with the images.
     """
     check_sloped(model)
-    return stacked_products(model, _values(model), inputs, labels, observed.tensors)
+    return stacked_products(model, _values(model), inputs, labels, aims)
 
 
 def _values(model: nn.Module) -> dict[str, torch.Tensor]:

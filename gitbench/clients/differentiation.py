@@ -15,6 +15,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from gitbench.clients.layer_gradients import Aim
 from gitbench.clients.layerwise import NotLayerwiseError, is_layerwise, layerwise_gradients, layerwise_products
 from gitbench.clients.loss import mean_loss
 from gitbench.clients.stochastic import penalties, stochastic_layers
@@ -73,31 +74,43 @@ def stacked_gradients(
     )
 
 
-def stacked_products(
-    model: nn.Module, parameters: Mapping[str, torch.Tensor], inputs: torch.Tensor, labels: torch.Tensor, others: Mapping[str, torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inner products of victims' gradients with ``others``, and with themselves: each ``(parameters, V)``; differentiable.
+class Aims:
+    """What victims' gradients are compared with, again and again.
 
-    Where the model allows it, a victim's gradient is not written out, which for a large layer takes most of the time.
+    Args:
+        tensors: ``(V, *shape)`` by the names of the parameters.
+    """
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.tensors = tensors
+        victims = range(0, len(next(iter(tensors.values()))), CHUNK)
+        self.chunks = [{name: Aim(tensor[first : first + CHUNK]) for name, tensor in tensors.items()} for first in victims]
+        """Those of victims that are differentiated at once."""
+
+
+def stacked_products(
+    model: nn.Module, parameters: Mapping[str, torch.Tensor], inputs: torch.Tensor, labels: torch.Tensor, aims: Aims
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inner products of victims' gradients with ``aims``, and with themselves: each ``(parameters, V)``; differentiable.
+
+    Where the model allows it, a victim's gradient is not written out, which for a wide layer takes most of the time.
 
     Args:
         model: as for :func:`stacked_gradients`, and so are those that follow.
         parameters: those to differentiate by.
         inputs: ``(V, B, C, H, W)``.
         labels: class indices ``(V, B)``, or probabilities ``(V, B, classes)``.
-        others: ``(V, *shape)`` by the names of the parameters.
+        aims: of the same victims.
     """
     with contextlib.suppress(NotLayerwiseError), _double_backward(model):
         if _is_layerwise(model, parameters, inputs):
-            chunks = [
-                layerwise_products(model, parameters, inputs[rows], labels[rows], {name: other[rows] for name, other in others.items()})
-                for rows in (slice(first, first + CHUNK) for first in range(0, len(inputs), CHUNK))
-            ]
-            return torch.cat([dots for dots, _ in chunks], 1), torch.cat([squares for _, squares in chunks], 1)
+            chunks = zip(inputs.split(CHUNK), labels.split(CHUNK), aims.chunks, strict=True)
+            dots, squares = zip(*(layerwise_products(model, parameters, *chunk) for chunk in chunks), strict=True)
+            return torch.cat(dots, 1), torch.cat(squares, 1)
     mine = stacked_gradients(model, parameters, inputs, labels, per_example=False)
-    pairs = [(mine[name].flatten(1), other.flatten(1)) for name, other in others.items()]
+    pairs = [(mine[name].flatten(1), aim.flatten(1)) for name, aim in aims.tensors.items()]
     # One product per layer (no concatenated copy): the gradients are the largest thing in memory.
-    return torch.stack([(one * other).sum(1) for one, other in pairs]), torch.stack([(one * one).sum(1) for one, _ in pairs])
+    return torch.stack([(one * aim).sum(1) for one, aim in pairs]), torch.stack([(one * one).sum(1) for one, _ in pairs])
 
 
 def stacked_losses(model: nn.Module, weights: Mapping[str, torch.Tensor], inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd import Function
 from torch.nn import functional
 from torch.nn.grad import conv2d_weight
+
+from gitbench.clients.convolution import Reach
 
 _FEW = 32  # positions of a victim's maps, below which a product of matrices is quicker than a grouped convolution
 
@@ -38,24 +42,56 @@ class Passed:
             return values.reshape(victims, -1, *layer.get_parameter(name).shape).sum(1)
         return values.reshape(victims, -1, values.shape[1], values[0, 0].numel()).sum((1, 3))
 
-    def products(self, name: str, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of the same gradient with ``other (V, *shape)``, and with itself: inner products ``(V,)`` each.
+    def products(self, name: str, aim: Aim) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the same gradient with an aim, and with itself: inner products ``(V,)`` each.
 
         Where a victim's maps have few positions, the gradient, which is a sum of few outer products, is not written out.
         """
-        layer, victims = self.layer, len(other)
+        layer, victims = self.layer, len(aim.tensor)
         if name == "weight" and isinstance(layer, nn.Linear):
             factors = _factors_of_linear(self.inputs, self.slope, victims)
             if factors.few:
-                return factors.products(other)
+                return factors.products(aim.tensor)
         if name == "weight" and isinstance(layer, nn.Conv2d) and _positions(self.slope, victims) < _FEW:
-            factors, rows, columns = _factors_of_convolution(layer, self.inputs, self.slope, victims)
+            factors, reach = _factors_of_convolution(layer, self.inputs, self.slope, victims)
             if factors.few:
-                read = other[..., rows.start : rows.stop, columns.start : columns.stop]
-                dots, squares = factors.products(read.reshape(victims * layer.groups, -1, factors.right.shape[1]))
+                dots, squares = factors.products(aim.cut(reach).reshape(len(factors.left), -1, factors.right.shape[1]))
                 return dots.reshape(victims, -1).sum(1), squares.reshape(victims, -1).sum(1)
-        mine, theirs = self.gradient(name, victims=victims).flatten(1), other.flatten(1)
-        return (mine * theirs).sum(1), mine.square().sum(1)
+        dots, squares = _Products.apply(self.gradient(name, victims=victims).flatten(1), aim.tensor.flatten(1))
+        return dots, squares
+
+
+class Aim:
+    """What gradients by one parameter are compared with, again and again.
+
+    Args:
+        tensor: ``(V, *shape)``.
+    """
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+        self._cut: dict[Reach, torch.Tensor] = {}
+
+    def cut(self, reach: Reach) -> torch.Tensor:
+        """The taps that a convolution reaches with, side by side in memory: long rows are read in one go."""
+        if reach not in self._cut:
+            self._cut[reach] = reach.cut(self.tensor).contiguous()
+        return self._cut[reach]
+
+
+class _Products(Function):
+    """Inner products of the rows of two matrices ``(V, D)``, and of those of the first with themselves."""
+
+    @staticmethod
+    def forward(ctx: Any, mine: torch.Tensor, theirs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        ctx.save_for_backward(mine, theirs)
+        return torch.linalg.vecdot(mine, theirs), torch.linalg.vecdot(mine, mine)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: torch.Tensor) -> tuple[torch.Tensor, None]:
+        mine, theirs = ctx.saved_tensors
+        of_dots, of_squares = (slope[:, None] for slope in slopes)
+        return torch.addcmul(2 * of_squares * mine, of_dots, theirs), None
 
 
 @dataclass(frozen=True)
@@ -120,25 +156,25 @@ def _of_convolution(layer: nn.Conv2d, inputs: torch.Tensor, slope: torch.Tensor,
         inputs, slope = _side_by_side(inputs, victims), _side_by_side(slope, victims)
         whole: torch.Tensor = conv2d_weight(inputs, shape, slope, layer.stride, padding, layer.dilation, groups)
         return whole.reshape(victims, *layer.weight.shape)
-    factors, rows, columns = _factors_of_convolution(layer, inputs, slope, victims)
+    factors, reach = _factors_of_convolution(layer, inputs, slope, victims)
+    rows, columns = reach.rows, reach.columns
     found = factors.product().reshape(victims, *layer.weight.shape[:2], len(rows), len(columns))
     height, width = layer.kernel_size
     return functional.pad(found, (columns.start, width - columns.stop, rows.start, height - rows.stop))
 
 
-def _factors_of_convolution(layer: nn.Conv2d, inputs: torch.Tensor, slope: torch.Tensor, victims: int) -> tuple[_Factors, range, range]:
-    """For each victim and group of channels, and the rows and columns of the kernel that the product stands for: the others' are zero."""
+def _factors_of_convolution(layer: nn.Conv2d, inputs: torch.Tensor, slope: torch.Tensor, victims: int) -> tuple[_Factors, Reach]:
+    """For each victim and group of channels, and the taps that the product stands for: the gradient of the others is zero."""
     inputs, padding = _padded(layer, inputs)
-    (rows, down), (columns, across) = (_taps(layer, inputs, slope, padding, side) for side in (0, 1))
-    patches = functional.unfold(functional.pad(inputs, (*across, *down)), (len(rows), len(columns)), layer.dilation, stride=layer.stride)
-    left, right = (
-        tensor.reshape(victims, -1, layer.groups, tensor.shape[1] // layer.groups, patches.shape[2])
-        .permute(0, 2, 3, 1, 4)
-        .flatten(3)
-        .flatten(0, 1)
-        for tensor in (slope, patches)
-    )
-    return _Factors(left, right), rows, columns
+    reach = Reach.of(inputs.shape[2:], layer.kernel_size, layer.stride, padding, layer.dilation)
+    kernel = len(reach.rows), len(reach.columns)
+    patches = functional.unfold(functional.pad(inputs, reach.margins), kernel, layer.dilation, stride=layer.stride)
+
+    def of_victims(tensor: torch.Tensor) -> torch.Tensor:
+        split = tensor.reshape(victims, -1, layer.groups, tensor.shape[1] // layer.groups, patches.shape[2])
+        return split.permute(0, 2, 3, 1, 4).flatten(3).flatten(0, 1)
+
+    return _Factors(of_victims(slope), of_victims(patches)), reach
 
 
 def _positions(slope: torch.Tensor, victims: int) -> int:
@@ -153,20 +189,6 @@ def _padded(layer: nn.Conv2d, inputs: torch.Tensor) -> tuple[torch.Tensor, tuple
         return inputs, padding
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     return functional.pad(inputs, layer._reversed_padding_repeated_twice, mode), (0, 0)
-
-
-def _taps(
-    layer: nn.Conv2d, inputs: torch.Tensor, slope: torch.Tensor, padding: tuple[int, ...], side: int
-) -> tuple[range, tuple[int, int]]:
-    """Along one side, which of the kernel's taps read more than padding, and the margins to be put around the image for them.
-
-    On a map of 1x1 a padded 3x3 kernel has one such tap: the gradient of the others is zero.
-    """
-    size, stride, dilation = inputs.shape[2 + side], layer.stride[side], layer.dilation[side]
-    starts = [place * stride - padding[side] for place in range(slope.shape[2 + side])]
-    reading = [tap for tap in range(layer.kernel_size[side]) if any(0 <= start + tap * dilation < size for start in starts)] or [0]
-    first, last = reading[0], reading[-1]
-    return range(first, last + 1), (-(starts[0] + first * dilation), starts[-1] + last * dilation + 1 - size)
 
 
 def _side_by_side(tensor: torch.Tensor, victims: int) -> torch.Tensor:

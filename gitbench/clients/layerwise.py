@@ -13,7 +13,8 @@ from torch import nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.func import functional_call
 
-from gitbench.clients.layer_gradients import Passed, is_known
+from gitbench.clients.convolution import linear_convolutions
+from gitbench.clients.layer_gradients import Aim, Passed, is_known
 from gitbench.clients.loss import mean_loss
 from gitbench.clients.stochastic import stochastic_layers
 from gitbench.core.random import make_generator
@@ -95,14 +96,14 @@ def layerwise_products(
     parameters: Mapping[str, torch.Tensor],
     inputs: torch.Tensor,
     labels: torch.Tensor,
-    others: Mapping[str, torch.Tensor],
+    aims: Mapping[str, Aim],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inner products of the same gradients with ``others``, and with themselves: each ``(parameters, V)``, in the order of ``others``.
+    """Inner products of the same gradients with ``aims``, and with themselves: each ``(parameters, V)``, in the order of ``aims``.
 
     Arguments and errors are those of :func:`layerwise_gradients`.
     """
     passed = _passes(model, parameters, inputs, labels)
-    dots, squares = zip(*(passed[owner].products(own, others[name]) for name, owner, own in _split(others)), strict=True)
+    dots, squares = zip(*(passed[owner].products(own, aims[name]) for name, owner, own in _split(aims)), strict=True)
     return torch.stack(dots), torch.stack(squares)
 
 
@@ -124,7 +125,7 @@ def _passes(model: nn.Module, parameters: Mapping[str, torch.Tensor], inputs: to
     with torch.enable_grad():
         # Every layer's output is then in the graph.
         images = images if images.requires_grad else images.detach().requires_grad_()
-        with _watched(layers) as visits:
+        with _watched(layers) as visits, linear_convolutions(layers.values()):
             logits = functional_call(model, dict(parameters), (images,))
         if len(visits) < len(layers):
             raise NotLayerwiseError("a layer was not called")

@@ -9,6 +9,7 @@ import torch
 
 from gitbench.attacker.observation import Observation
 from gitbench.clients.client import expected_update, gradient_products
+from gitbench.clients.differentiation import Aims
 from gitbench.clients.procedures.fedsgd import FedSgd
 
 Distance = Literal["l2", "cosine", "layerwise"]
@@ -46,6 +47,7 @@ class Objective:
     def __init__(self, observation: Observation, *, distance: Distance) -> None:
         self._model = observation.model
         self._observed = observation.update
+        self._aims = Aims(observation.update.tensors)
         self._rows = [tensor.flatten(1) for tensor in observation.update.tensors.values()]
         self._squares = torch.stack([_dot(row, row) for row in self._rows])
         self._expectation, self._client = observation.expectation, observation.client
@@ -65,7 +67,7 @@ class Objective:
     def _products(self, inputs: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Inner products of the expected update with the observed one and with itself, each ``(tensors, V)``."""
         if type(self._client) is FedSgd and (self._expectation is None or self._expectation.plain):
-            return gradient_products(self._model, inputs, labels, self._observed)
+            return gradient_products(self._model, inputs, labels, self._aims)
         rows = self._expected(inputs, labels)
         # One dot product per layer (no concatenated copy): the gradients are the largest thing in memory.
         dots = [_dot(mine, theirs) for mine, theirs in zip(rows, self._rows, strict=True)]
