@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,11 @@ from torch import nn
 from torch.autograd import Function
 from torch.nn import functional
 from torch.nn.grad import conv2d_input
+
+FEW_PLACES = 16
+"""Columns of a matrix below which it is quicker transposed: its rows are long then."""
+_CHANNELS = 4
+_PATCHES = 2**16
 
 
 @dataclass(frozen=True)
@@ -54,20 +60,34 @@ def _along(size: int, kernel: int, stride: int, padding: int, dilation: int) -> 
     return range(first, last + 1), (padding - first * dilation, starts[-1] + last * dilation + 1 - size)
 
 
+def by_patches(images: int, channels: int, kernel: Sequence[int], places: Sequence[int]) -> bool:
+    """Whether a product of matrices, with what the kernel reads written out for each place, is quicker than a convolution's slope.
+
+    It is for a few images, and for images themselves, whose channels are too few for the convolution's own code.
+    """
+    return channels <= _CHANNELS or images * channels * math.prod(kernel) * math.prod(places) <= _PATCHES
+
+
 @dataclass(frozen=True)
 class _Map:
     """A convolution without its bias."""
 
     weight: torch.Tensor
     margins: tuple[int, ...]
-    stride: Sequence[int]
-    padding: Sequence[int]
-    dilation: Sequence[int]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
     groups: int
 
     @classmethod
     def of(
-        cls, images: torch.Tensor, weight: torch.Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int
+        cls,
+        images: torch.Tensor,
+        weight: torch.Tensor,
+        stride: tuple[int, ...],
+        padding: tuple[int, ...],
+        dilation: tuple[int, ...],
+        groups: int,
     ) -> _Map:
         reach = Reach.of(images.shape[2:], weight.shape[2:], stride, padding, dilation)
         if reach.whole:
@@ -80,10 +100,24 @@ class _Map:
 
     def back(self, slope: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
         left, right, top, bottom = self.margins or (0, 0, 0, 0)
-        height, width = size
-        padded = (len(slope), self.groups * self.weight.shape[1], top + height + bottom, left + width + right)
-        images: torch.Tensor = conv2d_input(padded, self.weight, slope, self.stride, self.padding, self.dilation, self.groups)
+        height, width = size[0] + top + bottom, size[1] + left + right
+        channels = self.groups * self.weight.shape[1]
+        kernel = self.weight.shape[2:]
+        if self.groups == 1 and by_patches(len(slope), channels, kernel, slope.shape[2:]):
+            images = functional.fold(self._patches(slope.flatten(2)), (height, width), kernel, self.dilation, self.padding, self.stride)
+        else:
+            padded = (len(slope), channels, height, width)
+            images = conv2d_input(padded, self.weight, slope, self.stride, self.padding, self.dilation, self.groups)
         return functional.pad(images, [-margin for margin in self.margins]) if self.margins else images
+
+    def _patches(self, slope: torch.Tensor) -> torch.Tensor:
+        """What the slopes ``(N, O, P)`` of each place are to what was read there, ``(N, C * h * w, P)``."""
+        weight = self.weight.flatten(1)
+        if slope.shape[2] >= FEW_PLACES:
+            found: torch.Tensor = weight.T @ slope
+            return found
+        one_below_the_other: torch.Tensor = slope.transpose(1, 2).flatten(0, 1) @ weight  # the weight is read once for all images
+        return one_below_the_other.reshape(len(slope), -1, weight.shape[1]).transpose(1, 2)
 
 
 class _Forth(Function):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +10,9 @@ import torch
 from torch import nn
 from torch.autograd import Function
 from torch.nn import functional
-from torch.nn.grad import conv2d_weight
+from torch.nn.grad import conv2d_input, conv2d_weight
 
-from gitbench.clients.convolution import Reach
+from gitbench.clients.convolution import FEW_PLACES, Reach, by_patches
 
 _FEW = 32  # positions of a victim's maps, below which a product of matrices is quicker than a grouped convolution
 
@@ -49,14 +50,11 @@ class Passed:
         """
         layer, victims = self.layer, len(aim.tensor)
         if name == "weight" and isinstance(layer, nn.Linear):
-            factors = _factors_of_linear(self.inputs, self.slope, victims)
-            if factors.few:
-                return factors.products(aim.tensor)
-        if name == "weight" and isinstance(layer, nn.Conv2d) and _positions(self.slope, victims) < _FEW:
+            return _factors_of_linear(self.inputs, self.slope, victims).products(aim.tensor)
+        if name == "weight" and isinstance(layer, nn.Conv2d) and _patched(layer, self.slope, victims):
             factors, reach = _factors_of_convolution(layer, self.inputs, self.slope, victims)
-            if factors.few:
-                dots, squares = factors.products(aim.cut(reach).reshape(len(factors.left), -1, factors.right.shape[1]))
-                return dots.reshape(victims, -1).sum(1), squares.reshape(victims, -1).sum(1)
+            dots, squares = factors.products(aim.cut(reach).reshape(len(factors.left), -1, factors.right.shape[1]))
+            return dots.reshape(victims, -1).sum(1), squares.reshape(victims, -1).sum(1)
         dots, squares = _Products.apply(self.gradient(name, victims=victims).flatten(1), aim.tensor.flatten(1))
         return dots, squares
 
@@ -75,7 +73,7 @@ class Aim:
     def cut(self, reach: Reach) -> torch.Tensor:
         """The taps that a convolution reaches with, side by side in memory: long rows are read in one go."""
         if reach not in self._cut:
-            self._cut[reach] = reach.cut(self.tensor).contiguous()
+            self._cut[reach] = self.tensor if reach.whole else reach.cut(self.tensor).contiguous()
         return self._cut[reach]
 
 
@@ -94,6 +92,27 @@ class _Products(Function):
         return torch.addcmul(2 * of_squares * mine, of_dots, theirs), None
 
 
+class _Product(Function):
+    """``left rightᵀ`` of ``(M, O, P)`` and ``(M, K, P)``; each slope in the order in which rows are long."""
+
+    @staticmethod
+    def forward(ctx: Any, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(left, right)
+        if left.shape[2] == 1:
+            return left * right.transpose(1, 2)
+        if left.shape[2] >= FEW_PLACES:
+            return left @ right.transpose(1, 2)
+        return torch.stack([mine @ other.T for mine, other in zip(left, right, strict=True)])  # a batched product is slow at few summands
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        (left, right), (slope,) = ctx.saved_tensors, slopes
+        if left.shape[2] >= FEW_PLACES:
+            return slope @ right, slope.transpose(1, 2) @ left
+        of_left, of_right = right.transpose(1, 2) @ slope.transpose(1, 2), left.transpose(1, 2) @ slope
+        return of_left.transpose(1, 2), of_right.transpose(1, 2)
+
+
 @dataclass(frozen=True)
 class _Factors:
     """The matrices that a gradient ``left rightᵀ`` is made of.
@@ -108,8 +127,8 @@ class _Factors:
 
     def product(self) -> torch.Tensor:
         """``(M, O, K)``."""
-        left, right = self.left, self.right.transpose(1, 2)
-        return left * right if left.shape[2] == 1 else left @ right
+        found: torch.Tensor = _Product.apply(self.left, self.right)
+        return found
 
     @property
     def few(self) -> bool:
@@ -118,7 +137,10 @@ class _Factors:
         return 3 * places * (outputs + inputs) <= outputs * inputs
 
     def products(self, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inner products of the product with ``other (M, O, K)`` and with itself, each ``(M,)``, without writing it out."""
+        """Inner products of the product with ``other (M, O, K)`` and with itself, each ``(M,)``; it is not written out where it is wide."""
+        if not self.few:
+            dots, squares = _Products.apply(self.product().flatten(1), other.flatten(1))
+            return dots, squares
         # In this order of factors the long matrix is read row by row, also on the way back.
         dots = ((self.left.transpose(1, 2) @ other) * self.right.transpose(1, 2)).sum((1, 2))
         # Where the summands cancel, a product of their inner products cancels twice as many digits.
@@ -150,12 +172,11 @@ def _factors_of_linear(inputs: torch.Tensor, slope: torch.Tensor, victims: int) 
 
 
 def _of_convolution(layer: nn.Conv2d, inputs: torch.Tensor, slope: torch.Tensor, victims: int) -> torch.Tensor:
-    if _positions(slope, victims) >= _FEW:
+    if not _patched(layer, slope, victims):
         inputs, padding = _padded(layer, inputs)
-        groups, shape = victims * layer.groups, (victims * layer.out_channels, *layer.weight.shape[1:])
-        inputs, slope = _side_by_side(inputs, victims), _side_by_side(slope, victims)
-        whole: torch.Tensor = conv2d_weight(inputs, shape, slope, layer.stride, padding, layer.dilation, groups)
-        return whole.reshape(victims, *layer.weight.shape)
+        how = (layer.stride, padding, layer.dilation, victims * layer.groups)
+        kernels: torch.Tensor = _Kernels.apply(inputs, slope, layer.kernel_size, victims, how)
+        return kernels.reshape(victims, *layer.weight.shape)
     factors, reach = _factors_of_convolution(layer, inputs, slope, victims)
     rows, columns = reach.rows, reach.columns
     found = factors.product().reshape(victims, *layer.weight.shape[:2], len(rows), len(columns))
@@ -163,12 +184,34 @@ def _of_convolution(layer: nn.Conv2d, inputs: torch.Tensor, slope: torch.Tensor,
     return functional.pad(found, (columns.start, width - columns.stop, rows.start, height - rows.stop))
 
 
+class _Kernels(Function):
+    """The gradients by each victim's own kernel, ``(V * O, C / groups, h, w)``, and the slopes of them by what they are made of."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, inputs: torch.Tensor, slope: torch.Tensor, kernel: Sequence[int], victims: int, how: tuple[Any, ...]
+    ) -> torch.Tensor:
+        ctx.save_for_backward(inputs, slope)
+        ctx.victims, ctx.how = victims, how
+        inputs, slope = _side_by_side(inputs, victims), _side_by_side(slope, victims)
+        found: torch.Tensor = conv2d_weight(inputs, (slope.shape[1], inputs.shape[1] // how[-1], *kernel), slope, *how)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *kernels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None, None]:
+        inputs, slope = (_side_by_side(tensor, ctx.victims) for tensor in ctx.saved_tensors)
+        of_inputs = conv2d_input(inputs.shape, kernels[0], slope, *ctx.how)
+        of_slope = functional.conv2d(inputs, kernels[0], None, *ctx.how)
+        return _one_below_the_other(of_inputs, ctx.victims), _one_below_the_other(of_slope, ctx.victims), None, None, None
+
+
 def _factors_of_convolution(layer: nn.Conv2d, inputs: torch.Tensor, slope: torch.Tensor, victims: int) -> tuple[_Factors, Reach]:
     """For each victim and group of channels, and the taps that the product stands for: the gradient of the others is zero."""
     inputs, padding = _padded(layer, inputs)
     reach = Reach.of(inputs.shape[2:], layer.kernel_size, layer.stride, padding, layer.dilation)
     kernel = len(reach.rows), len(reach.columns)
-    patches = functional.unfold(functional.pad(inputs, reach.margins), kernel, layer.dilation, stride=layer.stride)
+    inputs, padding = (inputs, padding) if reach.whole else (functional.pad(inputs, reach.margins), (0, 0))
+    patches = functional.unfold(inputs, kernel, layer.dilation, padding, layer.stride)
 
     def of_victims(tensor: torch.Tensor) -> torch.Tensor:
         split = tensor.reshape(victims, -1, layer.groups, tensor.shape[1] // layer.groups, patches.shape[2])
@@ -177,9 +220,10 @@ def _factors_of_convolution(layer: nn.Conv2d, inputs: torch.Tensor, slope: torch
     return _Factors(of_victims(slope), of_victims(patches)), reach
 
 
-def _positions(slope: torch.Tensor, victims: int) -> int:
-    """Of a victim's maps, all its images together."""
-    return slope.shape[2:].numel() * (len(slope) // victims)
+def _patched(layer: nn.Conv2d, slope: torch.Tensor, victims: int) -> bool:
+    """Whether products of matrices are quicker than grouped convolutions."""
+    places = slope.shape[2:].numel() * (len(slope) // victims)
+    return places < _FEW or by_patches(len(slope), layer.in_channels, layer.kernel_size, slope.shape[2:])
 
 
 def _padded(layer: nn.Conv2d, inputs: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...]]:
@@ -189,6 +233,11 @@ def _padded(layer: nn.Conv2d, inputs: torch.Tensor) -> tuple[torch.Tensor, tuple
         return inputs, padding
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     return functional.pad(inputs, layer._reversed_padding_repeated_twice, mode), (0, 0)
+
+
+def _one_below_the_other(tensor: torch.Tensor, victims: int) -> torch.Tensor:
+    """The inverse of :func:`_side_by_side`."""
+    return tensor.reshape(len(tensor), victims, -1, *tensor.shape[2:]).transpose(0, 1).flatten(0, 1)
 
 
 def _side_by_side(tensor: torch.Tensor, victims: int) -> torch.Tensor:
