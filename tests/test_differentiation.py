@@ -43,10 +43,7 @@ def test_equals_a_plain_loop_also_for_each_example(kind: str, data: Data) -> Non
 
 @pytest.mark.parametrize(
     "kind",
-    [
-        *("multihead_attention", "lstm", "gru", "branching", "tied", "spectral_norm", "group_norm", "hardsigmoid"),
-        pytest.param("layer_norm", marks=pytest.mark.xfail(strict=True, reason="torch 2.15: wrong by 0.1 % for its weight under vmap")),
-    ],
+    ["multihead_attention", "lstm", "gru", "branching", "tied", "spectral_norm", "group_norm", "layer_norm", "hardsigmoid"],
 )
 def test_the_second_derivative_is_that_of_finite_differences(kind: str, data: Data) -> None:
     model = gitbench.load_model(f"{ZOO}:{kind}", data).double()

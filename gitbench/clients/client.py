@@ -11,7 +11,7 @@ from torch.func import functional_call, vmap
 
 from gitbench.clients.data import Split
 from gitbench.clients.defense import Defense, Expectation, fresh, load_defense
-from gitbench.clients.differentiation import CHUNK, stacked_gradients
+from gitbench.clients.differentiation import CHUNK, Aims, stacked_gradients, stacked_products
 from gitbench.clients.output import output_of
 from gitbench.clients.procedure import Client, load_client
 from gitbench.clients.stochastic import drawing
@@ -158,12 +158,31 @@ def gradients(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, *, p
     """
     if per_example and model.training and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
         raise ModelError("Per-example gradients do not exist with BatchNorm in train mode. Use mode='eval' in the model's SPEC.")
-    parameters = {name: parameter.detach() for name, parameter in trained_parameters(model).items()}
-    stacked = stacked_gradients(model, parameters, inputs, labels, per_example=per_example)
+    stacked = stacked_gradients(model, _values(model), inputs, labels, per_example=per_example)
     if not per_example:
         return Update(stacked)
     one = inputs.shape[1] == 1
     return Update({name: tensor[:, 0] if one else tensor.mean(1) for name, tensor in stacked.items()}, per_example=stacked)
+
+
+def gradient_products(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, aims: Aims) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inner products of :func:`gradients` with what was observed, and with themselves: each ``(tensors, V)``; differentiable.
+
+    Args:
+        model: as for :func:`gradients`, and so are ``inputs`` and ``labels``.
+        inputs: ``(V, B, C, H, W)``.
+        labels: class indices ``(V, B)``, or probabilities ``(V, B, classes)``.
+        aims: of the same victims.
+
+    Raises:
+        ModelError: the gradient does not change with the images.
+    """
+    check_sloped(model)
+    return stacked_products(model, _values(model), inputs, labels, aims)
+
+
+def _values(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach() for name, parameter in trained_parameters(model).items()}
 
 
 def own_update(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, *, client: Client, defense: Defense | None = None) -> Update:
@@ -204,6 +223,20 @@ def expected_update(
         DefenseError: the defense raised; the message names it.
         ModelError: the gradient does not change with the images.
     """
+    check_sloped(model)
+    client = load_client(client)
+    if expectation is None:
+        return own_update(model, inputs, labels, client=client)
+    with blaming(expectation.defense):
+        return expectation(own_update(model, inputs, labels, client=client, defense=expectation.defense), observed=observed)
+
+
+def check_sloped(model: nn.Module) -> None:
+    """That attacks which match gradients can follow a model's.
+
+    Raises:
+        ModelError: the gradient does not change with the images.
+    """
     output = output_of(model)
     if output is not None and not output.sloped:
         rounding = [f"{name!r} ({type(module).__name__})" for name, module in model.named_modules() if isinstance(module, nn.Embedding)]
@@ -211,11 +244,6 @@ def expected_update(
             f"The gradient of {type(model).__name__} has no slope in the images{': they are rounded for ' if rounding else ''}"
             f"{', '.join(rounding)}. No attack that matches gradients can follow it: use ridge, git(variant='module') or lti."
         )
-    client = load_client(client)
-    if expectation is None:
-        return own_update(model, inputs, labels, client=client)
-    with blaming(expectation.defense):
-        return expectation(own_update(model, inputs, labels, client=client, defense=expectation.defense), observed=observed)
 
 
 def check_update(update: object, raw: Update, defense: Defense) -> None:

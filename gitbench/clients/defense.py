@@ -204,11 +204,22 @@ class Expectation:
             return self._expected(update, observed)
         return self._client.together(self._expected(self._client.each(update), self._client.each(observed)))
 
+    @property
+    def plain(self) -> bool:
+        """Whether every update is expected as it is. What is random is known to be so once an update was seen."""
+        return all(
+            type(part).expected is Defense.expected and (type(part).protect is Defense.protect or self._random.get(index, False))
+            for index, part in enumerate(self._parts)
+        )
+
+    @property
+    def _parts(self) -> Sequence[Defense]:
+        return self.defense.defenses if type(self.defense) is Composition else (self.defense,)
+
     def _expected(self, update: Update, observed: Update) -> Update:
         """Of what each client sends."""
         batch = update.batch
-        parts = self.defense.defenses if type(self.defense) is Composition else (self.defense,)
-        for index, part in enumerate(parts):
+        for index, part in enumerate(self._parts):
             update = update if batch is None else update.of(batch)
             if type(part).expected is not Defense.expected:
                 update = part.expected(update, observed=observed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -14,6 +15,9 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from gitbench.clients.layer_gradients import Aim
+from gitbench.clients.layerwise import NotLayerwiseError, is_layerwise, layerwise_gradients, layerwise_products
+from gitbench.clients.loss import mean_loss
 from gitbench.clients.stochastic import penalties, stochastic_layers
 from gitbench.core.random import make_generator, seeded
 
@@ -40,7 +44,8 @@ def stacked_gradients(
 
     Layers that add a penalty (:class:`gitbench.clients.stochastic.Stochastic`) have it in the loss.
 
-    All victims at once where the model allows it. One that branches on values, or has layers without a batched form
+    All victims at once where the model allows it, and layer by layer where it allows that too
+    (:mod:`gitbench.clients.layerwise`). One that branches on values, or has layers without a batched form
     (torch.nn.LSTM, torch.nn.GRU), is differentiated for one victim after the other: the same gradients, more slowly.
 
     Args:
@@ -58,11 +63,54 @@ def stacked_gradients(
             logits = _logits(model, parameters, batch)
         return sum(terms, start=mean_loss(logits, targets))
 
+    if not own_weights:
+        with contextlib.suppress(NotLayerwiseError), _double_backward(model):
+            if _is_layerwise(model, parameters, inputs):
+                return _layerwise(model, parameters, inputs, labels, per_example=per_example)
     return _either(
         model,
         lambda: _at_once(loss, parameters, inputs, labels, per_example=per_example, own_weights=own_weights),
         lambda: _one_by_one(loss, parameters, inputs, labels, per_example=per_example, own_weights=own_weights),
     )
+
+
+class Aims:
+    """What victims' gradients are compared with, again and again.
+
+    Args:
+        tensors: ``(V, *shape)`` by the names of the parameters.
+    """
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.tensors = tensors
+        victims = range(0, len(next(iter(tensors.values()))), CHUNK)
+        self.chunks = [{name: Aim(tensor[first : first + CHUNK]) for name, tensor in tensors.items()} for first in victims]
+        """Those of victims that are differentiated at once."""
+
+
+def stacked_products(
+    model: nn.Module, parameters: Mapping[str, torch.Tensor], inputs: torch.Tensor, labels: torch.Tensor, aims: Aims
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inner products of victims' gradients with ``aims``, and with themselves: each ``(parameters, V)``; differentiable.
+
+    Where the model allows it, a victim's gradient is not written out, which for a wide layer takes most of the time.
+
+    Args:
+        model: as for :func:`stacked_gradients`, and so are those that follow.
+        parameters: those to differentiate by.
+        inputs: ``(V, B, C, H, W)``.
+        labels: class indices ``(V, B)``, or probabilities ``(V, B, classes)``.
+        aims: of the same victims.
+    """
+    with contextlib.suppress(NotLayerwiseError), _double_backward(model):
+        if _is_layerwise(model, parameters, inputs):
+            chunks = zip(inputs.split(CHUNK), labels.split(CHUNK), aims.chunks, strict=True)
+            dots, squares = zip(*(layerwise_products(model, parameters, *chunk) for chunk in chunks), strict=True)
+            return torch.cat(dots, 1), torch.cat(squares, 1)
+    mine = stacked_gradients(model, parameters, inputs, labels, per_example=False)
+    pairs = [(mine[name].flatten(1), aim.flatten(1)) for name, aim in aims.tensors.items()]
+    # One product per layer (no concatenated copy): the gradients are the largest thing in memory.
+    return torch.stack([(one * aim).sum(1) for one, aim in pairs]), torch.stack([(one * one).sum(1) for one, _ in pairs])
 
 
 def stacked_losses(model: nn.Module, weights: Mapping[str, torch.Tensor], inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -110,13 +158,6 @@ def slope_norms(features: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     return torch.cat(norms).T
 
 
-def mean_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """The mean cross-entropy of logits ``(B, classes)``, by class indices ``(B,)`` or probabilities ``(B, classes)``."""
-    if targets.is_floating_point():
-        return -(targets * functional.log_softmax(logits, dim=-1)).sum(-1).mean()
-    return functional.cross_entropy(logits, targets)
-
-
 def _logits(model: nn.Module, parameters: Mapping[str, torch.Tensor], batch: torch.Tensor) -> torch.Tensor:
     """With other parameters; what the model writes into its buffers is forgotten."""
     buffers = {name: buffer.clone() if model.training else buffer for name, buffer in model.named_buffers()}
@@ -137,6 +178,25 @@ def _either(model: nn.Module, at_once: Callable[[], T], one_by_one: Callable[[],
                 pass
         with _dropout(model):
             return one_by_one()
+
+
+def _is_layerwise(model: nn.Module, parameters: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> bool:
+    def loss(parameters: Mapping[str, torch.Tensor], batch: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return mean_loss(_logits(model, parameters, batch), targets)
+
+    return is_layerwise(model, parameters, inputs, functools.partial(_at_once, loss, parameters, per_example=False, own_weights=False))
+
+
+def _layerwise(
+    model: nn.Module, parameters: Mapping[str, torch.Tensor], inputs: torch.Tensor, labels: torch.Tensor, *, per_example: bool
+) -> dict[str, torch.Tensor]:
+    def of_some(batches: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
+        if not per_example:
+            return layerwise_gradients(model, parameters, batches, targets)
+        flat = layerwise_gradients(model, parameters, batches.flatten(0, 1)[:, None], targets.flatten(0, 1)[:, None])
+        return {name: tensor.unflatten(0, batches.shape[:2]) for name, tensor in flat.items()}
+
+    return _joined([of_some(*chunk) for chunk in zip(inputs.split(CHUNK), labels.split(CHUNK), strict=True)])
 
 
 def _at_once(
@@ -160,7 +220,12 @@ def _at_once(
         rows = slice(done * CHUNK, (done + 1) * CHUNK)
         own = {name: tensor[rows] for name, tensor in parameters.items()} if own_weights else parameters
         chunks.append(over_victims(own, batches, targets))
-    return chunks[0] if len(chunks) == 1 else {name: torch.cat([chunk[name] for chunk in chunks]) for name in parameters}
+    return _joined(chunks)
+
+
+def _joined(chunks: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The victims of several stacks in one."""
+    return chunks[0] if len(chunks) == 1 else {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
 def _one_by_one(

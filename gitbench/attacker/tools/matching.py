@@ -8,7 +8,9 @@ from typing import Literal, get_args
 import torch
 
 from gitbench.attacker.observation import Observation
-from gitbench.clients.client import expected_update
+from gitbench.clients.client import expected_update, gradient_products
+from gitbench.clients.differentiation import Aims
+from gitbench.clients.procedures.fedsgd import FedSgd
 
 Distance = Literal["l2", "cosine", "layerwise"]
 DISTANCES: tuple[str, ...] = get_args(Distance)
@@ -45,6 +47,7 @@ class Objective:
     def __init__(self, observation: Observation, *, distance: Distance) -> None:
         self._model = observation.model
         self._observed = observation.update
+        self._aims = Aims(observation.update.tensors)
         self._rows = [tensor.flatten(1) for tensor in observation.update.tensors.values()]
         self._squares = torch.stack([_dot(row, row) for row in self._rows])
         self._expectation, self._client = observation.expectation, observation.client
@@ -52,17 +55,27 @@ class Objective:
 
     def __call__(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Distances ``(V,)`` of candidates ``(V, B, C, H, W)``; differentiable."""
-        update = expected_update(self._model, inputs, labels, expectation=self._expectation, observed=self._observed, client=self._client)
-        rows = [tensor.flatten(1) for tensor in update.tensors.values()]
         if self._distance == "l2":
-            return torch.stack([(mine - theirs).square().sum(1) for mine, theirs in zip(rows, self._rows, strict=True)]).sum(0)
-        # One dot product per layer (no concatenated copy): the gradients are the largest thing in memory.
-        dots = torch.stack([_dot(mine, theirs) for mine, theirs in zip(rows, self._rows, strict=True)])
-        squares = torch.stack([_dot(mine, mine) for mine in rows])
+            pairs = zip(self._expected(inputs, labels), self._rows, strict=True)
+            return torch.stack([(mine - theirs).square().sum(1) for mine, theirs in pairs]).sum(0)
+        dots, squares = self._products(inputs, labels)
         if self._distance == "cosine":
             return _cosine_distance(dots.sum(0), squares.sum(0), self._squares.sum(0))
         ratio = squares.clamp_min(_TINY).log() - self._squares.clamp_min(_TINY).log()
         return (_cosine_distance(dots, squares, self._squares) + _SCALE_WEIGHT * (ratio / 2).square()).mean(0)
+
+    def _products(self, inputs: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inner products of the expected update with the observed one and with itself, each ``(tensors, V)``."""
+        if type(self._client) is FedSgd and (self._expectation is None or self._expectation.plain):
+            return gradient_products(self._model, inputs, labels, self._aims)
+        rows = self._expected(inputs, labels)
+        # One dot product per layer (no concatenated copy): the gradients are the largest thing in memory.
+        dots = [_dot(mine, theirs) for mine, theirs in zip(rows, self._rows, strict=True)]
+        return torch.stack(dots), torch.stack([_dot(mine, mine) for mine in rows])
+
+    def _expected(self, inputs: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor]:
+        update = expected_update(self._model, inputs, labels, expectation=self._expectation, observed=self._observed, client=self._client)
+        return [tensor.flatten(1) for tensor in update.tensors.values()]
 
 
 def _cosine_distance(dots: torch.Tensor, mine: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:

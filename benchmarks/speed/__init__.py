@@ -1,0 +1,1 @@
+"""How fast gradients are matched, side by side with another implementation: ``python -m benchmarks.speed``."""

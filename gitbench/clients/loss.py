@@ -1,0 +1,13 @@
+"""The loss that clients differentiate."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+
+def mean_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The mean cross-entropy of logits ``(B, classes)``, by class indices ``(B,)`` or probabilities ``(B, classes)``."""
+    if targets.is_floating_point():
+        return -(targets * functional.log_softmax(logits, dim=-1)).sum(-1).mean()
+    return functional.cross_entropy(logits, targets)
