@@ -22,6 +22,7 @@ _VALUES = (
     ("threat", "NAME", "What the attacker is granted: server (default), eavesdropper or upper-bound"),
     ("results", "DIR", "Where results and trained attack models are kept (default: .gitbench)"),
     ("leaderboard", "DIR", "Where the Markdown goes (default: leaderboards); none writes nothing"),
+    ("report", "DIR", "Write one self-contained HTML page, index.html, into this folder (default: none)"),
     ("cost", "yes|no", "Train under each defense and say what accuracy it costs (default: yes in the built-in matrix)"),
     ("baseline", "PATH", "Fail where leakage got worse than in this results folder, or file of gitbench baseline"),
     ("tolerance", "DB", "How much worse than the baseline is accepted, in dB (default: 0.5); other metrics in proportion"),

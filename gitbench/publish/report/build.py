@@ -14,7 +14,7 @@ from gitbench.identity.case import UNDEFENDED
 from gitbench.judge.flags import FLAGS
 from gitbench.publish.report.cells import Shown, cells_of
 from gitbench.publish.report.curves import curves_of
-from gitbench.publish.report.data import CellMeasured, FlagExplained, ReportData, SettingMeasured
+from gitbench.publish.report.data import CellMeasured, DefenseInSetting, FlagExplained, ReportData, SettingMeasured
 from gitbench.publish.report.images import Pictures
 from gitbench.publish.report.page import render
 from gitbench.publish.report.settings import rows_of, setting_of
@@ -110,11 +110,14 @@ def _pictures(found: Sequence[Table], settings: Sequence[SettingMeasured], store
 
 
 def _data(settings: Sequence[SettingMeasured], cells: Sequence[CellMeasured], *, command: str) -> ReportData:
-    by_id = {cell.id: cell for cell in cells}
-    names = dict.fromkeys(row.defense for setting in settings for row in setting.defenses if row.defense != UNDEFENDED)
-    defenses = [
-        overall(name, [(setting, row) for setting in settings for row in setting.defenses if row.defense == name], by_id) for name in names
-    ]
+    rows: dict[str, list[tuple[SettingMeasured, DefenseInSetting]]] = {}
+    for setting in settings:
+        for row in setting.defenses:
+            rows.setdefault(row.defense, []).append((setting, row))
+    measured: dict[str, list[tuple[SettingMeasured, CellMeasured]]] = {}
+    for cell in cells:
+        measured.setdefault(cell.defense, []).append((settings[cell.setting], cell))
+    defenses = [overall(name, rows[name], measured[name]) for name in rows if name != UNDEFENDED]
     defenses.sort(key=lambda one: GRAVITY.index(one.standing))
     counts = Counter(flag for cell in cells for flag in cell.flags)
     return ReportData(

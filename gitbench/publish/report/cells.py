@@ -20,6 +20,8 @@ from gitbench.store.result import Measure, Result
 Shown = Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]
 """From the id of a case to the names of its pictures: truths and reconstructions."""
 
+NOT_MEASURED = "not measured in this run"
+"""What stands in :attr:`Table.errors` of a cell that a run was asked for and did not get to."""
 IDENTIFICATION = "identification"
 _WORDS: dict[str, Standing] = {
     "holds": "holds",
@@ -49,7 +51,7 @@ def cells_of(table: Table, *, setting: int, first: int, shown: Shown) -> list[Ce
             found.append(_measured(table, (defense, attack), results, named, shown))
         else:
             standing, reason = _missing(table, defense, attack)
-            found.append(CellMeasured(**named, standing=standing, reason=reason, next=NEXT[standing]))
+            found.append(CellMeasured.model_validate({**named, "standing": standing, "reason": reason, "next": NEXT[standing]}))
     return found
 
 
@@ -94,7 +96,8 @@ def _missing(table: Table, defense: str, attack: str) -> tuple[Standing, str]:
     if (defense, attack) in table.not_applicable:
         return "n/a", table.not_applicable[defense, attack]
     if (defense, attack) in table.errors:
-        return "error", table.errors[defense, attack]
+        message = table.errors[defense, attack]
+        return ("not tested" if message == NOT_MEASURED else "error"), message
     return "not tested", "not tested: nothing was measured here"
 
 

@@ -9,7 +9,6 @@ from pydantic import AfterValidator, Field, FiniteFloat
 
 from gitbench.store.result import StrictModel, Text
 
-VERSION = 1
 Rounded = Annotated[FiniteFloat, AfterValidator(lambda value: float(f"{value:.6g}"))]
 """Six digits: enough to draw and to compare. The result files have all of them."""
 Standing = Literal["holds", "leaks", "undecided", "no success", "no control", "timed out", "error", "not tested", "n/a"]
@@ -203,6 +202,7 @@ class DefenseOverall(StrictModel):
     defense: Text
     standing: Standing
     sentence: Text
+    identified: Text
     sure: Text
     costs: Text
     next: str
@@ -257,7 +257,7 @@ class ReportData(StrictModel):
         pictures_left_out: cells whose pictures would have made the page too large.
     """
 
-    version: Literal[1] = VERSION
+    version: Literal[1] = 1
     made_by: str
     made_at: str
     sentence: Text

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from importlib import resources
 
 import jinja2
-from markupsafe import Markup
 
 from gitbench.core.errors import StoreError
 from gitbench.publish.report.curves import AXES
@@ -40,11 +39,11 @@ def render(data: ReportData, pictures: dict[str, str]) -> str:
     return environment.get_template("index.html.jinja").render(
         data=data,
         policy=_policy([*scripts, charts]),
-        style=Markup(_read("style.css")),
-        scripts=[Markup(one) for one in scripts],
-        charts=Markup(charts),
-        embedded=Markup(_inert(data.to_json())),
-        pictures=Markup(_inert(json.dumps(pictures))),
+        style=_read("style.css"),
+        scripts=scripts,
+        charts=charts,
+        embedded=_inert(data.to_json()),
+        pictures=_inert(json.dumps(pictures)),
         figure=figure,
         axes=AXES,
         granted=GRANTED,

@@ -49,24 +49,27 @@ def setting_of(table: Table, *, redact: bool | None) -> SettingMeasured:
         seeds=tuple(sorted(seeds)),
         private_images=private_images(case.dataset),
         redacted=not is_built_in(case.dataset) if redact is None else redact,
-        command=command_of(table, case, seeds=len(seeds), costs=any(result.training for result in results)),
+        command=command_of(table, case, seeds=len(seeds), costs=any(result.training for result in results if not result.case.is_control)),
         metric=metric_shown(table.metric, table.gate[table.metric.name]),
         gate=dict(table.gate),
         blind=next((result.baselines.blind for result in results if result.baselines.blind), {}),
         machines=tuple(dict.fromkeys(_machine(result.environment) for result in results)),
         code={kind: case.code[kind] for kind in _SHARED_CODE if kind in case.code},
-        attacks=tuple(label("attack", attack) for attack in table.attacks),
+        attacks=tuple(label("attack", attack) for attack in sorted(table.attacks, key=lambda attack: (attack != table.auto, attack))),
     )
 
 
 def rows_of(table: Table, setting: SettingMeasured, cells: Sequence[CellMeasured]) -> tuple[DefenseInSetting, ...]:
     """A row for each defense; the undefended one is the yardstick."""
     worsts = {defense: table.worst(defense) for defense in table.defenses}
+    by_defense: dict[str, list[CellMeasured]] = {}
+    for cell in cells:
+        by_defense.setdefault(cell.defense, []).append(cell)
     drops = measured_drops(table)
     best = front(table, worsts, drops)
     rows = []
     for defense, worst in worsts.items():
-        own = [cell for cell in cells if cell.defense == label("defense", defense)]
+        own = by_defense[label("defense", defense)]
         cost = _cost(table, defense, drops[defense], on_front=defense in best) if defense in drops else None
         rows.append(_row(table, setting, defense, worst, own, cost))
     return tuple(rows)
@@ -99,11 +102,14 @@ def command_of(table: Table, case: Case, *, seeds: int, costs: bool) -> str:
     option("dataset", case.dataset)
     option("model", case.model)
     option("client", case.client, PLAIN_CLIENT)
+    # The SPEC as it was typed: a table of a run knows labels, which have no folders.
+    defenses = {key[0]: several[0].case.defense for key, several in table.results.items() if several}
+    attacks = {key[1]: several[0].case.attack for key, several in table.results.items() if several}
     for defense in table.defenses:
-        option("defense", defense)
+        option("defense", defenses.get(defense, defense))
     for attack in table.attacks:
         if not is_submission(attack):
-            option("attack", attack)
+            option("attack", attacks.get(attack, attack))
     option("batch-size", case.batch_size, 1)
     option("rounds", case.rounds, 1)
     option("threat", case.threat, "server")

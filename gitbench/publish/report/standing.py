@@ -71,8 +71,17 @@ def next_step(standing: Standing, settings: Sequence[SettingMeasured]) -> str:
     return f"Ask harder questions: {'; '.join(harder)}." if harder else "Keep it: gitbench baseline writes the file to compare with."
 
 
-def overall(defense: str, rows: Sequence[tuple[SettingMeasured, DefenseInSetting]], cells: dict[str, CellMeasured]) -> DefenseOverall:
-    """A defense over all settings in which it was measured."""
+def overall(
+    defense: str, rows: Sequence[tuple[SettingMeasured, DefenseInSetting]], measured: Sequence[tuple[SettingMeasured, CellMeasured]]
+) -> DefenseOverall:
+    """A defense over all settings.
+
+    Args:
+        defense: its name.
+        rows: of it, with their settings.
+        measured: its cells, likewise.
+    """
+    cells = {cell.id: cell for _, cell in measured}
     standing = worst_of([row.standing for _, row in rows])
     concerned = [(setting, row) for setting, row in rows if row.standing == standing]
     setting, row = max(concerned, key=lambda one: _leak(one[0], one[1], cells))
@@ -87,11 +96,27 @@ def overall(defense: str, rows: Sequence[tuple[SettingMeasured, DefenseInSetting
         defense=defense,
         standing=standing,
         sentence=f"{text}.",
+        identified=who_is_identified(measured),
         sure=how_sure(rows),
         costs=what_it_costs(rows),
         next=next_step(standing, [one for one, _ in rows]),
         command=setting.command,
         cell=row.strongest,
+    )
+
+
+def who_is_identified(cells: Sequence[tuple[SettingMeasured, CellMeasured]]) -> str:
+    """The largest share of victims that any attack on a defense recognised, with its interval."""
+    known = [(cell.identified, setting, cell) for setting, cell in cells if cell.identified is not None]
+    if not known:
+        return "Not tested."
+    found, setting, cell = max(known, key=lambda one: (one[0].share, one[0].high))
+    crowd = f"among {setting.private_images} private images" if setting.private_images else "among all private images"
+    if found.share == 0:
+        return f"None of {found.victims} victims was recognised {crowd}: at most {100 * found.high:.0f} % are (95 %)."
+    bounds = f"[{100 * found.low:.0f}, {100 * found.high:.0f}]"
+    return (
+        f"Up to {100 * found.share:.0f} % {bounds} of {found.victims} victims are recognised {crowd}, by {cell.attack} on {setting.name}."
     )
 
 
@@ -102,28 +127,26 @@ def how_sure(rows: Sequence[tuple[SettingMeasured, DefenseInSetting]]) -> str:
     victims = sorted({setting.victims for setting, _ in rows})
     seeds = max(len(setting.seeds) for setting, _ in rows)
     many = f"{victims[0]}" if len(victims) == 1 else f"{victims[0]} to {victims[-1]}"
-    text = f"{len(rows)} setting{_s(len(rows))}, {len(working)} attack{_s(len(working))} that work{'s' if len(working) == 1 else ''} without a defense"
-    text += (
-        f" ({', '.join(sorted(idle))} work{'s' if len(idle) == 1 else ''} nowhere and prove{'s' if len(idle) == 1 else ''} nothing)"
-        if idle
-        else ""
-    )
-    text += f"; {many} victims a cell, {seeds} seed{_s(seeds)}, 95 % intervals"
-    return text + ("; one seed says nothing about other seeds" if seeds == 1 else "")
+    text = f"{many} victims and {_counted(seeds, 'seed')} in {'each of ' if len(rows) > 1 else ''}{_counted(len(rows), 'setting')}, "
+    text += f"{_counted(len(working), 'attack')} that {_verb('work', len(working))} without a defense, 95 % intervals."
+    if idle:
+        text += f" Nothing is proved by {', '.join(sorted(idle))}, which {_verb('fail', len(idle))} even without a defense."
+    missing = sum(reason == "not measured" for _, row in rows for reason in row.incomplete.values())
+    text += f" Not tested: {_counted(missing, 'cell')}." if missing else ""
+    return text + (" One seed says nothing about other seeds." if seeds == 1 else "")
 
 
 def what_it_costs(rows: Sequence[tuple[SettingMeasured, DefenseInSetting]]) -> str:
-    """Accuracy that is lost: the least and the most over the settings."""
+    """Accuracy that is lost, in the setting where it is most."""
     found = [(row.cost.lost, row.cost) for _, row in rows if row.cost is not None and row.cost.lost.mean is not None]
     if not found:
-        return "Not tested: add --gitbench-cost yes."
+        return "Not tested: add --gitbench-cost yes to the command."
     most, cost = max(found, key=lambda one: one[0].mean or 0.0)
     assert most.mean is not None
     bounds = "" if most.low is None or most.high is None else f" [{most.low:.1f}, {most.high:.1f}]"
-    text = f"{most.mean:+.1f} percentage points of accuracy lost{bounds}"
-    if len(found) > 1:
-        text += ", at most over the settings"
-    return text + (f"; ε = {cost.epsilon:.3g} at δ = {cost.delta:g}" if cost.epsilon is not None and cost.delta is not None else "")
+    text = f"Accuracy falls by {most.mean:.1f} percentage points{bounds}"
+    text += f" in the worst of {len(found)} settings" if len(found) > 1 else ""
+    return text + (f"; ε = {cost.epsilon:.3g} at δ = {cost.delta:g}." if cost.epsilon is not None and cost.delta is not None else ".")
 
 
 def verdict_sentence(defenses: Sequence[DefenseOverall]) -> str:
@@ -160,7 +183,16 @@ def _plural(text: str, count: int) -> str:
     return text.replace("without it", "without them")
 
 
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{_s(count)}"
+
+
+def _verb(verb: str, count: int) -> str:
+    return f"{verb}s" if count == 1 else verb
+
+
 def _s(count: int) -> str:
+    """The ending of a plural."""
     return "" if count == 1 else "s"
 
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from gitbench.identity.threat import Knowledge
-from gitbench.publish.report.data import Standing
 
-SYMBOLS: dict[Standing, str] = {
+SYMBOLS: dict[str, str] = {
+    "control": "○",
     "holds": "✓",
     "leaks": "✗",
     "undecided": "?",
     "no success": "∅",
-    "no control": "–",
+    "no control": "-",
     "timed out": "⏱",
     "error": "!",
     "not tested": "·",
     "n/a": "·",
 }
-VERDICTS: dict[Standing, str] = {
+VERDICTS: dict[str, str] = {
+    "control": "No defense, and the attack works: so it can tell something about defenses.",
     "holds": "The whole interval is under the threshold, and the same attack works without the defense.",
     "leaks": "The whole interval is past the threshold.",
     "undecided": "The interval straddles the threshold: more victims will tell.",

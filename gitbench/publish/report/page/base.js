@@ -41,6 +41,13 @@ function shareText(found) {
   return `${percent(found.share)} of ${found.victims} [${(100 * found.low).toFixed(0)}, ${(100 * found.high).toFixed(0)}]`;
 }
 
+/** The verdict as it is shown: an undefended cell is no leak, it shows that the attack works. */
+function standingOf(cell) {
+  if (cell.defense !== "none") return cell.standing;
+  if (cell.standing === "leaks") return "control";
+  return ["holds", "undecided"].includes(cell.standing) ? "no control" : cell.standing;
+}
+
 /** How much leaks, so that more is larger; what is not known sorts last. */
 function leakOf(cell) {
   if (!cell || cell.value.mean === null) return Number.NEGATIVE_INFINITY;

@@ -3,6 +3,7 @@
 
 const MOST_ROWS = 40; // defenses in a chart
 const MOST_CURVES = 12;
+const MOST_LINES = 10;
 let library = null;
 
 function plotly() {
@@ -74,7 +75,7 @@ function thresholdLine(metric, along) {
 }
 
 function metricTitle(metric) {
-  return `${metric.name}${metric.unit ? `, ${metric.unit}` : ""}${metric.higher_leaks ? " (more leaks more)" : " (less leaks more)"}`;
+  return `${metric.name}${metric.unit ? `, ${metric.unit}` : ""}`;
 }
 
 function victimTraces(cells, names) {
@@ -82,7 +83,7 @@ function victimTraces(cells, names) {
     const values = cell.seeds.flatMap((seed) => seed.values).filter((value) => value !== null);
     return {
       type: "box", orientation: "h", x: values, y0: names[index], name: names[index], boxpoints: "all", jitter: 0.5, pointpos: 0, customdata: values.map(() => cell.id),
-      marker: { color: colourOf(cell.standing), size: 6, opacity: 0.75 }, line: { color: colour("soft"), width: 1 }, fillcolor: "rgba(0,0,0,0)", hoverinfo: "x+name",
+      marker: { color: colourOf(standingOf(cell)), size: 6, opacity: 0.75 }, line: { color: colour("soft"), width: 1 }, fillcolor: "rgba(0,0,0,0)", hoverinfo: "x+name",
     };
   });
 }
@@ -126,14 +127,15 @@ function drawCost() {
   const lost = rows.map((row) => row.cost.lost);
   const worst = rows.map((row) => row.worst);
   const trace = {
-    type: "scatter", mode: rows.length > 12 || innerWidth < 640 ? "markers" : "markers+text", textposition: "top center", cliponaxis: false,
+    type: "scatter", mode: rows.length > 12 || innerWidth < 640 ? "markers" : "markers+text", cliponaxis: false,
+    textposition: lost.map((one) => (one.mean > Math.max(...lost.map((other) => other.mean)) / 2 ? "top left" : "top right")),
     x: lost.map((one) => one.mean), y: worst.map((one) => one.mean), error_x: spread(lost), error_y: spread(worst),
     text: rows.map((row) => plain(row.defense)), customdata: rows.map((row) => row.strongest), hovertemplate: "%{text}<br>lost %{x:.1f} %<br>worst case %{y:.1f}<extra></extra>",
-    marker: { size: 11, color: rows.map((row) => (row.defense === "none" ? colour("idle") : colourOf(row.standing))) },
+    marker: { size: 11, color: rows.map((row) => colourOf(row.defense === "none" ? "control" : row.standing)) },
   };
   const layout = {
     height: 380, shapes: [thresholdLine(setting.metric, "y")],
-    xaxis: { title: { text: "accuracy lost, percentage points" } }, yaxis: { title: { text: `worst case: ${metricTitle(setting.metric)}` } },
+    xaxis: { title: { text: "accuracy lost, percentage points" } }, yaxis: { title: { text: `worst case${setting.metric.unit ? `, ${setting.metric.unit}` : ""}` } },
   };
   draw(place, [trace], layout, `Leakage against accuracy lost, by defense, in ${setting.name}; the table below says the same. Down and left is better.`);
   tableBelow(place, ["Defense", "Accuracy lost", "Worst case", "On the front"], rows.map((row) => [row.defense, costText(row) || "control", figure(setting.metric, row.worst), row.cost.front ? "yes" : "no"]));
@@ -148,13 +150,16 @@ function drawCurves() {
     groups.get(key).push(curve);
   }
   place.className = "curves";
-  place.replaceChildren();
-  for (const [title, curves] of [...groups].slice(0, MOST_CURVES)) {
-    const chart = make("div", { class: "chart" });
-    place.append(make("div", {}, make("h4", {}, title), chart));
+  const shownGroups = [...groups].slice(0, MOST_CURVES);
+  const charts = new Map(shownGroups.map(([title]) => [title, make("div", { class: "chart" })]));
+  // All are in place before the first is drawn: only then is it known how wide each is.
+  place.replaceChildren(...shownGroups.map(([title]) => make("div", {}, make("h4", {}, title), charts.get(title))));
+  for (const [title, curves] of shownGroups) {
+    const chart = charts.get(title);
     const metric = metricOf(cellById.get(curves[0].points[0].cell));
-    const traces = curves.slice(0, MOST_ROWS).map((curve) => ({
-      type: "scatter", mode: "lines+markers", name: plain(curve.defense), x: curve.points.map((point) => point.at), y: curve.points.map((point) => point.value.mean),
+    const drawnCurves = curves.slice(0, MOST_LINES);
+    const traces = drawnCurves.map((curve, index) => ({
+      type: "scatter", mode: "lines+markers", marker: { symbol: index % 8, size: 9 }, line: { dash: ["solid", "dash", "dot", "dashdot"][index % 4] }, name: plain(curve.defense), x: curve.points.map((point) => point.at), y: curve.points.map((point) => point.value.mean),
       customdata: curve.points.map((point) => point.cell),
       error_y: {
         type: "data", symmetric: false, thickness: 1,
@@ -162,7 +167,8 @@ function drawCurves() {
       },
     }));
     const layout = {
-      height: 340, showlegend: true, legend: { orientation: "h", y: -0.25 }, shapes: [thresholdLine(metric, "y")],
+      height: 300 + 20 * drawnCurves.length, margin: { l: 10, r: 20, t: 10, b: 55 + 20 * drawnCurves.length }, showlegend: true,
+      legend: { x: 0, yref: "container", y: 0, yanchor: "bottom" }, shapes: [thresholdLine(metric, "y")],
       xaxis: { title: { text: curves[0].title }, tickvals: [...new Set(curves.flatMap((curve) => curve.points.map((point) => point.at)))] }, yaxis: { title: { text: metricTitle(metric) } },
     };
     draw(chart, traces, layout, `${title}; the table below says the same.`);

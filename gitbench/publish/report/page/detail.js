@@ -5,6 +5,13 @@ function term(name, ...content) {
   return make("div", {}, make("dt", {}, name), make("dd", {}, ...content));
 }
 
+/** Any metric, in three digits. */
+function brief(value) {
+  if (value.mean === null) return "unknown";
+  const bounds = value.low === null ? "" : ` [${value.low.toPrecision(3)}, ${value.high.toPrecision(3)}]`;
+  return `${value.mean.toPrecision(3)}${bounds}`;
+}
+
 function identifiedText(cell) {
   const found = cell.identified;
   if (!found) return "not tested";
@@ -35,18 +42,24 @@ function flagsText(cell) {
   return [make("ul", {}, ...lines)];
 }
 
-function facts(cell) {
-  const setting = report.settings[cell.setting];
-  const certified = cell.certified === null ? "not tested" : `${percent(cell.certified)} of victims: the attacker knows without the truth that it is right`;
-  const others = Object.entries(cell.metrics).map(([name, value]) => `${name} ${figure({ name, unit: "", digits: 4 }, value)}`);
+function verdict(cell) {
   return make(
     "dl",
     {},
-    term("Verdict", badge(cell.standing), ` ${cell.reason}`),
+    term("Verdict", badge(standingOf(cell)), ` ${cell.reason}`),
     cell.next && term("What next", make("b", {}, cell.next)),
-    term("Leakage", `${figure(setting.metric, cell.value)}; threshold ${setting.metric.threshold} ${setting.metric.unit}`),
-    term("Past it", cell.past ? `${shareText(cell.past)} victims` : "not tested"),
+    term("Leakage", `${figure(metricOf(cell), cell.value)}; threshold ${metricOf(cell).threshold} ${metricOf(cell).unit}`),
     term("Identified", identifiedText(cell)),
+  );
+}
+
+function facts(cell) {
+  const certified = cell.certified === null ? "not tested" : `${percent(cell.certified)} of victims: the attacker knows without the truth that it is right`;
+  const others = Object.entries(cell.metrics).map(([name, value]) => `${name} ${brief(value)}`);
+  return make(
+    "dl",
+    {},
+    term("Past the threshold", cell.past ? `${shareText(cell.past)} victims` : "not tested"),
     term("Certified", certified),
     term("Upper bound", boundText(cell)),
     term("Flags", ...flagsText(cell)),
@@ -87,12 +100,14 @@ function openCell(id) {
   const title = make("h2", { id: "detail-title" }, make("code", {}, cell.attack), " on ", make("code", {}, cell.defense));
   dialog.replaceChildren(
     make("header", {}, make("div", {}, title, make("p", { class: "note" }, setting.name)), make("button", { type: "button", autofocus: true, click: () => dialog.close() }, "Close")),
-    facts(cell),
+    verdict(cell),
     make("h3", {}, "What the attacker got, worst victims first"),
     gallery(cell),
     make("h3", {}, "Each victim"),
     chart,
     victimTable(cell),
+    make("h3", {}, "How sure, and what else"),
+    facts(cell),
     method(cell),
   );
   if (!dialog.open) dialog.showModal();

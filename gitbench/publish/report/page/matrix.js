@@ -1,16 +1,16 @@
 "use strict";
 // The matrix of one setting, and the list of all cells. Both show what the filters leave, a page at a time.
 
-const ROWS = 50; // of the list on a page
+const ROWS = innerWidth < 640 ? 10 : 20; // of the list on a page
 const CELLS = 600; // of the matrix on a page
-const shown = { cells: report.cells, grid: { key: "standing", down: true, page: 0 }, list: { key: "leak", down: true, page: 0 } };
-const gravity = ["holds", "n/a", "not tested", "no control", "undecided", "no success", "timed out", "error", "leaks"];
+const shown = { cells: report.cells, grid: { key: "standing", down: true, page: 0 }, list: { key: "verdict", down: true, page: 0 } };
+const gravity = ["control", "holds", "n/a", "not tested", "no control", "undecided", "no success", "timed out", "error", "leaks"];
 
 const COLUMNS = [
   { key: "setting", title: "Setting", value: (cell) => report.settings[cell.setting].name },
   { key: "defense", title: "Defense", value: (cell) => cell.defense },
   { key: "attack", title: "Attack", value: (cell) => cell.attack },
-  { key: "verdict", title: "Verdict", value: (cell) => gravity.indexOf(cell.standing), show: (cell) => badge(cell.standing) },
+  { key: "verdict", title: "Verdict", value: (cell) => gravity.indexOf(standingOf(cell)), show: (cell) => badge(standingOf(cell)) },
   { key: "leak", title: "Leakage [95 %]", value: leakOf, show: (cell) => figure(metricOf(cell), cell.value), figure: true },
   { key: "past", title: "Victims past it", value: (cell) => (cell.past ? cell.past.share : -1), show: (cell) => shareText(cell.past), figure: true },
   { key: "identified", title: "Identified", value: (cell) => (cell.identified ? cell.identified.share : -1), show: (cell) => shareText(cell.identified), figure: true },
@@ -22,15 +22,17 @@ function filtered() {
   const verdict = document.getElementById("verdict").value;
   const flag = document.getElementById("flag").value;
   return report.cells.filter((cell) => {
-    if (verdict && cell.standing !== verdict) return false;
+    if (verdict && standingOf(cell) !== verdict) return false;
     if (flag && !cell.flags.includes(flag)) return false;
     const text = `${cell.defense} ${cell.attack} ${report.settings[cell.setting].name}`.toLowerCase();
     return words.every((word) => text.includes(word));
   });
 }
 
+/** For sorting, also of figures that are not known (minus infinity). */
 function compared(one, other) {
-  return typeof one === "string" ? one.localeCompare(other) : one - other;
+  if (one === other) return 0;
+  return one < other ? -1 : 1;
 }
 
 /** A heading that sorts; the first click sorts figures downwards and names upwards. */
@@ -70,7 +72,7 @@ function put(place, key, ...content) {
 function drawList(key = null, rows = ROWS) {
   const state = shown.list;
   const column = COLUMNS.find((one) => one.key === state.key);
-  const order = shown.cells.map((cell) => [column.value(cell), cell]).sort((one, other) => compared(one[0], other[0]) * (state.down ? -1 : 1));
+  const order = shown.cells.map((cell) => [column.value(cell), cell]).sort((one, other) => compared(one[0], other[0]) * (state.down ? -1 : 1) || compared(leakOf(other[1]), leakOf(one[1])));
   const pages = Math.ceil(order.length / rows);
   state.page = Math.max(0, Math.min(state.page, pages - 1));
   const body = order.slice(state.page * rows, (state.page + 1) * rows).map(([, cell]) => {
@@ -101,13 +103,20 @@ function gridCell(cell, matches) {
   if (!cell) return make("td", {}, "");
   const value = cell.value.mean === null ? "" : figure(metricOf(cell), { ...cell.value, low: null }, { unit: false });
   const bounds = cell.value.low === null ? "" : figure(metricOf(cell), cell.value, { unit: false }).replace(/^[^[]*/, "");
-  const name = `${cell.attack} on ${cell.defense}: ${cell.standing}${cell.value.mean === null ? "" : `, ${figure(metricOf(cell), cell.value)}`}`;
-  const content = [make("b", {}, `${symbols[cell.standing]} ${value || cell.standing}`), bounds && make("small", {}, bounds)];
+  const standing = standingOf(cell);
+  const name = `${cell.attack} on ${cell.defense}: ${standing}${cell.value.mean === null ? "" : `, ${figure(metricOf(cell), cell.value)}`}`;
+  const content = [make("b", {}, `${symbols[standing]} ${value || standing}`), bounds && make("small", {}, bounds)];
   return make(
     "td",
     {},
-    make("button", { type: "button", class: matches.has(cell.id) ? "cell" : "cell dim", "data-standing": cell.standing, "data-open": cell.id, "aria-label": name }, ...content),
+    make("button", { type: "button", class: matches.has(cell.id) ? "cell" : "cell dim", "data-standing": standing, "data-open": cell.id, "aria-label": name }, ...content),
   );
+}
+
+/** A figure above its interval. */
+function twoLines(text) {
+  const at = text.indexOf(" [");
+  return make("td", { class: "figure" }, ...(at < 0 ? [text] : [text.slice(0, at), make("small", {}, text.slice(at + 1))]));
 }
 
 function drawGrid(key = null) {
@@ -136,9 +145,9 @@ function drawGrid(key = null) {
       "tr",
       {},
       make("th", { scope: "row" }, make("code", {}, row.defense)),
-      make("td", {}, row.defense === "none" ? "control" : badge(row.standing)),
-      make("td", { class: "figure" }, figure(setting.metric, row.worst, { unit: false })),
-      make("td", { class: "figure" }, costText(row)),
+      make("td", {}, badge(row.defense === "none" ? "control" : row.standing)),
+      twoLines(figure(setting.metric, row.worst, { unit: false })),
+      twoLines(costText(row)),
       ...attacks.map((attack) => gridCell(byDefense.get(row.defense).get(attack), matches)),
     ),
   );
