@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from gitbench.core.errors import SpecError
 from gitbench.core.metric import Metric
-from gitbench.core.spec import Kind, parse_spec
+from gitbench.core.text import printable
 from gitbench.identity.case import UNDEFENDED
 from gitbench.identity.known_metrics import known_metrics
 from gitbench.judge.statistics import Interval, wilson
@@ -46,7 +45,7 @@ def cells_of(table: Table, *, setting: int, first: int, shown: Shown) -> list[Ce
     pairs = [(defense, attack) for defense in table.defenses for attack in table.attacks]
     for number, (defense, attack) in enumerate(pairs, first):
         results = table.results.get((defense, attack))
-        named = {"id": f"c{number}", "setting": setting, "defense": label("defense", defense), "attack": label("attack", attack)}
+        named = {"id": f"c{number}", "setting": setting, "defense": shown_name(defense), "attack": shown_name(attack)}
         if results:
             found.append(_measured(table, (defense, attack), results, named, shown))
         else:
@@ -55,12 +54,9 @@ def cells_of(table: Table, *, setting: int, first: int, shown: Shown) -> list[Ce
     return found
 
 
-def label(kind: Kind, text: str) -> str:
-    """A SPEC as people read it; a text that is none, as it stands."""
-    try:
-        return parse_spec(kind, text).label
-    except SpecError:
-        return text
+def shown_name(text: str) -> str:
+    """A SPEC as a table has it, fit to be shown: on one line, nothing invisible."""
+    return printable(text, keep="")
 
 
 def metric_shown(metric: Metric, threshold: float | None = None) -> MetricShown:

@@ -12,7 +12,7 @@ from gitbench.identity.case import PLAIN_CLIENT, UNDEFENDED, Case
 from gitbench.judge.cost import Percent, accuracy, trainings
 from gitbench.judge.worst_case import Worst, is_submission
 from gitbench.publish.cost_table import front, measured_drops, measured_here
-from gitbench.publish.report.cells import bounds, label, metric_shown
+from gitbench.publish.report.cells import NOT_MEASURED, bounds, metric_shown, shown_name
 from gitbench.publish.report.data import Bounds, CellMeasured, DefenseCost, DefenseInSetting, SettingMeasured
 from gitbench.publish.report.standing import NEXT, figure, next_step, row_standing
 from gitbench.publish.table import Table
@@ -37,9 +37,9 @@ def setting_of(table: Table, *, redact: bool | None) -> SettingMeasured:
     seeds = {result.case.seed for result in results}
     return SettingMeasured(
         name=_name(case),
-        dataset=label("dataset", case.dataset),
-        model=label("model", case.model),
-        client=label("client", case.client),
+        dataset=shown_name(case.dataset),
+        model=shown_name(case.model),
+        client=shown_name(case.client),
         batch_size=case.batch_size,
         rounds=case.rounds,
         threat=case.threat,
@@ -55,7 +55,7 @@ def setting_of(table: Table, *, redact: bool | None) -> SettingMeasured:
         blind=next((result.baselines.blind for result in results if result.baselines.blind), {}),
         machines=tuple(dict.fromkeys(_machine(result.environment) for result in results)),
         code={kind: case.code[kind] for kind in _SHARED_CODE if kind in case.code},
-        attacks=tuple(label("attack", attack) for attack in sorted(table.attacks, key=lambda attack: (attack != table.auto, attack))),
+        attacks=tuple(shown_name(attack) for attack in sorted(table.attacks, key=lambda attack: (attack != table.auto, attack))),
     )
 
 
@@ -69,7 +69,7 @@ def rows_of(table: Table, setting: SettingMeasured, cells: Sequence[CellMeasured
     best = front(table, worsts, drops)
     rows = []
     for defense, worst in worsts.items():
-        own = by_defense[label("defense", defense)]
+        own = by_defense[shown_name(defense)]
         cost = _cost(table, defense, drops[defense], on_front=defense in best) if defense in drops else None
         rows.append(_row(table, setting, defense, worst, own, cost))
     return tuple(rows)
@@ -140,7 +140,7 @@ def _row(
         sentence = f"At most {figure(setting.metric, bounds(worst.bound))}, on each victim the most that any attack got."
         after = next_step(standing, [setting]) if standing != "holds" else NEXT["holds"]
     return DefenseInSetting(
-        defense=label("defense", defense),
+        defense=shown_name(defense),
         standing=standing,
         sentence=sentence,
         next=after,
@@ -149,7 +149,10 @@ def _row(
         strongest=strongest,
         working=working,
         without_control=idle,
-        incomplete={label("attack", attack): reason for attack, reason in worst.incomplete.items()},
+        incomplete={
+            shown_name(attack): "not measured" if table.errors.get((defense, attack)) == NOT_MEASURED else reason
+            for attack, reason in worst.incomplete.items()
+        },
         left_to_learn=fmean(left) if left else None,
         cost=cost,
     )

@@ -97,7 +97,7 @@ def overall(
         standing=standing,
         sentence=f"{text}.",
         identified=who_is_identified(measured),
-        sure=how_sure(rows),
+        sure=how_sure(rows, untested=sum(cell.standing == "not tested" for _, cell in measured)),
         costs=what_it_costs(rows),
         next=next_step(standing, [one for one, _ in rows]),
         command=setting.command,
@@ -120,7 +120,7 @@ def who_is_identified(cells: Sequence[tuple[SettingMeasured, CellMeasured]]) -> 
     )
 
 
-def how_sure(rows: Sequence[tuple[SettingMeasured, DefenseInSetting]]) -> str:
+def how_sure(rows: Sequence[tuple[SettingMeasured, DefenseInSetting]], *, untested: int) -> str:
     """On how much evidence a verdict stands."""
     working = {attack for _, row in rows for attack in row.working}
     idle = {attack for _, row in rows for attack in row.without_control} - working
@@ -131,8 +131,7 @@ def how_sure(rows: Sequence[tuple[SettingMeasured, DefenseInSetting]]) -> str:
     text += f"{_counted(len(working), 'attack')} that {_verb('work', len(working))} without a defense, 95 % intervals."
     if idle:
         text += f" Nothing is proved by {', '.join(sorted(idle))}, which {_verb('fail', len(idle))} even without a defense."
-    missing = sum(reason == "not measured" for _, row in rows for reason in row.incomplete.values())
-    text += f" Not tested: {_counted(missing, 'cell')}." if missing else ""
+    text += f" Not tested: {_counted(untested, 'cell')}." if untested else ""
     return text + (" One seed says nothing about other seeds." if seeds == 1 else "")
 
 

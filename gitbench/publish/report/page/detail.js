@@ -23,7 +23,9 @@ function identifiedText(cell) {
 function boundText(cell) {
   const setting = report.settings[cell.setting];
   const row = setting.defenses.find((one) => one.defense === cell.defense);
-  const worst = row ? `${figure(setting.metric, row.worst)}: on each victim the most that any attack here got` : "unknown";
+  const missing = row ? Object.entries(row.incomplete).map(([attack, reason]) => `${attack}: ${reason}`) : [];
+  const without = missing.length ? ` (without ${missing.join(", ")})` : "";
+  const worst = row ? `${figure(setting.metric, row.worst)}: on each victim the most that any attack here got${without}` : "unknown";
   if (setting.threat === "upper-bound") return `${worst}, granted labels and statistics`;
   const same = report.cells.find((one) => {
     const other = report.settings[one.setting];
