@@ -30,6 +30,7 @@ from gitbench.publish.report.words import SYMBOLS, VERDICTS
 from gitbench.publish.table import tables
 from gitbench.store.folder import Store
 from gitbench.store.pictures import SHOWN, picture
+from hostile import quickly
 from report_pages import HOSTILE, cell, kept, report_of, usual_results
 from results import GATE, SAFE, result, table
 
@@ -92,6 +93,25 @@ def test_a_defense_is_as_good_as_its_worst_cell(standings: list[str], expected: 
     assert row_standing(cells) == expected
     assert set(SYMBOLS) == set(VERDICTS)
     assert next_step(expected, []) or expected == "holds"
+
+
+def test_a_mean_that_holds_does_not_hide_its_victims(tmp_path: Path) -> None:
+    few = report_of(tmp_path, [cell([9.0] * 16), cell((4.0, *[-1.0] * 15), defense="mine")]).data
+    assert few.sentence.startswith("mine holds: at most -0.7 dB")
+    assert few.sentence.endswith("; yet 6 % of single victims are past the threshold (ig).")
+
+
+def test_a_quick_matrix_takes_less_than_five_seconds(tmp_path: Path) -> None:
+    names = [
+        ("none" if number == 0 else f"pruning(rate={number / 10})", f"ig(iterations={attack})")
+        for number in range(9)
+        for attack in range(8)
+    ]
+    store = kept(Store(tmp_path / "results"), [cell([9.0] * 16, defense=defense, attack=attack) for defense, attack in names])
+    with quickly(5):
+        report = report_of_results(store.root)
+        report.write(tmp_path)
+    assert len(report.data.cells) == 72
 
 
 def test_what_was_not_measured_is_said_and_acquits_nobody(tmp_path: Path) -> None:

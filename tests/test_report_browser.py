@@ -145,6 +145,22 @@ def test_the_keyboard_is_enough(written: Path, opened: Open) -> None:
     assert page.evaluate(f"{unnamed}.length") == 0
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_stands_in_the_way_of_a_screen_reader(browser: playwright.Browser, written: Path, scheme: str) -> None:
+    """By the rules of axe, which needs a page that lets it in."""
+    axe = pytest.importorskip("axe_core_python", reason="needs axe-core-python: pip install gitbench[dev]")
+    context = browser.new_context(bypass_csp=True, color_scheme=scheme)
+    page = context.new_page()
+    page.goto(written.as_uri())
+    page.evaluate("for (const id of Object.keys(CHARTS)) drawChart(id)")
+    page.evaluate((Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
+    assert page.evaluate("axe.run(document)")["violations"] == []
+    page.locator("[data-open]").first.click()
+    page.wait_for_selector("#chart-cell .main-svg")
+    assert page.evaluate("axe.run(document)")["violations"] == []
+    context.close()
+
+
 def test_it_is_dark_in_the_dark(written: Path, opened: Open) -> None:
     def colours(page: playwright.Page) -> tuple[str, str]:
         page.locator("#chart-victims").scroll_into_view_if_needed()
@@ -162,7 +178,7 @@ def test_it_is_dark_in_the_dark(written: Path, opened: Open) -> None:
 
 
 def test_it_prints(written: Path, opened: Open, tmp_path: Path) -> None:
-    page = opened(written)
+    page = opened(written, color_scheme="dark")
     page.emulate_media(media="print")
     for hidden in ("nav", ".filters", "#save"):
         assert not page.locator(hidden).first.is_visible(), hidden
@@ -170,6 +186,8 @@ def test_it_prints(written: Path, opened: Open, tmp_path: Path) -> None:
     page.evaluate("dispatchEvent(new Event('beforeprint'))")  # also of charts that nobody has scrolled to
     assert page.locator("#chart-victims .main-svg").count() > 0
     assert page.locator("#chart-curves .main-svg").count() > 0
+    assert page.locator("#chart-victims .xtick text").first.evaluate("one => getComputedStyle(one).fill") == "rgb(0, 0, 0)"
+    assert page.locator("#chart-victims .main-svg").first.evaluate("one => one.getBoundingClientRect().width") <= 700
     assert page.pdf(path=tmp_path / "page.pdf", format="A4").startswith(b"%PDF")
 
 

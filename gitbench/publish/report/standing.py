@@ -89,7 +89,7 @@ def overall(
     text = f"{defense} {_SHORT[standing]}"
     if cell is not None and cell.value.mean is not None and standing in ("leaks", "holds", "undecided"):
         strongest = f"{figure(setting.metric, cell.value)} against {cell.attack} on {setting.name}"
-        text += f": at most {strongest}, the strongest attack" if standing == "holds" else f": {strongest}"
+        text += f": at most {strongest}, the strongest attack{_yet(measured)}" if standing == "holds" else f": {strongest}"
     elif len(rows) > 1:
         text += f" on {setting.name}"
     return DefenseOverall(
@@ -103,6 +103,15 @@ def overall(
         command=setting.command,
         cell=row.strongest,
     )
+
+
+def _yet(measured: Sequence[tuple[SettingMeasured, CellMeasured]]) -> str:
+    """Privacy is not an average: a mean that holds may hide victims that lost everything."""
+    past = [(cell.past.share, cell) for _, cell in measured if cell.past is not None and cell.past.share > 0]
+    if not past:
+        return ""
+    share, cell = max(past, key=lambda one: one[0])
+    return f"; yet {100 * share:.0f} % of single victims are past the threshold ({cell.attack})"
 
 
 def who_is_identified(cells: Sequence[tuple[SettingMeasured, CellMeasured]]) -> str:

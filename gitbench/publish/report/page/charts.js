@@ -4,6 +4,7 @@
 const MOST_ROWS = 40; // defenses in a chart
 const MOST_CURVES = 12;
 const MOST_LINES = 10;
+const PAPER = 680; // pixels of width
 let library = null;
 
 function plotly() {
@@ -44,6 +45,7 @@ function draw(place, traces, layout, label) {
     xaxis: { ...axis, ...layout.xaxis },
     yaxis: { ...axis, ...layout.yaxis },
   };
+  if ("paper" in document.documentElement.dataset) whole.width = PAPER;
   place.setAttribute("role", "img");
   place.setAttribute("aria-label", label);
   place.style.height = `${whole.height}px`;

@@ -101,7 +101,7 @@ function openCell(id) {
   const chart = make("div", { class: "chart", id: "chart-cell" });
   const title = make("h2", { id: "detail-title" }, make("code", {}, cell.attack), " on ", make("code", {}, cell.defense));
   dialog.replaceChildren(
-    make("header", {}, make("div", {}, title, make("p", { class: "note" }, setting.name)), make("button", { type: "button", autofocus: true, click: () => dialog.close() }, "Close")),
+    make("div", { class: "head" }, make("div", {}, title, make("p", { class: "note" }, setting.name)), make("button", { type: "button", autofocus: true, click: () => dialog.close() }, "Close")),
     verdict(cell),
     make("h3", {}, "What the attacker got, worst victims first"),
     gallery(cell),

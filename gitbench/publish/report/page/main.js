@@ -54,10 +54,15 @@ function watch() {
   for (const id of Object.keys(CHARTS)) seen.observe(document.getElementById(id));
   // On paper nobody turns a page of the list, or scrolls to a chart.
   addEventListener("beforeprint", () => {
-    for (const id of Object.keys(CHARTS)) if (!drawn.has(id)) drawChart(id);
+    document.documentElement.dataset.paper = "yes";
+    for (const id of Object.keys(CHARTS)) drawChart(id);
     drawList(null, 500);
   });
-  addEventListener("afterprint", () => drawList());
+  addEventListener("afterprint", () => {
+    delete document.documentElement.dataset.paper;
+    redrawCharts();
+    drawList();
+  });
 }
 
 fillAttacks();

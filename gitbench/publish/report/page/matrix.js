@@ -113,6 +113,11 @@ function gridCell(cell, matches) {
   );
 }
 
+/** A name that may be broken after punctuation, and not within a word. */
+function breakable(text) {
+  return text.split(/(?<=[(,|=_:/])/).flatMap((part) => [part, make("wbr")]);
+}
+
 /** A figure above its interval. */
 function twoLines(text) {
   const at = text.indexOf(" [");
@@ -144,7 +149,7 @@ function drawGrid(key = null) {
     make(
       "tr",
       {},
-      make("th", { scope: "row" }, make("code", {}, row.defense)),
+      make("th", { scope: "row" }, make("code", {}, ...breakable(row.defense))),
       make("td", {}, badge(row.defense === "none" ? "control" : row.standing)),
       twoLines(figure(setting.metric, row.worst, { unit: false })),
       twoLines(costText(row)),
@@ -159,7 +164,7 @@ function drawGrid(key = null) {
     ...attacks.map((attack) => heading(attack, `attack:${attack}`, state, drawGrid)),
   ];
   const table = make("table", { class: "grid", "aria-labelledby": "matrix-title" }, make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...body));
-  const content = order.length ? make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Matrix" }, table) : make("p", {}, "No cell of this setting passes the filters.");
+  const content = order.length ? make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Matrix of one setting" }, table) : make("p", {}, "No cell of this setting passes the filters.");
   put(document.getElementById("grid"), key, content, pager(state, pages, drawGrid, "matrix"));
 }
 
