@@ -19,7 +19,7 @@ from PIL import Image
 from gitbench.cli import main
 from gitbench.clients.data import load_dataset
 from gitbench.core.errors import StoreError
-from gitbench.publish.report.build import build_report, report_of_results
+from gitbench.publish.report.build import build_report, latest, report_of_results
 from gitbench.publish.report.cells import NOT_MEASURED, identified
 from gitbench.publish.report.data import CellMeasured, ReportData, schema_text
 from gitbench.publish.report.images import cut
@@ -32,7 +32,7 @@ from gitbench.store.folder import Store
 from gitbench.store.pictures import SHOWN, picture
 from hostile import quickly
 from report_pages import HOSTILE, cell, kept, report_of, usual_results
-from results import GATE, SAFE, result, table
+from results import GATE, LEAKING, SAFE, result, table
 
 SCHEMA = json.loads(resources.files("gitbench.publish.report").joinpath("schema.json").read_text(encoding="utf-8"))
 NPZ = "npz(path='patients.npz')"
@@ -55,7 +55,8 @@ def test_the_verdict_is_one_sentence_with_the_strongest_attack(tmp_path: Path) -
     assert data.sentence == "Of 2 defenses, 1 (pruning(rate=0.5)) leaks; 1 (clipping(max_norm=1.0)) holds."
     assert data.standing == "leaks"
     assert re.match(
-        r"pruning\(rate=0\.5\) leaks: \+7\.1 dB \[\S+, \S+\] against \S+ on photos/lenet(/batch-4)?\.$", told(data)["pruning(rate=0.5)"]
+        r"pruning\(rate=0\.5\) leaks: \+7\.1 dB \[\S+, \S+\] against \S+ on photos/lenet(/batch-4)? \(victims 4\)\.$",
+        told(data)["pruning(rate=0.5)"],
     )
     assert "holds: at most +0.5 dB" in told(data)["clipping(max_norm=1.0)"]
     leaking = data.defenses[0]
@@ -112,6 +113,28 @@ def test_a_quick_matrix_takes_less_than_five_seconds(tmp_path: Path) -> None:
         report = report_of_results(store.root)
         report.write(tmp_path)
     assert len(report.data.cells) == 72
+
+
+def test_of_several_numbers_of_victims_the_largest_counts(tmp_path: Path) -> None:
+    few, many = (5.0, 1.0, 2.0, 3.0), (0.0, 0.5, 1.0, 0.5) * 2
+    results = [cell(), cell(few, defense="mine"), cell(few, defense="other"), cell(LEAKING * 2), cell(many, defense="mine")]
+    found = latest(tables(results))
+    assert [(one.conditions["victims"], one.defenses) for one in found] == [(4, ("none", "other")), (8, ("none", "mine"))]
+    data = build_report(found, store=Store(tmp_path)).data
+    assert {one.defense: one.standing for one in data.defenses} == {"mine": "holds", "other": "undecided"}
+    assert [one.name for one in data.settings] == ["photos/lenet (victims 4)", "photos/lenet (victims 8)"]
+    assert latest(tables(results[:2])) == tables(results[:2])
+
+
+def test_a_metric_of_which_less_leaks_more(tmp_path: Path) -> None:
+    results = [
+        result(values, metric="mse", defense=name) for values, name in (((0.01,) * 4, "none"), ((0.02,) * 4, "a"), ((0.5,) * 4, "b"))
+    ]
+    found = [one.model_copy(update={"gate": {"mse": 0.1}}) for one in results]
+    data = build_report(tables(found), store=Store(tmp_path)).data
+    assert {one.defense: one.standing for one in data.defenses} == {"a": "leaks", "b": "holds"}
+    assert data.defenses[0].sentence == "a leaks: 0.020 [0.020, 0.020] against ig on photos/lenet (victims 4)."
+    assert data.settings[0].metric.higher_leaks is False
 
 
 def test_what_was_not_measured_is_said_and_acquits_nobody(tmp_path: Path) -> None:
@@ -175,7 +198,7 @@ def test_the_command_measures_the_same_again(tmp_path: Path) -> None:
         "--gitbench-defense 'dir/mine.py:Mine(scale=0.1)' --gitbench-attack ridge --gitbench-batch-size 4 --gitbench-rounds 2 "
         "--gitbench-threat upper-bound --gitbench-victims 4 --gitbench-seeds 2"
     )
-    assert data.settings[0].name == "photos/lenet/fedavg(steps=5)/batch-4/rounds-2 (threat upper-bound, profile standard)"
+    assert data.settings[0].name == "photos/lenet/fedavg(steps=5)/batch-4/rounds-2 (threat upper-bound, profile standard, victims 4)"
 
 
 # ---------------------------------------------------------------- pictures

@@ -72,7 +72,7 @@ def pytest_configure(config: pytest.Config) -> None:
         registered(config)
     if getattr(config.option, "gitbench_started", None) is None:
         config.option.gitbench_started = time.time()  # carried to the workers of xdist: one moment for all of them
-    for option in ("defense", "baseline"):
+    for option in ("defense", "baseline", "report"):
         if not config.option.gitbench and getattr(config.option, f"gitbench_{option}") is not None:
             raise pytest.UsageError(f"--gitbench-{option} does nothing without --gitbench: add it, or take the option away.")
     if config.option.gitbench:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gitbench._version import __version__
@@ -81,7 +81,31 @@ def report_of_results(results: Path, *, redact: bool | None = None) -> Report:
         StoreError: there is no finished result in it.
     """
     store = Store(results)
-    return build_report(tables(list(store.results())), store=store, redact=redact)
+    return build_report(latest(tables(list(store.results()))), store=store, redact=redact)
+
+
+def latest(found: Sequence[Table]) -> list[Table]:
+    """Tables without the cells that another one has of more victims: looks on the way to a verdict (``--gitbench-victims auto``)."""
+    groups: dict[str, list[Table]] = {}
+    for table in sorted(found, key=_victims, reverse=True):
+        shared = {key: value for key, value in table.conditions.items() if key not in ("victims", "seeds")}
+        groups.setdefault(repr((table.dataset, table.model, shared)), []).append(table)
+    left = []
+    for largest, *others in groups.values():
+        left.append(largest)
+        seen = set(largest.results)
+        for table in others:
+            kept = {key: several for key, several in table.results.items() if key not in seen or key[0] == UNDEFENDED}
+            if any(key[0] != UNDEFENDED for key in kept):  # controls alone have nothing to be controls of
+                left.append(replace(table, results=kept, errors={key: text for key, text in table.errors.items() if key not in seen}))
+            seen |= table.results.keys()
+    order = {(table.dataset, table.model, repr(table.conditions)): number for number, table in enumerate(found)}
+    return sorted(left, key=lambda table: order[table.dataset, table.model, repr(table.conditions)])
+
+
+def _victims(table: Table) -> int:
+    told = table.conditions.get("victims")
+    return told if isinstance(told, int) else 0
 
 
 def _pictures(found: Sequence[Table], settings: Sequence[SettingMeasured], store: Store, most: int) -> tuple[Shown, Pictures, int]:

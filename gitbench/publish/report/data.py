@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, FiniteFloat
+from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat
 
 from gitbench.store.result import StrictModel, Text
 
 Rounded = Annotated[FiniteFloat, AfterValidator(lambda value: float(f"{value:.6g}"))]
 """Six digits: enough to draw and to compare. The result files have all of them."""
+Known = Annotated[Rounded | None, BeforeValidator(lambda value: None if isinstance(value, float) and not math.isfinite(value) else value)]
+"""None where it is not known: also what is infinite in the end, as the mean of a result that claims to be huge."""
 Standing = Literal["holds", "leaks", "undecided", "no success", "no control", "timed out", "error", "not tested", "n/a"]
 
 
 class Bounds(StrictModel):
     """A mean and its 95 % interval; None where it cannot be known."""
 
-    mean: Rounded | None = None
-    low: Rounded | None = None
-    high: Rounded | None = None
+    mean: Known = None
+    low: Known = None
+    high: Known = None
 
 
 class ShareFound(StrictModel):
@@ -50,7 +53,7 @@ class MetricShown(StrictModel):
     higher_leaks: bool
     digits: int
     summary: str
-    threshold: Rounded | None = None
+    threshold: Known = None
 
 
 class SeedMeasured(StrictModel):
@@ -67,8 +70,8 @@ class SeedMeasured(StrictModel):
 
     seed: int
     case_id: str
-    values: tuple[Rounded | None, ...]
-    identified: tuple[Rounded | None, ...] | None = None
+    values: tuple[Known, ...]
+    identified: tuple[Known, ...] | None = None
     certified: tuple[bool, ...] | None = None
     truth: tuple[Text, ...] = ()
     found: tuple[Text, ...] = ()
@@ -101,14 +104,14 @@ class CellMeasured(StrictModel):
     value: Bounds = Bounds()
     past: ShareFound | None = None
     identified: ShareFound | None = None
-    certified: Rounded | None = None
+    certified: Known = None
     metrics: dict[Text, Bounds] = Field(default_factory=dict)
     flags: tuple[Text, ...] = ()
     seeds: tuple[SeedMeasured, ...] = ()
     options: dict[Text, Text] = Field(default_factory=dict)
     code: dict[Text, Text] = Field(default_factory=dict)
-    fit_seconds: Rounded | None = None
-    attack_seconds: Rounded | None = None
+    fit_seconds: Known = None
+    attack_seconds: Known = None
     by_others: bool = False
     finished_at: str | None = None
 
@@ -125,10 +128,10 @@ class DefenseCost(StrictModel):
     accuracy: Bounds
     lost: Bounds
     front: bool
-    bytes_sent: Rounded
-    seconds: Rounded
-    epsilon: Rounded | None = None
-    delta: Rounded | None = None
+    bytes_sent: Known
+    seconds: Known
+    epsilon: Known = None
+    delta: Known = None
 
 
 class DefenseInSetting(StrictModel):
@@ -153,7 +156,7 @@ class DefenseInSetting(StrictModel):
     working: tuple[Text, ...]
     without_control: tuple[Text, ...]
     incomplete: dict[Text, Text]
-    left_to_learn: Rounded | None = None
+    left_to_learn: Known = None
     cost: DefenseCost | None = None
 
 

@@ -36,7 +36,7 @@ def setting_of(table: Table, *, redact: bool | None) -> SettingMeasured:
     case = results[0].case
     seeds = {result.case.seed for result in results}
     return SettingMeasured(
-        name=_name(case),
+        name=_name(case, victims=table.conditions.get("victims", case.victims)),
         dataset=shown_name(case.dataset),
         model=shown_name(case.model),
         client=shown_name(case.client),
@@ -185,12 +185,17 @@ def _dataset(text: str) -> Part | None:
         return None
 
 
-def _name(case: Case) -> str:
+def _name(case: Case, *, victims: object) -> str:
     try:
         path = str(case.labels.setting)
     except SpecError:
         path = f"{case.dataset}/{case.model}"
-    extra: Mapping[str, tuple[str, str]] = {"threat": (case.threat, "server"), "profile": (case.profile, "quick")}
+    profile = PROFILES.get(case.profile)
+    extra: Mapping[str, tuple[object, object]] = {
+        "threat": (case.threat, "server"),
+        "profile": (case.profile, "quick"),
+        "victims": (victims, profile.victims if profile else None),
+    }
     told = ", ".join(f"{key} {value}" for key, (value, usual) in extra.items() if value != usual)
     return f"{path} ({told})" if told else path
 

@@ -140,7 +140,15 @@ function drawCost() {
     xaxis: { title: { text: "accuracy lost, percentage points" } }, yaxis: { title: { text: `worst case${setting.metric.unit ? `, ${setting.metric.unit}` : ""}` } },
   };
   draw(place, [trace], layout, `Leakage against accuracy lost, by defense, in ${setting.name}; the table below says the same. Down and left is better.`);
-  tableBelow(place, ["Defense", "Accuracy lost", "Worst case", "On the front"], rows.map((row) => [row.defense, costText(row) || "control", figure(setting.metric, row.worst), row.cost.front ? "yes" : "no"]));
+  tableBelow(
+    place,
+    ["Defense", "Accuracy lost", "Worst case", "On the front", "ε", "Bytes of an update", "ms of a client", "Left to learn (cosine)"],
+    rows.map((row) => [
+      row.defense, costText(row) || "control", figure(setting.metric, row.worst), row.cost.front ? "yes" : "no",
+      row.cost.epsilon === null ? "none promised" : `${row.cost.epsilon} at δ = ${row.cost.delta}`, row.cost.bytes_sent?.toFixed(0) ?? "unknown", row.cost.seconds === null ? "unknown" : (1000 * row.cost.seconds).toFixed(2),
+      row.left_to_learn === null ? "not tested" : row.left_to_learn.toFixed(2),
+    ]),
+  );
 }
 
 function drawCurves() {
