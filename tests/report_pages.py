@@ -8,6 +8,7 @@ import torch
 
 from gitbench.publish.report.build import Report, build_report
 from gitbench.publish.report.data import ReportData
+from gitbench.publish.report.page import plotly, render
 from gitbench.publish.table import tables
 from gitbench.store.folder import Store
 from gitbench.store.pictures import picture
@@ -83,3 +84,8 @@ def enlarged(data: ReportData, *, defenses: int, attacks: int) -> ReportData:
 
 def _moved(value, by: int):
     return value.model_copy(update={"mean": value.mean + by / 10, "low": value.low + by / 10, "high": value.high + by / 10})
+
+
+def page_of(report: Report) -> str:
+    """The page but for the charting library."""
+    return render(report.data, report.pictures).replace(plotly(), "")

@@ -11,10 +11,7 @@ from importlib import resources
 from pathlib import Path
 
 import jsonschema
-import numpy as np
 import pytest
-import torch
-from PIL import Image
 
 from gitbench.cli import main
 from gitbench.clients.data import load_dataset
@@ -22,16 +19,13 @@ from gitbench.core.errors import StoreError
 from gitbench.publish.report.build import build_report, latest, report_of_results
 from gitbench.publish.report.cells import NOT_MEASURED, identified
 from gitbench.publish.report.data import CellMeasured, ReportData, schema_text
-from gitbench.publish.report.images import cut
-from gitbench.publish.report.page import plotly, render
-from gitbench.publish.report.settings import is_built_in, private_images
+from gitbench.publish.report.settings import private_images
 from gitbench.publish.report.standing import next_step, row_standing
 from gitbench.publish.report.words import SYMBOLS, VERDICTS
 from gitbench.publish.table import tables
 from gitbench.store.folder import Store
-from gitbench.store.pictures import SHOWN, picture
 from hostile import quickly
-from report_pages import HOSTILE, cell, kept, report_of, usual_results
+from report_pages import HOSTILE, cell, kept, page_of, report_of, usual_results
 from results import GATE, LEAKING, SAFE, result, table
 
 SCHEMA = json.loads(resources.files("gitbench.publish.report").joinpath("schema.json").read_text(encoding="utf-8"))
@@ -40,11 +34,6 @@ NPZ = "npz(path='patients.npz')"
 
 def told(data: ReportData) -> dict[str, str]:
     return {one.defense: one.sentence for one in data.defenses}
-
-
-def page_of(report) -> str:
-    """The page but for the charting library."""
-    return render(report.data, report.pictures).replace(plotly(), "")
 
 
 # ---------------------------------------------------------------- what it says
@@ -147,6 +136,9 @@ def test_what_was_not_measured_is_said_and_acquits_nobody(tmp_path: Path) -> Non
     assert "Not tested: 1 cell." in data.defenses[0].sure
     broken = build_report([table(errors={("mine", "ig"): "it raised"})], store=Store(tmp_path)).data
     assert ("mine", "error") in {(one.defense, one.standing) for one in broken.defenses}
+    raised = result(error="boom", defense="mine")
+    stored = build_report([table({("none", "ig"): [cell()], ("mine", "ig"): [raised]})], store=Store(tmp_path)).data
+    assert [(one.standing, one.reason) for one in stored.cells if one.defense == "mine"] == [("error", "this cell ended in an error: boom")]
     alone = build_report([table({("mine", "ig"): [safe]})], store=Store(tmp_path)).data
     assert alone.standing == "no control"
     assert alone.defenses[0].sentence.startswith("mine was not shown to hold: no attack works even without it")
@@ -199,73 +191,6 @@ def test_the_command_measures_the_same_again(tmp_path: Path) -> None:
         "--gitbench-threat upper-bound --gitbench-victims 4 --gitbench-seeds 2"
     )
     assert data.settings[0].name == "photos/lenet/fedavg(steps=5)/batch-4/rounds-2 (threat upper-bound, profile standard, victims 4)"
-
-
-# ---------------------------------------------------------------- pictures
-
-
-def test_a_strip_is_cut_into_what_was_put_in(tmp_path: Path) -> None:
-    truth = (torch.rand(SHOWN + 4, 1, 3, 8, 8) * 255).round() / 255
-    strip = tmp_path / "strip.png"
-    strip.write_bytes(picture(truth, 1 - truth))
-    found = cut(strip, victims=SHOWN + 4)
-    assert found is not None
-    assert [len(row) for row in found] == [SHOWN, SHOWN]
-    for row, stack in zip(found, (truth, 1 - truth), strict=True):
-        for png, image in zip(row, stack[:, 0], strict=False):
-            (tmp_path / "one.png").write_bytes(png)
-            with Image.open(tmp_path / "one.png") as one:
-                assert one.size == (8, 8)
-                assert torch.equal(torch.tensor(np.asarray(one)), (image * 255).round().byte().permute(1, 2, 0))
-
-
-@pytest.mark.parametrize("content", [b"", b"no picture", b"GIF89a", picture(torch.rand(3, 1, 1, 8, 8), torch.rand(3, 1, 1, 8, 8))[:60]])
-def test_a_strip_that_cannot_be_read_is_none(tmp_path: Path, content: bytes) -> None:
-    strip = tmp_path / "strip.png"
-    assert cut(strip, victims=3) is None
-    strip.write_bytes(content)
-    assert cut(strip, victims=3) is None
-
-
-def test_a_strip_of_before_has_eight_victims(tmp_path: Path) -> None:
-    strip = tmp_path / "strip.png"
-    Image.new("RGB", (8 * 96, 2 * 96), "red").save(strip)
-    found = cut(strip, victims=16)
-    assert found is not None
-    assert [len(row) for row in found] == [8, 8]
-
-
-def test_the_truth_is_kept_once_and_the_page_stays_light(tmp_path: Path) -> None:
-    results, store = usual_results(), Store(tmp_path)
-    strip = picture(torch.rand(4, 1, 3, 8, 8), torch.rand(4, 1, 3, 8, 8))
-    for one in results:
-        store.save_picture(one.case_id, strip)
-    everything = build_report(tables(results), store=store)
-    assert len(everything.pictures) == 8
-    assert everything.data.pictures_left_out == 0
-    little = build_report(tables(kept(store, results) and results), store=store, most=1)
-    assert little.data.pictures_left_out == len(results) - 1
-    # What leaks most is shown first; the undefended controls come last.
-    assert [one.defense for one in little.data.cells if one.seeds[0].truth] == ["pruning(rate=0.5)"]
-
-
-@pytest.mark.parametrize(
-    ("dataset", "built_in"), [("photos", True), ("photos(size=16)", True), (NPZ, False), ("cifar10(root='x')", False), ("((", False)]
-)
-def test_only_the_built_in_data_is_public(dataset: str, built_in: bool) -> None:
-    assert is_built_in(dataset) is built_in
-
-
-@pytest.mark.parametrize(
-    ("dataset", "redact", "shown"), [("photos", None, True), (NPZ, None, False), (NPZ, False, True), ("photos", True, False)]
-)
-def test_what_was_private_stays_private_unless_asked(tmp_path: Path, dataset: str, redact: bool | None, shown: bool) -> None:
-    found = report_of(tmp_path, [cell(dataset=dataset)], redact=redact)
-    assert bool(found.pictures) is shown
-    assert bool(found.data.cells[0].seeds[0].truth) is shown
-    assert bool(found.data.cells[0].seeds[0].found) is shown  # what was made of a private image gives it away too
-    assert found.data.settings[0].redacted is not shown
-    assert ("left out: these images are private" in page_of(found)) is not shown
 
 
 # ---------------------------------------------------------------- strangers
@@ -341,6 +266,13 @@ def test_the_command_says_that_pictures_are_left_out(tmp_path: Path, capsys: pyt
     assert "--no-redact shows them" in capsys.readouterr().out
     assert main(["report", str(tmp_path / "results"), "--out", str(tmp_path / "out"), "--no-redact"]) == 0
     assert "left out" not in capsys.readouterr().out
+
+
+def test_the_example_of_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = Path(__file__).parents[1].joinpath("docs", "report.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    exec(example, {})
+    assert capsys.readouterr().out == "gitbench report\n"
 
 
 def test_a_report_needs_no_torch(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from gitbench.publish.report.build import Report
 from report_pages import HOSTILE, cell, enlarged, report_of, usual_results
+from results import SAFE
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the browser's tests need playwright: pip install gitbench[dev]")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -211,6 +212,19 @@ def test_what_strangers_wrote_does_nothing(tmp_path: Path, opened: Open) -> None
     assert page.evaluate("typeof window.hacked") == "undefined"
     assert page.locator("img:not([src^='data:image/png'])").count() == 0
     assert page.locator("b", has_text="pruning").count() == 0
+
+
+def test_a_chart_without_data_says_so_and_comes_back(tmp_path: Path, opened: Open) -> None:
+    results = [*usual_results(), cell(model="mlp"), cell(SAFE, model="mlp", defense="pruning(rate=0.5)")]
+    page = opened(report_of(tmp_path / "results", results).write(tmp_path))
+    page.locator("#chart-cost").scroll_into_view_if_needed()
+    page.wait_for_selector("#chart-cost .main-svg")
+    page.select_option("#setting", "2")
+    assert "Not tested: what the defenses cost. Add to the command: --gitbench-cost yes" in page.inner_text("#chart-cost")
+    assert page.evaluate("document.getElementById('charted').textContent").startswith("Setting: photos/mlp")
+    page.select_option("#setting", "0")
+    assert page.locator("#chart-cost .main-svg").count() > 0
+    assert page.locator("#chart-cost .note").count() == 0
 
 
 def test_private_pictures_are_not_there(tmp_path: Path, opened: Open) -> None:

@@ -287,25 +287,19 @@ class GitbenchSession:
         from gitbench.publish.report.cells import NOT_MEASURED
 
         found = []
+        outcomes = self._outcomes.values()
+        reasons = {(one.cell.setting, one.cell.defense, one.cell.attack): one.reason or one.word for one in outcomes}
         try:
             for setting in dict.fromkeys(cell.setting for cell in self.cells):
                 results, skipped, expected = self._results_of(setting)
                 table = table_of(self.config, setting, results, skipped, columns={})
-                missing = {
-                    key: self._reason_of(setting, key) or NOT_MEASURED for key in expected if key not in results and key not in skipped
-                }
+                left = [key for key in expected if key not in results and key not in skipped]
+                missing = {key: reasons.get((setting, *key)) or NOT_MEASURED for key in left}
                 found.append(replace(table, errors=missing))
             command = shlex.join(["pytest", *map(str, self._pytest_config.invocation_params.args)])
             return f"report: {build_report(found, store=self.store, command=command).write(folder)}"
         except GitbenchError as error:
             return f"report: not written, {error}"
-
-    def _reason_of(self, setting: Setting, key: tuple[str, str]) -> str:
-        """Why a cell that was run has no result; empty where it was not run."""
-        found = next(
-            (one for one in self._outcomes.values() if one.cell.setting == setting and (one.cell.defense, one.cell.attack) == key), None
-        )
-        return "" if found is None else found.reason or found.word
 
     def _results_of(
         self, setting: Setting

@@ -46,6 +46,10 @@ function draw(place, traces, layout, label) {
     yaxis: { ...axis, ...layout.yaxis },
   };
   if ("paper" in document.documentElement.dataset) whole.width = PAPER;
+  if (place.classList.contains("empty")) {
+    place.classList.remove("empty");
+    place.replaceChildren();
+  }
   place.setAttribute("role", "img");
   place.setAttribute("aria-label", label);
   place.style.height = `${whole.height}px`;
@@ -66,7 +70,11 @@ function tableBelow(place, head, rows) {
 }
 
 function instead(place, text, code) {
+  library?.purge(place);
   place.classList.add("empty");
+  place.style.height = "";
+  place.removeAttribute("role");
+  place.removeAttribute("aria-label");
   place.replaceChildren(make("p", { class: "note" }, make("b", {}, text), code ? " Add to the command: " : "", code ? make("code", {}, code) : ""));
 }
 
@@ -117,7 +125,6 @@ function drawCost() {
   const place = document.getElementById("chart-cost");
   const setting = report.settings[Number(document.getElementById("setting").value)];
   const rows = setting.defenses.filter((row) => row.cost && row.worst.mean !== null).slice(0, 200);
-  place.classList.remove("empty");
   if (!rows.some((row) => row.defense !== "none")) {
     place.nextElementSibling?.classList.contains("below") && place.nextElementSibling.remove();
     return instead(place, "Not tested: what the defenses cost.", "--gitbench-cost yes");
