@@ -295,3 +295,9 @@ def test_a_run_writes_its_report(warm: None, bench: pytest.Pytester) -> None:
     jsonschema.validate(data, SCHEMA)
     assert all(setting["redacted"] for setting in data["settings"])
     assert 'id="gitbench-pictures">{}<' in text
+    bench.runpytest("--gitbench", "--gitbench-report=part", "--gitbench-results=other", "-k", "none")
+    text = (bench.path / "part" / "index.html").read_text(encoding="utf-8")
+    data = json.loads(re.search(r'id="gitbench-data">(.*?)</script>', text, flags=re.DOTALL).group(1))
+    assert {one["standing"] for one in data["cells"] if one["defense"] != "none"} == {"not tested"}
+    assert data["standing"] == "not tested"
+    assert "was not tested" in data["sentence"] or "were not tested" in data["sentence"]
