@@ -70,6 +70,19 @@ def _add_tables(command: _Command) -> None:
     board.add_argument(
         "--entries", type=Path, action="append", default=[], metavar="PATH", help="results of others: a JSON file, or a folder; repeatable"
     )
+    page = command(
+        "report",
+        lambda given: _report(given.results, given.out, redact=given.redact, as_json=given.json),
+        "one self-contained HTML page of stored results",
+    )
+    page.add_argument("results", type=Path, nargs="?", default=Path(".gitbench"), help="results folder (default: %(default)s)")
+    page.add_argument("--out", type=Path, default=Path("gitbench-report"), help="where index.html goes (default: %(default)s)")
+    page.add_argument(
+        "--redact",
+        action=argparse.BooleanOptionalAction,
+        help="leave out pictures of private images, and what was made of them (default: of all but the built-in photos)",
+    )
+    page.add_argument("--json", action="store_true", help="print the data as JSON instead (docs/report.md has the schema)")
     ranks = command(
         "inspect",
         lambda given: _inspect(given.model, given.dataset, given.seed, as_json=given.json),
@@ -135,6 +148,20 @@ def _leaderboard(results: Path, out: Path, entries: Sequence[Path]) -> list[str]
         path, refused = leaderboard.write(table, out, list(table.results))
         lines.append(f"{path}: not written, {refused}" if refused else f"wrote {path}")
     return lines
+
+
+def _report(results: Path, out: Path, *, redact: bool | None, as_json: bool) -> list[str]:
+    from gitbench.publish.report.build import report_of_results
+
+    found = report_of_results(results, redact=redact)
+    if as_json:
+        return [found.data.to_json()]
+    path = found.write(out)
+    hidden = sum(setting.redacted for setting in found.data.settings)
+    told = (
+        [f"pictures of {hidden} settings are left out: their images are private. --no-redact shows them."] if hidden and not redact else []
+    )
+    return [found.data.sentence, *told, f"wrote {path}. Open it in a browser: it needs no server and no network."]
 
 
 def _inspect(model: str, dataset: str, seed: int, *, as_json: bool) -> list[str]:

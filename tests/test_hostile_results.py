@@ -76,6 +76,7 @@ def test_any_result_is_read_shown_or_refused(
         load_baseline(store.root)
     arguments = ["leaderboard", str(store.root), "--out", str(tmp_path_factory.getbasetemp() / "boards")]
     assert main(arguments) in (0, 2)
+    assert main(["report", str(store.root), "--json"]) in (0, 2)
     with contextlib.suppress(StoreError):
         store.load(result().case_id)
 

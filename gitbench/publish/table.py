@@ -75,9 +75,9 @@ class Table:
     def estimate(self) -> Estimate:
         """How the intervals of the run were made."""
         profile = str(self.conditions.get("profile"))
-        if self.conditions.get("victims") != "auto" or profile not in PROFILES:
-            return interval
-        return functools.partial(at_look, planned=looks(FIRST, PROFILES[profile].most_victims))
+        sequential = self.conditions.get("victims") == "auto" and profile in PROFILES
+        planned = looks(FIRST, PROFILES[profile].most_victims) if sequential else ()
+        return lambda groups: _estimated(tuple(map(tuple, groups)), planned)
 
     def by_others(self, defense: str, attack: str) -> bool:
         """Whether a figure comes from others: measured elsewhere, or reconstructions that were sent in."""
@@ -92,6 +92,15 @@ class Table:
         told = [one for result in self.results.get((defense, attack), ()) for one in result.certified or ()]
         return sum(told) / len(told) if told else None
 
+    @functools.cached_property
+    def _known(self) -> frozenset[tuple[str, str]]:
+        return frozenset(self.cells)
+
+    @functools.cached_property
+    def _ours(self) -> frozenset[str]:
+        """The attacks that were run here, on any defense."""
+        return frozenset(attack for row, attack in self.cells if not self.by_others(row, attack))
+
     def verdict(self, defense: str, attack: str) -> Judgement:
         """The verdict of a cell that was measured."""
         control = None if defense == "none" else self.results.get(("none", attack), [])
@@ -100,8 +109,7 @@ class Table:
     def worst(self, defense: str) -> Worst:
         """The worst case of a row, over all attacks that the threat model lets run."""
         # What others sent in for another defense is nothing that this row lacks.
-        ours = {attack for row, attack in self.cells if not self.by_others(row, attack)}
-        wanted = [attack for attack in self.attacks if (defense, attack) in self.cells or attack in ours]
+        wanted = [attack for attack in self.attacks if (defense, attack) in self._known or attack in self._ours]
         return worst_case(
             {attack: self.results[defense, attack] for attack in wanted if (defense, attack) in self.results},
             metric=self.metric.name,
@@ -187,6 +195,12 @@ def table_of(
         not_applicable=not_applicable,
         columns=columns,
     )
+
+
+@functools.lru_cache(maxsize=2**14)
+def _estimated(groups: tuple[tuple[float | None, ...], ...], planned: tuple[int, ...]) -> Interval:
+    """Remembered: a control is asked for by every cell of its column, and a cell by its row."""
+    return at_look(groups, planned=planned) if planned else interval(groups)
 
 
 def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:

@@ -65,6 +65,7 @@ class Config(BaseModel):
     cost: bool = False
     results: _Path = Path(".gitbench")
     leaderboard: _Path | None = Path("leaderboards")
+    report: _Path | None = None
     fresh: bool = False
     baseline: _Path | None = None
     tolerance: FiniteFloat = Field(default=0.5, ge=0)
@@ -166,7 +167,7 @@ def make_config(settings: Mapping[str, Any], options: Mapping[str, Any], *, cost
     thresholds = parse_thresholds(merged["threshold"])
     merged["accuracy_drop_limit"] = thresholds.pop(ACCURACY_DROP, None)
     merged["threshold"] = thresholds or dict(profile.threshold)
-    for key in ("leaderboard", "timeout"):
+    for key in ("leaderboard", "report", "timeout"):
         if isinstance(merged.get(key), str) and merged[key].lower() == "none":
             merged[key] = None
     if str(merged.get("threat", "server")) not in THREATS:

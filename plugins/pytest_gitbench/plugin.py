@@ -22,6 +22,7 @@ _VALUES = (
     ("threat", "NAME", "What the attacker is granted: server (default), eavesdropper or upper-bound"),
     ("results", "DIR", "Where results and trained attack models are kept (default: .gitbench)"),
     ("leaderboard", "DIR", "Where the Markdown goes (default: leaderboards); none writes nothing"),
+    ("report", "DIR", "Write one self-contained HTML page, index.html, into this folder (default: none)"),
     ("cost", "yes|no", "Train under each defense and say what accuracy it costs (default: yes in the built-in matrix)"),
     ("baseline", "PATH", "Fail where leakage got worse than in this results folder, or file of gitbench baseline"),
     ("tolerance", "DB", "How much worse than the baseline is accepted, in dB (default: 0.5); other metrics in proportion"),
@@ -71,7 +72,7 @@ def pytest_configure(config: pytest.Config) -> None:
         registered(config)
     if getattr(config.option, "gitbench_started", None) is None:
         config.option.gitbench_started = time.time()  # carried to the workers of xdist: one moment for all of them
-    for option in ("defense", "baseline"):
+    for option in ("defense", "baseline", "report"):
         if not config.option.gitbench and getattr(config.option, f"gitbench_{option}") is not None:
             raise pytest.UsageError(f"--gitbench-{option} does nothing without --gitbench: add it, or take the option away.")
     if config.option.gitbench:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -256,6 +257,8 @@ class GitbenchSession:
         if self.config.leaderboard is not None:
             for setting in dict.fromkeys(cell.setting for cell in self.cells):
                 told.append(self._publish_one(setting, self.config.leaderboard, columns))
+        if self.config.report is not None:
+            told.append(self._write_report(self.config.report))
         told.append(f"pictures: {self.config.results / 'pictures'}")
         worst = next((key for key, outcome in self._outcomes.items() if outcome.status == "failed"), None)
         if worst is not None:
@@ -277,6 +280,26 @@ class GitbenchSession:
         except GitbenchError as error:
             return f"leaderboard {setting}: not written, {error}"
         return f"leaderboard {path}: not written, {refused}" if refused else f"leaderboard: {path}"
+
+    def _write_report(self, folder: Path) -> str:
+        """The HTML page of this run. What it did not get to is on it too: nothing that was asked for vanishes."""
+        from gitbench.publish.report.build import build_report
+        from gitbench.publish.report.cells import NOT_MEASURED
+
+        found = []
+        outcomes = self._outcomes.values()
+        reasons = {(one.cell.setting, one.cell.defense, one.cell.attack): one.reason or one.word for one in outcomes}
+        try:
+            for setting in dict.fromkeys(cell.setting for cell in self.cells):
+                results, skipped, expected = self._results_of(setting)
+                table = table_of(self.config, setting, results, skipped, columns={})
+                left = [key for key in expected if key not in results and key not in skipped]
+                missing = {key: reasons.get((setting, *key)) or NOT_MEASURED for key in left}
+                found.append(replace(table, errors=missing))
+            command = shlex.join(["pytest", *map(str, self._pytest_config.invocation_params.args)])
+            return f"report: {build_report(found, store=self.store, command=command).write(folder)}"
+        except GitbenchError as error:
+            return f"report: not written, {error}"
 
     def _results_of(
         self, setting: Setting
