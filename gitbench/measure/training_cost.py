@@ -34,7 +34,6 @@ from gitbench.measure.scene import Scene
 from gitbench.measure.utility import measure_utility
 from gitbench.store.result import Training, Utility
 
-_IMAGES = 64  # of all clients of a round together
 _TEST = 0.2  # share of the public images
 _MOST_TESTED = 2000
 _LR = 2e-3
@@ -48,6 +47,9 @@ Tensors = dict[str, torch.Tensor]
 ROUNDS: Mapping[str, int] = {"quick": 200, "standard": 1000, "paper": 5000}
 """Steps of the server, by profile."""
 
+IMAGES: Mapping[str, int] = {"quick": 32, "standard": 64, "paper": 64}
+"""Of all clients of a round together, by profile."""
+
 
 @dataclass(frozen=True)
 class Course:
@@ -59,6 +61,7 @@ class Course:
         batch_size: images of each update.
         rounds: steps of the server.
         seed: of the split, the batches and the defense's randomness.
+        images: of all clients of a round together.
     """
 
     public: Split
@@ -66,11 +69,12 @@ class Course:
     batch_size: int
     rounds: int
     seed: int
+    images: int = IMAGES["standard"]
 
     @property
     def clients(self) -> int:
         """Updates of a round."""
-        return max(1, _IMAGES // self.batch_size)
+        return max(1, self.images // self.batch_size)
 
     @functools.cached_property
     def split(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -100,7 +104,7 @@ def measure_training(scene: Scene, plain: Scene, *, fits: FitCache, progress: Pr
         StoreError: the results folder cannot be used.
     """
     case = scene.case
-    course = Course(scene.public, scene.client, scene.labels.shape[1], ROUNDS[case.profile], case.seed)
+    course = Course(scene.public, scene.client, scene.labels.shape[1], ROUNDS[case.profile], case.seed, IMAGES[case.profile])
 
     def trained(one: Scene) -> State:
         def learn(checkpoint: Checkpoint) -> Tensors:
@@ -119,6 +123,7 @@ def _made_from(scene: Scene, course: Course) -> str:
     return canonical_json(
         {
             "training": course.rounds,
+            "images": course.images,
             "dataset": case.dataset,
             "public": len(course.public),
             "model": case.model,
