@@ -23,17 +23,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=2, help="of each implementation")
     parser.add_argument("--rounds", type=int, default=5, help="how often each is measured, in turn")
     parser.add_argument("--seconds", type=float, default=6, help="that one measurement takes, about")
+    parser.add_argument("--limit", type=float, default=20, help="seconds of one iteration, beyond which a number of victims is left out")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--victims", nargs="+", type=int, default=[1, 8, 64])
     parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "RESULTS.md")
     options = parser.parse_args(arguments)
     peer = None if options.alone else options.python or peer_python()
-    points = []
+    points: list[Point] = []
     for network in options.networks:
         for victims in options.victims:
-            point: Point = compare(network, victims, peer=peer, threads=options.threads, rounds=options.rounds, seconds=options.seconds)
-            points.append(point)
-            print(point, file=sys.stderr, flush=True)
+            point = compare(
+                network, victims, peer=peer, threads=options.threads, rounds=options.rounds, seconds=options.seconds, limit=options.limit
+            )
+            points += [] if point is None else [point]
+            print(point or f"{network} with {victims} victims is left out", file=sys.stderr, flush=True)
     command = f"python -m benchmarks.speed {shlex.join(sys.argv[1:] if arguments is None else arguments)}".strip()
     options.output.write_text(written(points, command=command, threads=options.threads))
 

@@ -93,10 +93,15 @@ class Point:
         return [] if self.theirs is None else [mine / other for mine, other in zip(self.ours.rates, self.theirs.rates, strict=True)]
 
 
-def compare(name: str, victims: int, *, peer: Path | str | None, threads: int, rounds: int, seconds: float) -> Point:
-    """Measure one point. breaching takes one image after the other, and as many of the victims as fit into the time."""
+def compare(name: str, victims: int, *, peer: Path | str | None, threads: int, rounds: int, seconds: float, limit: float) -> Point | None:
+    """Measure one point; None where one iteration of all victims would take longer than the limit.
+
+    breaching takes one image after the other, and as many of the victims as fit into the time.
+    """
     with Worker("gitbench", sys.executable, threads) as mine:
         rate = mine.ask()["rate"]
+        if _seconds_each(mine, name, 1) * victims > limit:
+            return None
         floor = rate / (2 * PASSES * products(network(name)))
         if peer is None:
             return Point(name, victims, _measured(_in_turn([(mine, victims)], name, rounds, seconds)[0]), None, floor)

@@ -12,7 +12,7 @@ from torch.autograd import Function
 from torch.nn import functional
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from gitbench.clients.convolution import FEW_PLACES, Reach, by_patches
+from gitbench.clients.linear_layers import FEW_PLACES, Reach, by_patches, normalized
 
 _FEW = 32  # positions of a victim's maps, below which a product of matrices is quicker than a grouped convolution
 
@@ -163,7 +163,7 @@ def _normalized(layer: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     if isinstance(layer, nn.GroupNorm):
         return functional.group_norm(inputs, layer.num_groups, eps=layer.eps)
     assert isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d)
-    return functional.batch_norm(inputs, layer.running_mean, layer.running_var, eps=layer.eps)
+    return normalized(layer, inputs)
 
 
 def _factors_of_linear(inputs: torch.Tensor, slope: torch.Tensor, victims: int) -> _Factors:

@@ -13,8 +13,8 @@ from torch import nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.func import functional_call
 
-from gitbench.clients.convolution import linear_convolutions
 from gitbench.clients.layer_gradients import Aim, Passed, is_known
+from gitbench.clients.linear_layers import linear_layers
 from gitbench.clients.loss import mean_loss
 from gitbench.clients.stochastic import stochastic_layers
 from gitbench.core.random import make_generator
@@ -125,7 +125,7 @@ def _passes(model: nn.Module, parameters: Mapping[str, torch.Tensor], inputs: to
     with torch.enable_grad():
         # Every layer's output is then in the graph.
         images = images if images.requires_grad else images.detach().requires_grad_()
-        with _watched(layers) as visits, linear_convolutions(layers.values()):
+        with _watched(layers) as visits, linear_layers(layers.values()):
             logits = functional_call(model, dict(parameters), (images,))
         if len(visits) < len(layers):
             raise NotLayerwiseError("a layer was not called")

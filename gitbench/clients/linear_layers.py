@@ -1,4 +1,4 @@
-"""Convolutions as linear maps of the images: slopes of any order are made of the map and its adjoint, and of nothing else."""
+"""Layers as linear maps of the images: slopes of any order are made of the map and its adjoint, and of nothing else."""
 
 from __future__ import annotations
 
@@ -143,19 +143,41 @@ class _Back(Function):
 
 
 @contextlib.contextmanager
-def linear_convolutions(layers: Iterable[nn.Module]) -> Iterator[None]:
-    """Inside the block those that are convolutions, whose weights are not differentiated, are computed as the linear maps that they are.
+def linear_layers(layers: Iterable[nn.Module]) -> Iterator[None]:
+    """Inside the block convolutions and BatchNorm in eval mode, whose weights are not differentiated, are computed as linear maps.
 
     torch's own second derivative computes slopes by the weights beside those by the images, whether they are asked for or not.
     """
+    layers = tuple(layers)
+    norms = [layer for layer in layers if type(layer) in (nn.BatchNorm1d, nn.BatchNorm2d)]
     found = [layer for layer in layers if type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and isinstance(layer.padding, tuple)]
     for layer in found:
         vars(layer)["_conv_forward"] = functools.partial(_computed, layer)
+    for norm in norms:
+        vars(norm)["forward"] = functools.partial(_scaled, norm)
     try:
         yield
     finally:
         for layer in found:
             del vars(layer)["_conv_forward"]
+        for norm in norms:
+            del vars(norm)["forward"]
+
+
+def _scaled(layer: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    assert isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d)
+    return normalized(layer, inputs, layer.weight, layer.bias)
+
+
+def normalized(layer: nn.BatchNorm1d | nn.BatchNorm2d, inputs: torch.Tensor, weight: object = None, bias: object = None) -> torch.Tensor:
+    """What BatchNorm in eval mode makes of its inputs, in one pass over them."""
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    scale = (layer.running_var + layer.eps).rsqrt()
+    scale = scale * weight if isinstance(weight, torch.Tensor) else scale
+    shift = bias - layer.running_mean * scale if isinstance(bias, torch.Tensor) else -layer.running_mean * scale
+    channels = (-1, *(1,) * (inputs.ndim - 2))
+    return torch.addcmul(shift.reshape(channels), inputs, scale.reshape(channels))
 
 
 def _computed(layer: nn.Conv2d, images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
