@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from gitbench.core.memory import keep_freed_memory
 from helpers import make_data, write_npz
 
 WITHOUT = """
@@ -31,3 +35,33 @@ assert found.cost.peak_memory_mb is None
 assert found.metrics["psnr"].mean is not None
 """
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, cwd=tmp_path)
+
+
+FAULTS = """
+import platform, resource, sys
+import torch
+from gitbench.core.memory import keep_freed_memory
+
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+before = 0
+for turn in range(20):
+    if turn == 10:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps memory by rules of its own")
+def test_freed_memory_is_taken_again_without_a_page_fault() -> None:
+    def faults(how: str) -> int:
+        return int(subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True).stdout)
+
+    assert faults("kept") < 1000 < faults("given back")
+
+
+def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    monkeypatch.setattr("ctypes.CDLL", lambda _: pytest.fail("looked into it"))
+    keep_freed_memory()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -93,6 +95,34 @@ def test_descent_of_a_quadratic_reaches_its_minimum_and_never_rises() -> None:
         values.append(objective(descend(torch.zeros_like(aim), objective, lambda vectors: vectors / 8, iterations))[0])
     assert all((later <= earlier).all() for earlier, later in zip([before, *values], values, strict=False))
     assert float(values[-1].max()) < 1e-6
+
+
+def test_a_descent_that_is_stuck_ends() -> None:
+    points = torch.zeros(3, 4)
+
+    def rising(there: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        asked.append(len(there))
+        return there.abs().sum(1), torch.ones_like(there)
+
+    asked: list[int] = []
+    assert torch.equal(descend(points, rising, lambda vectors: vectors, 1000), points)
+    assert len(asked) < 30
+
+
+@pytest.mark.parametrize(("growth", "next_length"), [(math.inf, 1.0), (3.0, 1 / 9), (1.0, 1 / 27)])
+def test_steps_grow_back_as_fast_as_they_are_allowed_to(growth: float, next_length: float) -> None:
+    lengths, stands = [], [0.0]
+
+    def sloping(points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of slope 1 everywhere, which says nothing of curvature; steps longer than 0.1 lead up."""
+        lengths.append(stands[-1] - float(points))
+        if lengths[-1] > 0.1:
+            return torch.full((1,), math.inf), torch.ones(1, 1)
+        stands.append(float(points))
+        return points[:, 0], torch.ones(1, 1)
+
+    descend(torch.zeros(1, 1), sloping, lambda vectors: vectors, 5, growth=growth)
+    assert lengths == pytest.approx([0, 1, 1 / 3, 1 / 9, 1 / 27, next_length])
 
 
 def test_a_first_layer_without_known_weights_is_not_polished(data: Data) -> None:
