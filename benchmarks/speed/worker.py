@@ -27,9 +27,11 @@ def gitbench_run(name: str, victims: int, iterations: int) -> tuple[int, list[fl
     from networks import examples, gradients, network
 
     import gitbench
+    from gitbench.clients.client import gradients as gradients_of_stack
 
     model, (images, labels) = network(name), examples(victims)
     rows = [gradients(model, *one) for one in zip(images, labels, strict=True)]
+    gradients_of_stack(model, images[:1, None], labels[:1, None])  # looks at the model once, as gitbench does when it loads one
     names = [parameter for parameter, _ in model.named_parameters()]
     update = gitbench.Update({parameter: torch.stack(column) for parameter, column in zip(names, zip(*rows, strict=True), strict=True)})
     seen = gitbench.Observation(update=update, model=model, input_shape=tuple(images.shape[1:]), labels=labels[:, None])
