@@ -56,7 +56,7 @@ def file_name(dataset: str, model: str, conditions: Mapping[str, object]) -> str
     short = [re.sub(r"[^\w.=]+", "_", part).strip("_") for part in parts]
     if any(re.search(r"[^\w.=]", part) and "(" in part for part in parts[:2]) or len("-".join(short)) > 200:
         # Punctuation is what tells npz(path='a/b') from npz(path='a_b').
-        short.append(hashlib.sha256("\n".join(parts[:2]).encode()).hexdigest()[:6])
+        short.append(hashlib.sha256("\n".join(parts[:2]).encode(errors="backslashreplace")).hexdigest()[:6])
     return "-".join(short)[-200:] + ".md"
 
 

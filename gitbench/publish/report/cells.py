@@ -90,7 +90,7 @@ def identified(values: Iterable[float | None]) -> ShareFound | None:
     The images of one victim hang together: the interval is of as many independent trials as there are victims, rounded to the wider side.
     """
     known = [value for value in values if value is not None]
-    if not known:
+    if not known or not all(0 <= value <= 1 for value in known):  # no share: a file from elsewhere
         return None
     count, victims = sum(known), len(known)
     low = wilson(math.floor(count + 1e-9), victims)[0]
