@@ -17,7 +17,7 @@ from gitbench.publish import leaderboard
 from gitbench.publish.board_check import differences
 from gitbench.publish.table import Table, canonical, markdown_table, tables
 from gitbench.store.folder import Store
-from gitbench.store.result import Result
+from gitbench.store.result import Measure, Result
 from helpers import run_matrix
 from hostile import NASTY, harmless
 from results import LEAKING, SAFE, cost_results, every_attack, first_table, measure, result, rows, table
@@ -166,7 +166,10 @@ def test_names_in_the_picture_are_text() -> None:
 @pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")
 @pytest.mark.parametrize("values", [(1e308, 1e308, -1e308, 1e308), (0.0, 0.0, 0.0, 0.0), (1e-300,) * 4, (None, 1.0, 1.0, 1.0)])
 def test_any_value_can_be_drawn(values: tuple[float | None, ...]) -> None:
-    ET.fromstring(text := picture(table(cells({"none": {"ig": values}}))))
+    strange = Measure(mean=0.0, low=None, high=None, values=values)
+    one = result().model_copy(update={"metrics": {"psnr_gain": strange}})
+    text = picture(table({("none", "ig"): [one], (DEFENSE, "ig"): [one]}))
+    assert ET.fromstring(text).tag == f"{SVG}svg"
     assert not re.search(r'"(?:nan|inf|-inf)"', text)
 
 
