@@ -16,7 +16,7 @@ from gitbench.publish.report.cells import standing_of
 from gitbench.publish.summary import SummaryRow, bounded, summary_rows, worst_shown
 from gitbench.publish.table import Table
 
-_LEFT, _RIGHT, _TOP = 262, 610, 62  # of the plot, in pixels; names stand left of it, figures right
+_LEFT, _RIGHT, _TOP = 310, 640, 62  # of the plot, in pixels; names stand left of it, figures right
 _LINE, _HEADING, _GAP = 17, 20, 10  # heights
 _MOST_LINES = 300  # a picture of more would be read by nobody: the rest stand in the tables
 _LARGEST = 1e9  # values are drawn as far as that; figures are written as they are
@@ -104,7 +104,7 @@ def draw(table: Table) -> str:
     return environment.from_string(template).render(
         title=title(table),
         description=_description(table, rows),
-        axis=f"{_measure(table)}: {'more' if table.metric.higher_leaks else 'less'} is more leakage",
+        axis=_axis(table),
         limit=scale(table.gate[table.metric.name]),
         limit_text=f"leaks past {figures.limit(table.metric, table.gate[table.metric.name])}",
         ticks=[(scale(tick), f"{tick + 0.0:g}") for tick in scale.ticks()],
@@ -119,6 +119,11 @@ def draw(table: Table) -> str:
 
 def _measure(table: Table) -> str:
     return f"{table.metric.name}{f' in {table.metric.unit}' if table.metric.unit else ''}"
+
+
+def _axis(table: Table) -> str:
+    guess = ", 0 is a blind guess" if table.metric.name == "psnr_gain" else ""
+    return f"{_measure(table)}: {'more' if table.metric.higher_leaks else 'less'} is more leakage{guess}"
 
 
 def _description(table: Table, rows: Sequence[SummaryRow]) -> str:
