@@ -153,7 +153,7 @@ def _lines(table: Table, row: SummaryRow, attacks: Sequence[str], scale: _Scale,
     return [
         PictureLine(
             name=_cut(name, 36),
-            figure=_cut(figure, 44),
+            figure=_cut(figure, 42),
             y=top + _LINE * number + _LINE // 2,
             mark=mark,
             whole=number == 0,
