@@ -148,15 +148,14 @@ class Fuzzer:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
         for table in tables(list(store.results())):
-            leaderboard.render(table)
-            leaderboard.file_name(table.dataset, table.model, table.conditions)
+            leaderboard.files(table)
         store.load(self._case_id)
 
     def entry(self, data: bytes) -> None:
         path = self._folder / "entry.json"
         path.write_bytes(data)
         for table in tables([], read_entries([path])):
-            leaderboard.render(table)
+            leaderboard.files(table)
 
     def claim(self, data: bytes) -> None:
         path = self._folder / "claim.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -62,13 +63,17 @@ def _add_first_steps(command: _Command) -> None:
 
 
 def _add_tables(command: _Command) -> None:
-    board = command(
-        "leaderboard", lambda given: _leaderboard(given.results, given.out, given.entries), "rebuild leaderboards from stored results"
-    )
+    board = command("leaderboard", lambda _: (), "rebuild leaderboards from stored results, or check committed ones")
+    board.set_defaults(run=lambda given: _leaderboard(given.results, given.out, given.entries, check=given.check))
     board.add_argument("results", type=Path, nargs="?", default=Path(".gitbench"), help="results folder (default: %(default)s)")
     board.add_argument("--out", type=Path, default=Path("leaderboards"), help="where the Markdown goes (default: %(default)s)")
     board.add_argument(
         "--entries", type=Path, action="append", default=[], metavar="PATH", help="results of others: a JSON file, or a folder; repeatable"
+    )
+    board.add_argument(
+        "--check",
+        action="store_true",
+        help="write nothing; exit status 1 where a table or picture in --out does not follow from the results (docs/leaderboards.md)",
     )
     page = command(
         "report",
@@ -131,23 +136,38 @@ def _list(kind: str | None) -> list[str]:
     return [f"{one:8} {name:16} {where}" for one in chosen for name, where in sorted(entry_points(one).items())]
 
 
-def _leaderboard(results: Path, out: Path, entries: Sequence[Path]) -> list[str]:
+def _leaderboard(results: Path, out: Path, entries: Sequence[Path], *, check: bool) -> tuple[int, list[str]]:
     from gitbench.core.errors import StoreError
     from gitbench.publish import leaderboard
+    from gitbench.publish.board_check import differences, read_strictly
     from gitbench.publish.entries import check_victims, read_entries
     from gitbench.publish.table import tables
     from gitbench.store.folder import Store
 
-    own, others = list(Store(results).results()), read_entries(entries)
+    own, others = read_strictly(results) if check else list(Store(results).results()), read_entries(entries)
     check_victims(others, own)
     found = tables(own, others)
     if not found:
         raise StoreError(f"No finished result in {results / 'cases'}. Measure some first: pytest --gitbench --gitbench-results {results}")
+    if check:
+        again = shlex.join(["gitbench", "leaderboard", str(results), "--out", str(out), *(f"--entries={path}" for path in entries)])
+        return _checked(differences(found, out), len(found), again)
     lines = []
     for table in found:
         path, refused = leaderboard.write(table, out, list(table.results))
         lines.append(f"{path}: not written, {refused}" if refused else f"wrote {path}")
-    return lines
+    return 0, [printable(line) for line in lines]
+
+
+def _checked(differ: Sequence[str], count: int, again: str) -> tuple[int, list[str]]:
+    if not differ:
+        return 0, [f"{count} leaderboard{'s' if count > 1 else ''} and their pictures follow from the results"]
+    told = [
+        "",
+        f"Write them again, look at what changed, and commit tables, pictures and results together: {again}",
+        "If the tables are right, commit the results that they were made of.",
+    ]
+    return 1, [printable(line) for line in (*differ, *told)]
 
 
 def _report(results: Path, out: Path, *, redact: bool | None, as_json: bool) -> list[str]:

@@ -73,6 +73,17 @@ def rows(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in text.splitlines() if line.startswith("|")]
 
 
+def every_attack(text: str) -> list[list[str]]:
+    """Cells of the second table of a leaderboard: a column for each attack."""
+    return rows(text.partition("## Every attack")[2].partition("\n## ")[0])
+
+
+def first_table(text: str) -> list[dict[str, str]]:
+    """The first table of a leaderboard, by its headings."""
+    head, _, *found = rows(text.partition("![")[0])
+    return [dict(zip(head, row, strict=True)) for row in found]
+
+
 VALID = result().to_json().encode()
 
 

@@ -220,7 +220,7 @@ def test_client_and_batch_size_are_axes(bench: pytest.Pytester, axes: Callable[.
     ids = [line.partition("mlp(hidden=(24,))")[2] for line in listed.stdout.lines if line.startswith("gitbench::")]
     long = "/fedavg(steps=2, lr=0.1)"
     assert ids == ["/none/ridge", "/batch-2/none/ridge", f"{long}/none/ridge", f"{long}/batch-2/none/ridge"]
-    boards = sorted(path.name.rpartition("hidden_24")[2] for path in (bench.path / "leaderboards").iterdir())
+    boards = sorted(path.name.rpartition("hidden_24")[2] for path in (bench.path / "leaderboards").glob("*.md"))
     assert len(boards) == 4
     assert sum("client=fedavg_steps=2_lr=0.1" in name for name in boards) == 2
     assert sum("batch_size=2" in name for name in boards) == 2

@@ -16,7 +16,7 @@ from gitbench.publish.table import tables
 from gitbench.store.folder import Store
 from gitbench.store.result import Result
 from hostile import CONTROLS, harmless
-from results import CASE, LEAKING, SAFE, measure, result, rows
+from results import CASE, LEAKING, SAFE, every_attack, measure, result, rows
 
 
 def whole(found: Result, *, blind: float = 10.0) -> Result:
@@ -163,8 +163,8 @@ def rendered(own: list[Result], paths: list[Path]) -> str:
 
 
 def row(text: str, defense: str) -> dict[str, str]:
-    head = rows(text)[0]
-    return next(dict(zip(head, one, strict=True)) for one in rows(text) if one[0] == f"`{defense}`")
+    head, *found = every_attack(text)
+    return next(dict(zip(head, one, strict=True)) for one in found if one[0] == f"`{defense}`")
 
 
 def test_an_entry_is_shown_as_submitted_with_its_code(entry: Callable[..., Path]) -> None:
@@ -218,7 +218,7 @@ def test_the_command_line_takes_entries(entry: Callable[..., Path], tmp_path: Pa
     Store(tmp_path / "run").save(whole(result()))
     out = tmp_path / "boards"
     assert main(["leaderboard", str(tmp_path / "run"), "--out", str(out), "--entries", str(entry(THEIRS).parent)]) == 0
-    (board,) = out.iterdir()
+    (board,) = out.glob("*.md")
     assert "by others" in board.read_text()
     bad = entry(edited(THEIRS, case_id="0" * 20), "bad.json")
     assert main(["leaderboard", str(tmp_path / "run"), "--out", str(out), "--entries", str(bad)]) == 2

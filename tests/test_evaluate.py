@@ -90,7 +90,7 @@ def test_the_command_line_lists_and_rebuilds(options, tmp_path: Path, capsys: py
     assert "No finished result" in capsys.readouterr().err
     gitbench.evaluate(defense="gaussian_noise(std=3.0) | pruning(rate=0.5)", results=tmp_path, **options)
     assert main(["leaderboard", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
-    (board,) = (tmp_path / "out").iterdir()
+    (board,) = (tmp_path / "out").glob("*.md")
     text = board.read_text()
     assert "`gaussian_noise(std=3.0) \\| pruning(rate=0.5)`" in text
     assert "Attacks on undefended gradients" in text

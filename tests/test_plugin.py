@@ -102,7 +102,7 @@ def test_collect_only_lists_ids_and_imports_no_torch(bench: pytest.Pytester) -> 
 
 def test_k_selects_and_a_partial_run_keeps_the_complete_table(bench: pytest.Pytester) -> None:
     run_matrix(bench)
-    (board,) = (bench.path / "leaderboards").iterdir()
+    (board,) = (bench.path / "leaderboards").glob("*.md")
     complete = board.read_text()
     result = run_matrix(bench, "-k", "gaussian_noise", "--gitbench-results", "other")
     result.assert_outcomes(passed=1, deselected=2)
@@ -112,7 +112,7 @@ def test_k_selects_and_a_partial_run_keeps_the_complete_table(bench: pytest.Pyte
 
 def test_a_run_of_other_cells_keeps_the_complete_table(bench: pytest.Pytester) -> None:
     run_matrix(bench)
-    (board,) = (bench.path / "leaderboards").iterdir()
+    (board,) = (bench.path / "leaderboards").glob("*.md")
     complete = board.read_text()
     result = run_matrix(bench, "--gitbench-defense", "clipping(max_norm=7.0)")
     result.stdout.fnmatch_lines(["leaderboard *not written, it holds cells that this run did not measure*"])

@@ -18,7 +18,7 @@ from gitbench.clients.data import load_dataset
 from gitbench.core.errors import StoreError
 from gitbench.publish.report.build import build_report, latest, report_of_results
 from gitbench.publish.report.cells import NOT_MEASURED, identified
-from gitbench.publish.report.data import CellMeasured, ReportData, schema_text
+from gitbench.publish.report.data import ReportData, schema_text
 from gitbench.publish.report.settings import private_images
 from gitbench.publish.report.standing import next_step, row_standing
 from gitbench.publish.report.words import SYMBOLS, VERDICTS
@@ -77,10 +77,7 @@ def test_one_defense_alone_is_the_sentence(tmp_path: Path) -> None:
     ],
 )
 def test_a_defense_is_as_good_as_its_worst_cell(standings: list[str], expected: str) -> None:
-    cells = [
-        CellMeasured(id=f"c{number}", setting=0, defense="d", attack="a", standing=one, reason="") for number, one in enumerate(standings)
-    ]
-    assert row_standing(cells) == expected
+    assert row_standing(standings) == expected
     assert set(SYMBOLS) == set(VERDICTS)
     assert next_step(expected, []) or expected == "holds"
 

@@ -13,7 +13,7 @@ from gitbench.publish import leaderboard
 from gitbench.publish.table import tables
 from gitbench.store.folder import Store
 from gitbench.store.result import Measure, Result, Utility
-from results import LEAKING, SAFE, SETTING, result, rows, table
+from results import LEAKING, SAFE, SETTING, every_attack, result, rows, table
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def store(tmp_path: Path) -> Store:
 def test_a_leaderboard_shows_the_numbers_and_what_they_mean() -> None:
     text = leaderboard.render(table(not_applicable={("none", "ridge"): "needs parameters"}))
     assert text.startswith("# photos · lenet\n")
-    head, _, first, second, *_ = rows(text)
+    head, _, first, second, *_ = every_attack(text)
     assert head == ["defense", "worst case", "`auto`", "gap, dB", "`ig`", "`ridge`", "worst attack", "worst"]
     bounds = interval([SAFE])
     figure = f"+0.50 [{bounds.low:.2f}, {bounds.high:.2f}]"
@@ -51,15 +51,15 @@ def test_a_defense_beside_a_failed_control_is_not_shown_as_holding() -> None:
     without = leaderboard.render(table({("pruning(rate=0.9)", "ig"): [safe]}))
     assert "no control" in without
     weak = leaderboard.render(table({("none", "ig"): [result(SAFE)], ("pruning(rate=0.9)", "ig"): [safe]}))
-    assert rows(weak)[2][4].endswith("no control")
+    assert every_attack(weak)[2][4].endswith("no control")
     broken = leaderboard.render(
         table({("none", "ig"): [result()], ("pruning(rate=0.9)", "ig"): [result(error="boom", defense="pruning(rate=0.9)")]})
     )
-    assert [row[4] for row in rows(broken) if row[0] == "`pruning(rate=0.9)`"] == ["error"]
+    assert [row[4] for row in every_attack(broken) if row[0] == "`pruning(rate=0.9)`"] == ["error"]
     unknown = leaderboard.render(
         table({("none", "ig"): [result()], ("pruning(rate=0.9)", "ig"): [result((1.0, None), defense="pruning(rate=0.9)")]})
     )
-    assert [row[4] for row in rows(unknown) if row[0] == "`pruning(rate=0.9)`"] == ["unknown"]
+    assert [row[4] for row in every_attack(unknown) if row[0] == "`pruning(rate=0.9)`"] == ["unknown"]
 
 
 def test_what_a_defense_leaves_to_learn_from_stands_beside_what_leaks() -> None:
@@ -72,8 +72,8 @@ def test_what_a_defense_leaves_to_learn_from_stands_beside_what_leaks() -> None:
     text = leaderboard.render(
         table({("none", "ig"): [result()], ("pruning(rate=0.9)", "ig"): defended, ("pruning(rate=0.9)", "lti"): defended})
     )
-    heading = rows(text)[0]
-    (row,) = (row for row in rows(text) if row[0] == "`pruning(rate=0.9)`")
+    heading = every_attack(text)[0]
+    (row,) = (row for row in every_attack(text) if row[0] == "`pruning(rate=0.9)`")
     assert {name: row[heading.index(name)] for name in ("cosine", "descent")} == {"cosine": "0.60", "descent": "80 %"}
     assert "What is left to learn from" in text
     unknown = leaderboard.render(table({("pruning(rate=0.9)", "ig"): [useful(0, None, None)]}))
@@ -91,10 +91,11 @@ NASTY = "x|y`z\n<img src=x onerror=alert(1)>*_[a](b)#"
 def test_names_cannot_break_the_table() -> None:
     results = {(defense, attack): [result()] for defense in ("none", NASTY) for attack in ("ig", NASTY)}
     text = leaderboard.render(table(results, dataset=NASTY, model=NASTY))
-    found = rows(text)
-    defenses = found[: found.index(next(row for row in found if row[0] in ("flag", "attack")))]
+    assert {len(row) for row in rows(text.partition("![")[0])} == {6}
+    defenses = every_attack(text)
+    found = rows(text[text.index("## Flags") :])
     assert {len(row) for row in defenses} == {8}
-    flags = found[len(defenses) : found.index(next(row for row in found if row[0] == "attack"))]
+    flags = found[: found.index(next(row for row in found if row[0] == "attack"))]
     assert {len(row) for row in flags} == {3}
     assert len(defenses) == 4
     for row in defenses:
@@ -164,7 +165,7 @@ def test_a_file_that_is_no_leaderboard_holds_no_cells(tmp_path: Path, content: b
 
 def test_a_leaderboard_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "boards").write_text("")
-    with pytest.raises(StoreError, match=r"Cannot write .*boards/photos-lenet"):
+    with pytest.raises(StoreError, match=r"Cannot write .*boards/pictures/photos-lenet"):
         leaderboard.write(table(), tmp_path / "boards", [])
 
 

@@ -7,24 +7,28 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from gitbench.core import figures
-from gitbench.core.metric import Metric
+from gitbench.core.errors import StoreError
 from gitbench.core.text import code, escaped, printable
 from gitbench.identity.case import PLAIN_CLIENT
 from gitbench.identity.known_metrics import known_metrics
-from gitbench.judge.flags import FLAGS
-from gitbench.judge.statistics import Interval
-from gitbench.judge.verdict import DEFAULT_GATE, exposures, pooled
 from gitbench.judge.worst_case import AUTO, Worst
+from gitbench.publish import picture
 from gitbench.publish.cost_table import COST, costs, rank, usefulness
-from gitbench.publish.table import Table, markdown_table
+from gitbench.publish.details import attack_settings, blind_guess, measured_by_others, raised_flags, single_victims, undefended_attacks
+from gitbench.publish.summary import LEGEND, bounded, gated_figure, strongest_attack, summary_rows, summary_table
+from gitbench.publish.table import Table, canonical, markdown_table
 from gitbench.run.profiles import PROFILES
-from gitbench.store.folder import write_atomic
-from gitbench.store.result import TIMED_OUT, Measure, Result
+from gitbench.store.folder import LARGEST, read_file, write_atomic
+from gitbench.store.result import Result
+
+PICTURES = "pictures"
+"""The folder of the pictures, beside the Markdown."""
 
 _MARK = re.compile(r"<!-- gitbench-cells: (.*) -->")
-_ATTACK_METRICS = ("mse", "psnr", "lpips", "ssim", "identification")
+_NOT_GRANTED = re.compile(r"<!-- gitbench-not-granted: (.*) -->")
 _USEFUL = (
     "What is left to learn from: `cosine` is that of the defended and the raw update, averaged over the victims; `descent` is how far "
     "the best step along the one lowers their loss, as a share of the same along the other (docs/flags.md)."
@@ -52,7 +56,7 @@ def file_name(dataset: str, model: str, conditions: Mapping[str, object]) -> str
     short = [re.sub(r"[^\w.=]+", "_", part).strip("_") for part in parts]
     if any(re.search(r"[^\w.=]", part) and "(" in part for part in parts[:2]) or len("-".join(short)) > 200:
         # Punctuation is what tells npz(path='a/b') from npz(path='a_b').
-        short.append(hashlib.sha256("\n".join(parts[:2]).encode()).hexdigest()[:6])
+        short.append(hashlib.sha256("\n".join(parts[:2]).encode(errors="backslashreplace")).hexdigest()[:6])
     return "-".join(short)[-200:] + ".md"
 
 
@@ -68,7 +72,8 @@ def write(table: Table, folder: Path, expected: Sequence[tuple[str, str]]) -> tu
         The path, and None when written, or the reason why not.
     """
     path = folder / file_name(table.dataset, table.model, table.conditions)
-    have = {"/".join(key) for key in (*table.results, *table.not_applicable)}
+    table = completed(table, path)
+    have = {"/".join(key) for key in table.cells}
     missing = sorted({"/".join(key) for key in expected} - have)
     if missing:
         return path, f"not measured yet: {', '.join(missing)}"
@@ -76,44 +81,92 @@ def write(table: Table, folder: Path, expected: Sequence[tuple[str, str]]) -> tu
     if lost:
         cells = printable(", ".join(lost), keep="")
         return path, f"it holds cells that this run did not measure ({cells}); choose another --gitbench-leaderboard, or delete it"
-    write_atomic(path, render(table).encode())
+    for name, text in files(table).items():
+        write_atomic(folder / name, text.encode())
     return path, None
+
+
+def completed(table: Table, path: Path) -> Table:
+    """The table with what a committed one says of cells that the threat model does not let run: no result tells of those."""
+    pairs = [pair for pair in _marked(path, _NOT_GRANTED) if isinstance(pair, list) and list(map(type, pair)) == [str, str]]
+    return canonical(table, not_applicable={(defense, attack): "" for defense, attack in pairs if defense in table.defenses})
+
+
+def files(table: Table) -> dict[str, str]:
+    """What a table is written as, by paths within its folder: the picture, and the Markdown that shows it."""
+    name = file_name(table.dataset, table.model, table.conditions)
+    return {_picture_of(name): picture.draw(canonical(table)), name: render(table)}
+
+
+def is_leaderboard(path: Path) -> bool:
+    """Whether a file was written by :func:`write`."""
+    try:
+        return _MARK.search(_text(path)) is not None
+    except (OSError, ValueError, StoreError):
+        return False
 
 
 def written_cells(path: Path) -> set[str]:
     """The cells (``defense/attack``) of a leaderboard on disk; none where there is no readable one."""
+    return {str(cell) for cell in _marked(path, _MARK)}
+
+
+def _marked(path: Path, mark: re.Pattern[str]) -> list[object]:
+    """The list in a comment of a leaderboard on disk; empty where there is no readable one."""
     try:
-        mark = _MARK.search(path.read_text(encoding="utf-8"))
-        cells = json.loads(mark.group(1)) if mark else []
-    except (OSError, ValueError, RecursionError):
-        return set()
-    return {str(cell) for cell in cells} if isinstance(cells, list) else set()
+        found = mark.search(_text(path))
+        content = json.loads(found.group(1)) if found else []
+    except (OSError, ValueError, RecursionError, StoreError):
+        return []
+    return content if isinstance(content, list) else []
+
+
+def _text(path: Path) -> str:
+    return read_file(path, most=LARGEST).decode("utf-8")
+
+
+def _picture_of(name: str) -> str:
+    return f"{PICTURES}/{name.removesuffix('.md')}.svg"
 
 
 def render(table: Table) -> str:
-    """The Markdown of one leaderboard."""
+    """The Markdown of one leaderboard, the same whatever order its cells were measured in."""
+    table = canonical(table)
     worsts = {defense: table.worst(defense) for defense in table.defenses}
+    rows = summary_rows(table, worsts)
+    name = file_name(table.dataset, table.model, table.conditions)
     lines = [
         *_head(table),
         "## Defenses",
         "",
+        summary_table(table, rows),
+        "",
+        LEGEND,
+        "",
+        f"![{escaped(picture.title(table))}]({quote(_picture_of(name))})",
+        "",
+        *_notes(table, worsts),
+        "## Every attack",
+        "",
         _defenses(table, worsts),
         "",
         (
-            f"Each cell: mean {table.metric.name} [95 % interval] and verdict. Ranked by the worst case: on each victim the most "
-            "that any attack got, which an evaluator can know and an attacker cannot; `auto` is what an attacker can do "
-            "(docs/worst-case.md). The worst attack leaks most on average. An undecided or control-less cell acquits nobody."
+            f"Each cell: mean {table.metric.name} [95 % interval] and verdict. The worst case is what an evaluator can know and an "
+            "attacker cannot; `auto` is what an attacker can do (docs/worst-case.md). The worst attack leaks most on average. An "
+            "undecided or control-less cell acquits nobody."
         ),
         "",
         *([_USEFUL, ""] if usefulness(table) else []),
         *_section("Cost", COST, costs(table, worsts)),
-        *_notes(table, worsts),
-        *_section("Measured by others", "Digests of code that is not as here have a *.", _others(table)),
+        *_section("Measured by others", "Digests of code that is not as here have a *.", measured_by_others(table)),
         *_section(
-            "Flags", _flags(table), "`gitbench flags` explains them. A cell flagged `control-failed` or as no success acquits nobody."
+            "Flags",
+            raised_flags(table),
+            "`gitbench flags` explains them. A cell flagged `control-failed` or as no success acquits nobody.",
         ),
-        *_section("Attacks on undefended gradients", _attacks(table), "Settings of the attacks:", _settings(table)),
-        *_section("Victims past the threshold", _EXPOSED, _exposure(table)),
+        *_section("Attacks on undefended gradients", undefended_attacks(table), "Settings of the attacks:", attack_settings(table)),
+        *_section("Victims past the threshold", _EXPOSED, single_victims(table)),
+        *_measured_with(table),
     ]
     return "\n".join(lines)
 
@@ -124,27 +177,45 @@ def _section(title: str, *paragraphs: str) -> list[str]:
 
 
 def _head(table: Table) -> list[str]:
-    """What was measured, how, and on which machine: ours, where anything was measured here."""
-    first = min(table.results.items(), key=lambda item: table.by_others(*item[0]))[1][0]
-    environment, known = first.environment, known_metrics()
+    """What was measured, and what counts as a leak."""
+    first, known = _first(table), known_metrics()
     shown = ", ".join(f"{key} {value}" for key, value in table.conditions.items())
     gate = ", ".join(f"{name} {figures.arrow(known[name])} {figures.limit(known[name], value)}" for name, value in table.gate.items())
     if first.accuracy_drop_limit is not None:
         gate += f", and holds only where it costs at most {first.accuracy_drop_limit:g} % of accuracy"
-    cells = json.dumps(sorted("/".join(key) for key in (*table.results, *table.not_applicable)))
-    cells = cells.replace("--", r"\u002d\u002d")  # two dashes could end the comment; JSON reads these back
     return [
         f"# {escaped(table.dataset)} · {escaped(table.model)}",
         "",
-        f"<!-- gitbench-cells: {cells} -->",
+        _comment("gitbench-cells", sorted("/".join(key) for key in table.cells)),
+        *([_comment("gitbench-not-granted", list(map(list, table.not_applicable)))] if table.not_applicable else []),
         f"- Setting: {escaped(shown)}; {_of_the_model(first)}",
         f"- A cell leaks past {gate}; 95 % intervals over victims and seeds",
+        "",
+    ]
+
+
+def _comment(mark: str, content: list[object] | list[str] | list[list[str]]) -> str:
+    # Two dashes could end the comment; JSON reads these back.
+    return f"<!-- {mark}: {json.dumps(content).replace('--', chr(92) + 'u002d' + chr(92) + 'u002d')} -->"
+
+
+def _first(table: Table) -> Result:
+    """One result for what all have in common: ours, where anything was measured here."""
+    return min(table.results.items(), key=lambda item: table.by_others(*item[0]))[1][0]
+
+
+def _measured_with(table: Table) -> list[str]:
+    """Versions and machine: ours, where anything was measured here."""
+    environment = _first(table).environment
+    return [
+        "## Measured with",
+        "",
         (
             f"- gitbench {escaped(environment.gitbench)}, torch {escaped(environment.torch)}, "
             f"torchvision {escaped(environment.torchvision)}, Python {escaped(environment.python)}, "
             f"{escaped(environment.platform)}, {escaped(environment.device)}, {environment.threads} threads"
         ),
-        f"- Blind guess: {_blind(first)}",
+        f"- Blind guess: {blind_guess(_first(table))}",
         "",
     ]
 
@@ -168,10 +239,9 @@ def _defenses(table: Table, worsts: Mapping[str, Worst]) -> str:
         row = {"defense": code(defense), "worst case": _bound(table, worst), code(auto or AUTO): reached}
         row[f"gap, {metric.unit}".rstrip(", ")] = "" if worst.gap is None else figures.figure(metric, worst.gap, unit=False)
         row |= {code(attack): _cell(table, defense, attack) for attack in table.attacks if attack != auto}
-        found = {attack: table.mean(defense, attack).mean for row_of, attack in table.results if row_of == defense}
-        means = {attack: metric.sign * mean for attack, mean in found.items() if mean is not None}
-        row["worst attack"] = code(max(means, key=lambda name: means[name])) if means else "none"
-        row["worst"] = _figure(table, metric.sign * max(means.values())) if means else "unknown"
+        strongest = strongest_attack(table, defense)
+        row["worst attack"] = code(strongest[0]) if strongest else "none"
+        row["worst"] = gated_figure(table, strongest[1]) if strongest else "unknown"
         if useful:
             row |= useful.get(defense, {"cosine": "", "descent": ""})
         headings = dict.fromkeys(heading for texts in table.columns.values() for heading in texts)
@@ -183,30 +253,21 @@ def _defenses(table: Table, worsts: Mapping[str, Worst]) -> str:
 
 def _cell(table: Table, defense: str, attack: str) -> str:
     """Mean, interval and verdict; or why there are none."""
-    results = table.results.get((defense, attack))
-    if not results:
-        reason = "error" if (defense, attack) in table.errors else "not measured"
-        return "n/a" if (defense, attack) in table.not_applicable else reason
+    if (defense, attack) in table.errors:
+        return "error"
+    if not table.results.get((defense, attack)):
+        return "n/a" if (defense, attack) in table.not_applicable else "not measured"
     verdict, found = table.verdict(defense, attack), table.mean(defense, attack)
     if found.mean is None or found.low is None or found.high is None:
-        return "error" if any(result.status == "error" for result in results) else "timed out" if verdict.late else "unknown"
-    return f"{_bounded(table, found)} {verdict.word}" + (", by others" if table.by_others(defense, attack) else "")
+        return "timed out" if verdict.late else "unknown"
+    return f"{bounded(table, found)} {verdict.word}" + (", by others" if table.by_others(defense, attack) else "")
 
 
 def _bound(table: Table, worst: Worst) -> str:
-    text = _bounded(table, worst.bound)
+    text = bounded(table, worst.bound)
     if worst.incomplete:
         text += f", {len(worst.complete)} of {len(worst.complete) + len(worst.incomplete)} attacks"
-    return text + (f" ({_bounded(table, worst.own)} without what others sent in)" if worst.raised else "")
-
-
-def _bounded(table: Table, found: Interval) -> str:
-    return "unknown" if found.mean is None else _figure(table, found.mean, found.low, found.high)
-
-
-def _figure(table: Table, value: float, low: float | None = None, high: float | None = None) -> str:
-    """A value of the gated metric; its unit stands above the table."""
-    return figures.figure(table.metric, value, low, high, sign=figures.plus(table.metric), unit=False)
+    return text + (f" ({bounded(table, worst.own)} without what others sent in)" if worst.raised else "")
 
 
 def _notes(table: Table, worsts: Mapping[str, Worst]) -> list[str]:
@@ -227,95 +288,3 @@ def _notes(table: Table, worsts: Mapping[str, Worst]) -> list[str]:
             "how they came about. They may raise the worst case, and never lower it."
         )
     return [*lines, ""] if lines else []
-
-
-def _others(table: Table) -> str:
-    rows = [
-        {
-            "defense": code(defense),
-            "attack": code(attack),
-            "seed": str(result.case.seed),
-            "case": code(result.case_id),
-            "gitbench": escaped(result.environment.gitbench),
-            "code": ", ".join(
-                f"{escaped(kind)} {code(digest[:8])}" + ("\\*" if kind in table.others[result.case_id] else "")
-                for kind, digest in sorted(result.case.code.items())
-                if kind != "gitbench"
-            ),
-        }
-        for (defense, attack), results in table.results.items()
-        for result in results
-        if result.case_id in table.others
-    ]
-    return markdown_table(rows) if rows else ""
-
-
-def _flags(table: Table) -> str:
-    cells: dict[str, list[str]] = {}
-    for (defense, attack), results in table.results.items():
-        for name in sorted({flag for result in results for flag in result.flags}):
-            cells.setdefault(name, []).append(f"{code(defense)} / {code(attack)}")
-    rows = [
-        {"flag": code(name), "cells": ", ".join(named), "raised when": escaped(FLAGS[name].raised) if name in FLAGS else ""}
-        for name, named in sorted(cells.items())
-    ]
-    return markdown_table(rows) if rows else ""
-
-
-def _exposure(table: Table) -> str:
-    """Privacy is not an average: a table of the victims that the means hide."""
-    defenses = list(dict.fromkeys(defense for defense, _ in table.results))
-    attacks = list(dict.fromkeys(attack for _, attack in table.results))
-    metric = table.metric.name
-    rows = []
-    for attack in attacks:
-        row: dict[str, str] = {"attacked by": code(attack)}
-        for defense in defenses:
-            found = exposures(table.results.get((defense, attack), ()), {metric: table.gate[metric]}).get(metric)
-            share = f"{100 * found.share:.0f} % [{100 * found.low:.0f}, {100 * found.high:.0f}], " if found else "n/a"
-            share += _figure(table, found.worst) if found else ""
-            sure = table.certified(defense, attack)
-            share += f", {100 * sure:.0f} % certified" if found and sure is not None else ""
-            share += ", by others" if found and table.by_others(defense, attack) else ""
-            row[code(defense)] = share
-        rows.append(row)
-    return markdown_table(rows)
-
-
-def _attacks(table: Table) -> str:
-    rows, shown = [], _shown(table)
-    for (defense, attack), results in table.results.items():
-        if defense != "none" or any(result.status == "error" or TIMED_OUT in result.flags for result in results):
-            continue
-        row: dict[str, object] = {"attack": code(attack) + (", by others" if table.by_others(defense, attack) else "")}
-        for metric in shown:
-            measure = pooled(results, {metric.name: None})[metric.name]
-            row[f"{metric.heading or metric.name} {figures.arrow(metric)}"] = "" if measure.mean is None else f"{measure.mean:.4f}"
-        row["fit s"] = f"{sum(result.cost.fit_seconds for result in results) / len(results):.1f}"
-        row["attack s"] = f"{sum(result.cost.attack_seconds for result in results) / len(results):.1f}"
-        unknown = Measure(mean=None, low=None, high=None, values=())
-        rows.append((results[0].metrics.get("mse", unknown).mean or 0.0, row))
-    if not rows:
-        return ""
-    return markdown_table([row for _, row in sorted(rows, key=lambda item: item[0])])
-
-
-def _shown(table: Table) -> list[Metric]:
-    """The metrics that attacks are told apart by: the built-in ones, and those of plugins that were measured."""
-    known = known_metrics()
-    measured = {name for results in table.results.values() for result in results for name in result.metrics}
-    others = [name for name in known if name in measured and name not in (*_ATTACK_METRICS, *DEFAULT_GATE)]
-    return [known[name] for name in (*_ATTACK_METRICS, *others)]
-
-
-def _settings(table: Table) -> str:
-    lines: dict[str, str] = {}
-    for (_, attack), results in table.results.items():
-        options = ", ".join(f"{key}={value}" for key, value in results[0].settings.items() if not key.startswith("model."))
-        lines.setdefault(attack, f"- {code(attack)}: {escaped(options)}")
-    return "\n".join(lines.values())
-
-
-def _blind(result: Result) -> str:
-    blind = result.baselines.blind
-    return ", ".join(f"{metric.heading or metric.name} {blind[name]:.4g}" for name, metric in known_metrics().items() if name in blind)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gitbench.core.metric import Metric
 from gitbench.identity.case import Case, Setting, several_rounds
@@ -203,9 +203,38 @@ def _estimated(groups: tuple[tuple[float | None, ...], ...], planned: tuple[int,
     return at_look(groups, planned=planned) if planned else interval(groups)
 
 
-def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:
-    """A table whose columns are the keys, in their order."""
-    import pandas as pd
+def canonical(table: Table, *, not_applicable: Mapping[tuple[str, str], str] | None = None) -> Table:
+    """The same table whatever order its cells were measured in, so that a run and a folder of results give the same bytes.
 
-    text: str = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
-    return text
+    Args:
+        table: of a run, or of stored results.
+        not_applicable: cells that were not run, which results cannot tell of; those that have results are dropped.
+    """
+    broken = {key: next((one.error or "error" for one in found if one.status == "error"), "") for key, found in table.results.items()}
+    errors = {**table.errors, **{key: reason for key, reason in broken.items() if reason}}
+    done = {key: [one for one in found if one.status != "error"] for key, found in table.results.items()}
+    results = {key: found for key, found in done.items() if found}
+    tried = {attack for _, attack in (*results, *errors)}
+    skipped = {key: reason for key, reason in (not_applicable or {}).items() if key[1] not in tried} | dict(table.not_applicable)
+
+    def place(key: tuple[str, str]) -> tuple[bool, str, bool, str]:
+        return key[0] != "none", key[0], key[1] != AUTO, key[1]
+
+    return replace(
+        table,
+        results={key: results[key] for key in sorted(results, key=place)},
+        not_applicable={key: skipped[key] for key in sorted(skipped, key=place)},
+        errors={key: errors[key] for key in sorted(errors, key=place)},
+    )
+
+
+def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:
+    """A table whose columns are the keys, in their order. Written here: another version of a library must not change a committed table."""
+    headings = list(dict.fromkeys(heading for row in rows for heading in row))
+    cells = [[str(row.get(heading, "")) for heading in headings] for row in rows]
+    widths = [max(len(heading) + 2, *(len(row[column]) for row in cells)) for column, heading in enumerate(headings)]
+
+    def line(texts: Sequence[str]) -> str:
+        return "| " + " | ".join(text.ljust(width) for text, width in zip(texts, widths, strict=True)) + " |"
+
+    return "\n".join([line(headings), "|" + "|".join(f":{'-' * (width + 1)}" for width in widths) + "|", *map(line, cells)])

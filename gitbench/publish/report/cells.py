@@ -54,6 +54,16 @@ def cells_of(table: Table, *, setting: int, first: int, shown: Shown) -> list[Ce
     return found
 
 
+def standing_of(table: Table, defense: str, attack: str, *, word: str | None = None) -> Standing:
+    """How one cell stands, whether it was measured or not. ``word`` is its verdict's, where it is known."""
+    results = table.results.get((defense, attack))
+    if not results:
+        return _missing(table, defense, attack)[0]
+    if (defense, attack) in table.errors or any(result.status == "error" for result in results):
+        return "error"
+    return _WORDS[word or table.verdict(defense, attack).word]
+
+
 def shown_name(text: str) -> str:
     """A SPEC as a table has it, fit to be shown: on one line, nothing invisible."""
     return printable(text, keep="")
@@ -80,7 +90,7 @@ def identified(values: Iterable[float | None]) -> ShareFound | None:
     The images of one victim hang together: the interval is of as many independent trials as there are victims, rounded to the wider side.
     """
     known = [value for value in values if value is not None]
-    if not known:
+    if not known or not all(0 <= value <= 1 for value in known):  # no share: a file from elsewhere
         return None
     count, victims = sum(known), len(known)
     low = wilson(math.floor(count + 1e-9), victims)[0]
@@ -99,7 +109,7 @@ def _missing(table: Table, defense: str, attack: str) -> tuple[Standing, str]:
 
 def _measured(table: Table, key: tuple[str, str], results: Sequence[Result], named: Mapping[str, object], shown: Shown) -> CellMeasured:
     judgement, metric = table.verdict(*key), table.metric
-    standing = "error" if any(result.status == "error" for result in results) else _WORDS[judgement.word]
+    standing = standing_of(table, *key, word=judgement.word)
     past = exposures(results, {metric.name: table.gate[metric.name]}).get(metric.name)
     tested = [value for result in results if (one := result.metrics.get(IDENTIFICATION)) for value in one.values]
     first, control = results[0], key[0] == UNDEFENDED

@@ -125,7 +125,7 @@ def command_of(table: Table, case: Case, *, seeds: int, costs: bool) -> str:
 def _row(
     table: Table, setting: SettingMeasured, defense: str, worst: Worst, cells: Sequence[CellMeasured], cost: DefenseCost | None
 ) -> DefenseInSetting:
-    standing = row_standing(cells)
+    standing = row_standing([cell.standing for cell in cells])
     alike = [cell for cell in cells if cell.standing == standing] if standing in ("leaks", "undecided", "error", "timed out") else cells
     sign = table.metric.sign
     known = [(sign * cell.value.mean, cell.id) for cell in alike if cell.value.mean is not None]

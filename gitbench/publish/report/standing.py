@@ -47,12 +47,10 @@ def worst_of(standings: Sequence[Standing]) -> Standing:
     return min(standings, key=GRAVITY.index, default="not tested")
 
 
-def row_standing(cells: Sequence[CellMeasured]) -> Standing:
+def row_standing(cells: Sequence[Standing]) -> Standing:
     """Of a defense in one setting. An attack without a working control proves nothing, unless there is no other."""
-    grave = worst_of([cell.standing for cell in cells if cell.standing not in ("no control", "n/a", "not tested")])
-    if grave != "not tested":
-        return grave
-    return worst_of([cell.standing for cell in cells])
+    grave = worst_of([one for one in cells if one not in ("no control", "n/a", "not tested")])
+    return worst_of(cells) if grave == "not tested" else grave
 
 
 def next_step(standing: Standing, settings: Sequence[SettingMeasured]) -> str:
