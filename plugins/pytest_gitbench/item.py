@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gitbench.run.config import Cell
+from gitbench.run.matrix import Cell
 from pytest_gitbench.outcome import Outcome
 
 RUN_ID = "gitbench"
