@@ -163,18 +163,18 @@ def _of_the_model(result: Result) -> str:
 def _defenses(table: Table, worsts: Mapping[str, Worst]) -> str:
     auto, metric = table.auto, table.metric
     rows, useful = [], usefulness(table)
+    headings = dict.fromkeys(heading for texts in table.columns.values() for heading in texts)
     for defense, worst in worsts.items():
         reached = "not measured" if auto is None else _cell(table, defense, auto)
         row = {"defense": code(defense), "worst case": _bound(table, worst), code(auto or AUTO): reached}
         row[f"gap, {metric.unit}".rstrip(", ")] = "" if worst.gap is None else figures.figure(metric, worst.gap, unit=False)
         row |= {code(attack): _cell(table, defense, attack) for attack in table.attacks if attack != auto}
-        found = {attack: table.mean(defense, attack).mean for row_of, attack in table.results if row_of == defense}
+        found = {attack: table.mean(defense, attack).mean for attack in table.row(defense)}
         means = {attack: metric.sign * mean for attack, mean in found.items() if mean is not None}
         row["worst attack"] = code(max(means, key=lambda name: means[name])) if means else "none"
         row["worst"] = _figure(table, metric.sign * max(means.values())) if means else "unknown"
         if useful:
             row |= useful.get(defense, {"cosine": "", "descent": ""})
-        headings = dict.fromkeys(heading for texts in table.columns.values() for heading in texts)
         added = {escaped(heading): escaped(table.columns.get(defense, {}).get(heading, "")) for heading in headings}
         row |= {heading: text for heading, text in added.items() if heading not in row}
         rows.append((rank(table, defense, worst), row))
@@ -214,7 +214,7 @@ def _notes(table: Table, worsts: Mapping[str, Worst]) -> list[str]:
     lines = []
     for defense, worst in worsts.items():
         missing = [f"{code(attack)}: {reason}" for attack, reason in worst.incomplete.items()]
-        failed = [code(attack) for row, attack in table.results if row == defense and table.verdict(row, attack).control_failed]
+        failed = [code(attack) for attack in table.row(defense) if table.verdict(defense, attack).control_failed]
         missing += [f"without a control that leaks: {', '.join(failed)}"] if failed else []
         if missing:
             lines.append(f"- {code(defense)}, {worst.victims} victims compared: {'; '.join(missing)}")

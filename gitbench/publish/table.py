@@ -51,22 +51,22 @@ class Table:
         """The first that is gated: the one whose values the cells show."""
         return known_metrics()[next(iter(self.gate))]
 
-    @property
+    @functools.cached_property
     def cells(self) -> tuple[tuple[str, str], ...]:
         """Every (defense, attack) that the table knows of."""
         return tuple(dict.fromkeys((*self.results, *self.not_applicable, *self.errors)))
 
-    @property
+    @functools.cached_property
     def defenses(self) -> tuple[str, ...]:
         """Its rows."""
         return tuple(dict.fromkeys(defense for defense, _ in self.cells))
 
-    @property
+    @functools.cached_property
     def attacks(self) -> tuple[str, ...]:
         """Its columns."""
         return tuple(dict.fromkeys(attack for _, attack in self.cells))
 
-    @property
+    @functools.cached_property
     def auto(self) -> str | None:
         """The attack that stands for ``auto``: the plain one, where there are several kinds."""
         return min(filter(is_auto, self.attacks), key=lambda attack: attack != AUTO, default=None)
@@ -81,7 +81,13 @@ class Table:
 
     def by_others(self, defense: str, attack: str) -> bool:
         """Whether a figure comes from others: measured elsewhere, or reconstructions that were sent in."""
-        return is_submission(attack) or any(result.case_id in self.others for result in self.results.get((defense, attack), ()))
+        if attack in self._submissions:
+            return True
+        return bool(self.others) and any(result.case_id in self.others for result in self.results.get((defense, attack), ()))
+
+    def row(self, defense: str) -> Mapping[str, Sequence[Result]]:
+        """Attack to results of one defense."""
+        return self._rows.get(defense, {})
 
     def mean(self, defense: str, attack: str) -> Interval:
         """The mean of a cell that was measured, over victims and seeds, of the metric that is shown."""
@@ -91,6 +97,22 @@ class Table:
         """The share of a cell's victims whose reconstruction is certified; None where no attacker could tell, or nobody asked."""
         told = [one for result in self.results.get((defense, attack), ()) for one in result.certified or ()]
         return sum(told) / len(told) if told else None
+
+    @functools.cached_property
+    def _rows(self) -> Mapping[str, Mapping[str, Sequence[Result]]]:
+        rows: dict[str, dict[str, Sequence[Result]]] = {}
+        for (defense, attack), results in self.results.items():
+            rows.setdefault(defense, {})[attack] = results
+        return rows
+
+    @functools.cached_property
+    def _submissions(self) -> frozenset[str]:
+        return frozenset(filter(is_submission, self.attacks))
+
+    @functools.cached_property
+    def _verdicts(self) -> dict[tuple[str, str], Judgement]:
+        """Those that were asked for: several sections tell the same."""
+        return {}
 
     @functools.cached_property
     def _known(self) -> frozenset[tuple[str, str]]:
@@ -103,15 +125,18 @@ class Table:
 
     def verdict(self, defense: str, attack: str) -> Judgement:
         """The verdict of a cell that was measured."""
-        control = None if defense == "none" else self.results.get(("none", attack), [])
-        return judge_results(self.results[defense, attack], control, gate=self.gate, estimate=self.estimate)
+        if (defense, attack) not in self._verdicts:
+            control = None if defense == "none" else self.results.get(("none", attack), [])
+            found = judge_results(self.results[defense, attack], control, gate=self.gate, estimate=self.estimate)
+            self._verdicts[defense, attack] = found
+        return self._verdicts[defense, attack]
 
     def worst(self, defense: str) -> Worst:
         """The worst case of a row, over all attacks that the threat model lets run."""
         # What others sent in for another defense is nothing that this row lacks.
         wanted = [attack for attack in self.attacks if (defense, attack) in self._known or attack in self._ours]
         return worst_case(
-            {attack: self.results[defense, attack] for attack in wanted if (defense, attack) in self.results},
+            {attack: self.row(defense)[attack] for attack in wanted if attack in self.row(defense)},
             metric=self.metric.name,
             attacks=[attack for attack in wanted if (defense, attack) not in self.not_applicable],
             auto=self.auto,
@@ -205,7 +230,8 @@ def _estimated(groups: tuple[tuple[float | None, ...], ...], planned: tuple[int,
 
 def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:
     """A table whose columns are the keys, in their order."""
-    import pandas as pd
+    from tabulate import tabulate
 
-    text: str = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+    headings = list(dict.fromkeys(heading for row in rows for heading in row))
+    text: str = tabulate([[row.get(heading, "") for heading in headings] for row in rows], headings, tablefmt="pipe", disable_numparse=True)
     return text
