@@ -7,14 +7,19 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
+from random import Random
 from types import FrameType
 
 import pytest
 
+from gitbench.cli import main
 from gitbench.core.spec import parse_spec
 from gitbench.identity.case import make_case
 from gitbench.run.config import Config, make_config
 from gitbench.run.matrix import make_cell, make_cells
+from gitbench.store.folder import Store
+from results import result
 
 ATTACKS = ["ig", "dlg", "ridge", "ridge(limit=64)", "ridge+ig"]
 DEFENSES = ["none", *(f"pruning(rate={rate / 100})" for rate in range(1, 40))]
@@ -110,3 +115,24 @@ def test_cases_are_a_sequence() -> None:
     assert [case.seed for case in cell.cases[1:]] == [1, 2]
     with pytest.raises(IndexError):
         cell.cases[3]
+
+
+def test_a_leaderboard_judges_each_cell_once(tmp_path: Path) -> None:
+    store = Store(tmp_path / "results")
+    (store.root / "cases").mkdir(parents=True)
+    random = Random(0)
+    attacks, defenses = [f"ridge(limit={limit})" for limit in range(1, 9)], DEFENSES[:30]
+    for defense, attack in itertools.product(defenses, attacks):
+        content = result([random.gauss(9, 1) for _ in range(4)], defense=defense, attack=attack).to_json()
+        (store.root / "cases" / f"{defense}-{attack}.json").write_text(content)
+    cells = len(attacks) * len(defenses)
+    calls = calls_of(lambda: main(["leaderboard", str(store.root), "--out", str(tmp_path / "boards")]))
+    assert len(list((tmp_path / "boards").iterdir())) == 1
+    assert calls["read_result"] == calls["judge_results"] == calls["_identity"] == cells
+    assert calls["_schema_of"] == 0  # a valid result is read once
+    assert calls["interval"] <= cells + 3 * len(defenses) + 5 * len(attacks)
+    assert calls["exposures"] <= 2 * cells
+    assert calls["part_digest"] < 20
+    assert calls["parse_spec"] <= 5 * (len(defenses) + len(attacks))
+    # What asks the whole table for one row would be called by each cell.
+    assert calls["measured_here"] <= 10 * len(defenses)
