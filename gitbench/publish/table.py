@@ -11,7 +11,7 @@ from gitbench.core.metric import Metric
 from gitbench.identity.case import Case, Setting, several_rounds
 from gitbench.identity.known_metrics import known_metrics
 from gitbench.judge.sequential import FIRST, at_look, looks
-from gitbench.judge.statistics import Interval, interval
+from gitbench.judge.statistics import Draws, Interval, interval
 from gitbench.judge.verdict import DEFAULT_GATE, Estimate, Judgement, judge_results, pooled
 from gitbench.judge.worst_case import AUTO, Worst, is_auto, is_submission, worst_case
 from gitbench.publish.entries import Entry
@@ -71,13 +71,13 @@ class Table:
         """The attack that stands for ``auto``: the plain one, where there are several kinds."""
         return min(filter(is_auto, self.attacks), key=lambda attack: attack != AUTO, default=None)
 
-    @property
+    @functools.cached_property
     def estimate(self) -> Estimate:
         """How the intervals of the run were made."""
         profile = str(self.conditions.get("profile"))
         sequential = self.conditions.get("victims") == "auto" and profile in PROFILES
         planned = looks(FIRST, PROFILES[profile].most_victims) if sequential else ()
-        return lambda groups: _estimated(tuple(map(tuple, groups)), planned)
+        return _Estimates(planned)
 
     def by_others(self, defense: str, attack: str) -> bool:
         """Whether a figure comes from others: measured elsewhere, or reconstructions that were sent in."""
@@ -144,6 +144,26 @@ class Table:
             errors=[attack for row, attack in self.errors if row == defense],
             estimate=self.estimate,
         )
+
+
+class _Estimates:
+    """Remembered: a control is asked for by every cell of its column, and a cell by its row.
+
+    Args:
+        planned: the looks of the run; none where the number of victims was fixed.
+    """
+
+    def __init__(self, planned: Sequence[int]) -> None:
+        self._planned = planned
+        self._draws = Draws()
+        self._known: dict[tuple[tuple[float | None, ...], ...], Interval] = {}
+
+    def __call__(self, groups: Sequence[Sequence[float | None]]) -> Interval:
+        key = tuple(map(tuple, groups))
+        if key not in self._known:
+            planned, draws = self._planned, self._draws
+            self._known[key] = at_look(key, planned=planned, draws=draws) if planned else interval(key, draws=draws)
+        return self._known[key]
 
 
 def tables(results: Sequence[Result], others: Sequence[Entry] = ()) -> list[Table]:
@@ -220,12 +240,6 @@ def table_of(
         not_applicable=not_applicable,
         columns=columns,
     )
-
-
-@functools.lru_cache(maxsize=2**14)
-def _estimated(groups: tuple[tuple[float | None, ...], ...], planned: tuple[int, ...]) -> Interval:
-    """Remembered: a control is asked for by every cell of its column, and a cell by its row."""
-    return at_look(groups, planned=planned) if planned else interval(groups)
 
 
 def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:
