@@ -53,6 +53,7 @@ def check_collected(calls: Counter[str]) -> None:
     assert calls["parse_spec"] <= 2 * SPECS
     assert calls["checked_spec"] == SPECS
     assert calls["part_digest"] <= 2 * SPECS
+    assert calls["source_digest"] <= 30  # of components: a hundred SPECs may name one
     assert calls["digest_of_metrics"] <= 2
     assert calls["make_case"] == 1
     assert calls["case_id"] == 0

@@ -101,7 +101,7 @@ def test_an_interval_is_the_expanded_bootstrap() -> None:
     random, means = np.random.default_rng(0), np.zeros(RESAMPLES)
     for group in values:
         means += group[random.integers(0, 9, (RESAMPLES, 9))].sum(axis=1) / 18
-    share = special.ndtr(special.stdtrit(17, 0.025) * np.sqrt(18 / 17))
+    share = special.ndtr(special.stdtrit(17, (1 - 0.95) / 2) * np.sqrt(18 / 17))
     low, high = np.quantile(means, [share, 1 - share])
     found = interval([list(group) for group in values])
     assert (found.low, found.high) == (low, high)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self, overload
 
@@ -13,6 +13,8 @@ from gitbench.core.errors import ConfigError
 from gitbench.core.spec import KINDS, Kind, Spec
 from gitbench.identity.case import UNDEFENDED, Case, CellLabels, Setting, code_digest, make_case
 from gitbench.identity.loading import checked_spec
+from gitbench.identity.names import Target
+from gitbench.identity.sources import Written, written
 from gitbench.run.config import Config
 
 _NAMED: tuple[Kind, ...] = ("dataset", "model", "defense", "attack")
@@ -52,7 +54,8 @@ def make_cells(config: Config) -> list[Cell]:
         SpecError: a SPEC cannot be read or names something unknown.
         ConfigError: two cells would have the same name.
     """
-    axes = {kind: _axis(kind, getattr(config, kind)) for kind in KINDS}
+    read = functools.cache(written)  # as long as the matrix: a hundred SPECs may name one component
+    axes = {kind: _axis(kind, getattr(config, kind), read) for kind in KINDS}
     axes["defense"].sort(key=lambda one: one.text != UNDEFENDED)
     maker = _Maker(config)
     attacks = {config.attack: axes["attack"]}  # and other ones on batches
@@ -61,15 +64,15 @@ def make_cells(config: Config) -> list[Cell]:
         for size, rounds in itertools.product(dict.fromkeys(config.batch_size), dict.fromkeys(config.rounds)):
             texts = config.attacks_on(size)
             if texts not in attacks:
-                attacks[texts] = _axis("attack", texts)
+                attacks[texts] = _axis("attack", texts, read)
             for defense, attack in itertools.product(axes["defense"], attacks[texts]):
                 entries: dict[Kind, _Entry] = {"dataset": dataset, "model": model, "defense": defense, "attack": attack, "client": client}
                 cells.append(maker.cell(entries, batch_size=size, rounds=rounds))
     return cells
 
 
-def _axis(kind: Kind, texts: Sequence[str]) -> list[_Entry]:
-    entries = {entry.text: entry for entry in (_Entry(checked_spec(kind, text)) for text in texts)}
+def _axis(kind: Kind, texts: Sequence[str], read: Callable[[Target], Written]) -> list[_Entry]:
+    entries = {entry.text: entry for entry in (_Entry(checked_spec(kind, text), read) for text in texts)}
     if len({entry.label for entry in entries.values()}) < len(entries):
         raise ConfigError(f"Two entries of the {kind} axis have one name: {', '.join(texts)}. Rename a class or file.")
     return list(entries.values())
@@ -104,14 +107,15 @@ def make_cell(
 class _Entry:
     """One SPEC of an axis, and what each of its cells asks of it: found once, and as long as there is such a cell."""
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, spec: Spec, read: Callable[[Target], Written] = written) -> None:
         self.spec = spec
+        self._read = read
         self.text = str(spec)
         self.label = spec.label
 
     @functools.cached_property
     def code(self) -> str:
-        return code_digest(self.spec)
+        return code_digest(self.spec, read=self._read)
 
     def digested(self) -> Self:
         """Itself, once it is known that all behind it can be digested.
