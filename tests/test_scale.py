@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from results import result
 ATTACKS = ["ig", "dlg", "ridge", "ridge(limit=64)", "ridge+ig"]
 DEFENSES = ["none", *(f"pruning(rate={rate / 100})" for rate in range(1, 40))]
 MODELS = ["lenet", *(f"mlp(hidden=({width},))" for width in range(8, 17))]
+HERE = Path(__file__).parents[1]
 SPECS = len(ATTACKS) + len(DEFENSES) + len(MODELS) + 2  # and one dataset, and one client
 CELLS = len(ATTACKS) * len(DEFENSES) * len(MODELS)
 
@@ -137,3 +139,15 @@ def test_a_leaderboard_judges_each_cell_once(tmp_path: Path) -> None:
     assert calls["parse_spec"] <= 5 * (len(defenses) + len(attacks))
     # What asks the whole table for one row would be called by each cell.
     assert calls["measured_here"] <= 10 * len(defenses)
+
+
+def test_the_benchmark_runs() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.collection", "--cells", "100"], cwd=HERE, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert [line.partition("  ")[0] for line in done.stdout.splitlines()] == [
+        "collecting 100 cells",
+        "leaderboards of 100 results",
+        "a run whose cells are all stored",
+    ]
