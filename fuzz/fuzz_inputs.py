@@ -45,7 +45,8 @@ with atheris.instrument_imports(include=["gitbench", "pytest_gitbench"]) if athe
     from gitbench.publish.submission import read_reconstructions
     from gitbench.publish.table import tables
     from gitbench.run.bench import case_of
-    from gitbench.run.config import make_cells, make_config
+    from gitbench.run.config import make_config
+    from gitbench.run.matrix import make_cells
     from gitbench.store.folder import Store
     from gitbench.store.result import Environment, Measure, Result
     from pytest_gitbench.options import read_settings

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from gitbench.core.random import randn_like as randn_like
     from gitbench.measure.scoring import score as score
     from gitbench.run.bench import evaluate as evaluate
-    from gitbench.run.config import make_cell as make_cell
+    from gitbench.run.matrix import make_cell as make_cell
     from gitbench.store.result import Result as Result
 
 _WHERE = {
@@ -70,7 +70,7 @@ _WHERE = {
     "load_dataset": "clients.data",
     "load_defense": "clients.defense",
     "load_model": "clients.model",
-    "make_cell": "run.config",
+    "make_cell": "run.matrix",
     "make_generator": "core.random",
     "randn_like": "core.random",
     "score": "measure.scoring",

@@ -13,7 +13,8 @@ from gitbench.core.errors import ConfigError, SpecError
 from gitbench.identity.case import Setting
 from gitbench.identity.threat import KNOWLEDGE, THREATS, knowledge_of
 from gitbench.judge.verdict import DEFAULT_GATE
-from gitbench.run.config import Config, make_cells, make_config, parse_thresholds
+from gitbench.run.config import Config, make_config, parse_thresholds
+from gitbench.run.matrix import make_cells
 from gitbench.run.profiles import PROFILES
 
 # Threat models

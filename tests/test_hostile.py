@@ -14,7 +14,8 @@ from gitbench.core.errors import ConfigError, GitbenchError, SpecError, nearest
 from gitbench.core.spec import KINDS, Kind, parse_spec
 from gitbench.core.text import printable, shown
 from gitbench.identity.loading import check_spec
-from gitbench.run.config import make_cells, make_config
+from gitbench.run.config import make_config
+from gitbench.run.matrix import make_cells
 from hostile import CONTROLS, NASTY, harmless, names, quickly, values
 from pytest_gitbench.options import read_settings
 

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from gitbench.run.config import make_cell, make_config
+from gitbench.run.config import make_config
+from gitbench.run.matrix import make_cell
 from helpers import ALONE, run_matrix
 from pytest_gitbench.outcome import AgainstBaseline, Figures, Outcome
 

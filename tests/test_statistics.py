@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import special, stats
 
 from gitbench.judge.sequential import FIRST, at_look, confidence_at, decide, looks
-from gitbench.judge.statistics import interval, wilson
+from gitbench.judge.statistics import RESAMPLES, Draws, interval, wilson
 from gitbench.judge.verdict import exposures, judge_results
 from gitbench.run.bench import case_of
 from gitbench.run.config import make_config
@@ -77,6 +78,33 @@ def test_wilsons_interval_solves_its_equation(total: int, data: st.DataObject) -
     for bound in (low, high):  # the score test rejects just there
         if 1e-9 < bound < 1 - 1e-9:
             assert abs(count / total - bound) == pytest.approx(1.959964 * math.sqrt(bound * (1 - bound) / total), rel=1e-4)
+
+
+@pytest.mark.parametrize("total", [1, 2, 16, 64, 999])
+def test_wilsons_interval_is_that_of_scipy(total: int) -> None:
+    for count in {0, 1, total // 3, total - 1, total}:
+        found = stats.binomtest(count, total).proportion_ci(confidence_level=0.95, method="wilson")
+        assert wilson(count, total) == (found.low, found.high)  # to the last bit: reports hold it
+
+
+@given(st.lists(st.lists(st.floats(-9, 9), min_size=1, max_size=20), min_size=1, max_size=3))
+def test_shared_draws_change_no_interval(groups: list[list[float]]) -> None:
+    draws = Draws()
+    assert interval(groups, draws=draws) == interval(groups)
+    assert interval(groups, draws=draws) == interval(groups)
+    assert interval(groups[:1], draws=draws) == interval(groups[:1])
+
+
+def test_an_interval_is_the_expanded_bootstrap() -> None:
+    """The slow, obvious version, to the last bit."""
+    values = np.random.default_rng(1).normal(size=(2, 9))
+    random, means = np.random.default_rng(0), np.zeros(RESAMPLES)
+    for group in values:
+        means += group[random.integers(0, 9, (RESAMPLES, 9))].sum(axis=1) / 18
+    share = special.ndtr(special.stdtrit(17, (1 - 0.95) / 2) * np.sqrt(18 / 17))
+    low, high = np.quantile(means, [share, 1 - share])
+    found = interval([list(group) for group in values])
+    assert (found.low, found.high) == (low, high)
 
 
 def test_a_mean_that_holds_names_the_victim_that_it_hides() -> None:

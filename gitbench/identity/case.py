@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -11,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 from gitbench._version import __version__
 from gitbench.core.spec import Part, Spec, canonical_json, parse_spec
 from gitbench.identity.known_metrics import digest_of_metrics
-from gitbench.identity.sources import digest_of_module, part_digest
+from gitbench.identity.names import Target
+from gitbench.identity.sources import Written, digest_of_module, part_digest, written
 from gitbench.identity.threat import knowledge_of
 
 UNDEFENDED = "none"
@@ -180,9 +182,9 @@ def make_case(
     )
 
 
-def code_digest(spec: Spec) -> str:
-    """Digest of what stands behind every part of a SPEC: sources, and the files that its options name."""
-    return "+".join(part_digest(spec.kind, part) for part in spec.parts)
+def code_digest(spec: Spec, *, read: Callable[[Target], Written] = written) -> str:
+    """Digest of what stands behind every part of a SPEC: sources, and the files that its options name; ``read`` as in ``part_digest``."""
+    return "+".join(part_digest(spec.kind, part, read=read) for part in spec.parts)
 
 
 @cache

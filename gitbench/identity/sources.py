@@ -6,7 +6,8 @@ import ast
 import functools
 import hashlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -31,15 +32,38 @@ TELLING = (
 )
 
 
-def part_digest(kind: Kind, part: Part) -> str:
+@dataclass(frozen=True)
+class Written:
+    """What the text of a component says of every SPEC that names it: the digest of its sources, and options whose default is a text."""
+
+    digest: str
+    defaults: Mapping[str, str]
+
+
+def written(target: Target) -> Written:
+    """Read the text of a component.
+
+    Raises:
+        SpecError: a file cannot be read, or is not valid Python.
+    """
+    defaults = default_texts(target)
+    return Written(source_digest(target), defaults)
+
+
+def part_digest(kind: Kind, part: Part, *, read: Callable[[Target], Written] = written) -> str:
     """Hash of all that stands behind one part of a SPEC: sources, and the files that its options name (16 hex digits).
+
+    Args:
+        kind: of the part.
+        part: of a SPEC.
+        read: :func:`written`, or what remembers its answers for a hundred SPECs of one component.
 
     Raises:
         SpecError: no such name, file or module.
     """
-    target = locate(kind, part)
-    arguments = {**default_texts(target), **dict(part.arguments)}
-    return with_files(source_digest(target), kind, Part(part.target, tuple(arguments.items())))
+    found = read(locate(kind, part))
+    arguments = {**found.defaults, **dict(part.arguments)}
+    return with_files(found.digest, kind, Part(part.target, tuple(arguments.items())))
 
 
 def with_files(source: str, kind: Kind, part: Part) -> str:

@@ -106,8 +106,8 @@ def measured_here(table: Table, defense: str) -> list[Result]:
     """The results of a row that were measured here, of all attacks and seeds."""
     return [
         result
-        for (row, attack), results in table.results.items()
-        if row == defense and not table.by_others(row, attack)
+        for attack, results in table.row(defense).items()
+        if not table.by_others(defense, attack)
         for result in results
         if result.status == "done"
     ]

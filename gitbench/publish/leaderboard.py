@@ -234,6 +234,7 @@ def _of_the_model(result: Result) -> str:
 def _defenses(table: Table, worsts: Mapping[str, Worst]) -> str:
     auto, metric = table.auto, table.metric
     rows, useful = [], usefulness(table)
+    headings = dict.fromkeys(heading for texts in table.columns.values() for heading in texts)
     for defense, worst in worsts.items():
         reached = "not measured" if auto is None else _cell(table, defense, auto)
         row = {"defense": code(defense), "worst case": _bound(table, worst), code(auto or AUTO): reached}
@@ -244,7 +245,6 @@ def _defenses(table: Table, worsts: Mapping[str, Worst]) -> str:
         row["worst"] = gated_figure(table, strongest[1]) if strongest else "unknown"
         if useful:
             row |= useful.get(defense, {"cosine": "", "descent": ""})
-        headings = dict.fromkeys(heading for texts in table.columns.values() for heading in texts)
         added = {escaped(heading): escaped(table.columns.get(defense, {}).get(heading, "")) for heading in headings}
         row |= {heading: text for heading, text in added.items() if heading not in row}
         rows.append((rank(table, defense, worst), row))
@@ -275,7 +275,7 @@ def _notes(table: Table, worsts: Mapping[str, Worst]) -> list[str]:
     lines = []
     for defense, worst in worsts.items():
         missing = [f"{code(attack)}: {reason}" for attack, reason in worst.incomplete.items()]
-        failed = [code(attack) for row, attack in table.results if row == defense and table.verdict(row, attack).control_failed]
+        failed = [code(attack) for attack in table.row(defense) if table.verdict(defense, attack).control_failed]
         missing += [f"without a control that leaks: {', '.join(failed)}"] if failed else []
         if missing:
             lines.append(f"- {code(defense)}, {worst.victims} victims compared: {'; '.join(missing)}")

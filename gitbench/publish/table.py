@@ -11,7 +11,7 @@ from gitbench.core.metric import Metric
 from gitbench.identity.case import Case, Setting, several_rounds
 from gitbench.identity.known_metrics import known_metrics
 from gitbench.judge.sequential import FIRST, at_look, looks
-from gitbench.judge.statistics import Interval, interval
+from gitbench.judge.statistics import Draws, Interval, interval
 from gitbench.judge.verdict import DEFAULT_GATE, Estimate, Judgement, judge_results, pooled
 from gitbench.judge.worst_case import AUTO, Worst, is_auto, is_submission, worst_case
 from gitbench.publish.entries import Entry
@@ -51,37 +51,43 @@ class Table:
         """The first that is gated: the one whose values the cells show."""
         return known_metrics()[next(iter(self.gate))]
 
-    @property
+    @functools.cached_property
     def cells(self) -> tuple[tuple[str, str], ...]:
         """Every (defense, attack) that the table knows of."""
         return tuple(dict.fromkeys((*self.results, *self.not_applicable, *self.errors)))
 
-    @property
+    @functools.cached_property
     def defenses(self) -> tuple[str, ...]:
         """Its rows."""
         return tuple(dict.fromkeys(defense for defense, _ in self.cells))
 
-    @property
+    @functools.cached_property
     def attacks(self) -> tuple[str, ...]:
         """Its columns."""
         return tuple(dict.fromkeys(attack for _, attack in self.cells))
 
-    @property
+    @functools.cached_property
     def auto(self) -> str | None:
         """The attack that stands for ``auto``: the plain one, where there are several kinds."""
         return min(filter(is_auto, self.attacks), key=lambda attack: attack != AUTO, default=None)
 
-    @property
+    @functools.cached_property
     def estimate(self) -> Estimate:
         """How the intervals of the run were made."""
         profile = str(self.conditions.get("profile"))
         sequential = self.conditions.get("victims") == "auto" and profile in PROFILES
         planned = looks(FIRST, PROFILES[profile].most_victims) if sequential else ()
-        return lambda groups: _estimated(tuple(map(tuple, groups)), planned)
+        return _Estimates(planned)
 
     def by_others(self, defense: str, attack: str) -> bool:
         """Whether a figure comes from others: measured elsewhere, or reconstructions that were sent in."""
-        return is_submission(attack) or any(result.case_id in self.others for result in self.results.get((defense, attack), ()))
+        if attack in self._submissions:
+            return True
+        return bool(self.others) and any(result.case_id in self.others for result in self.results.get((defense, attack), ()))
+
+    def row(self, defense: str) -> Mapping[str, Sequence[Result]]:
+        """Attack to results of one defense."""
+        return self._rows.get(defense, {})
 
     def mean(self, defense: str, attack: str) -> Interval:
         """The mean of a cell that was measured, over victims and seeds, of the metric that is shown."""
@@ -91,6 +97,22 @@ class Table:
         """The share of a cell's victims whose reconstruction is certified; None where no attacker could tell, or nobody asked."""
         told = [one for result in self.results.get((defense, attack), ()) for one in result.certified or ()]
         return sum(told) / len(told) if told else None
+
+    @functools.cached_property
+    def _rows(self) -> Mapping[str, Mapping[str, Sequence[Result]]]:
+        rows: dict[str, dict[str, Sequence[Result]]] = {}
+        for (defense, attack), results in self.results.items():
+            rows.setdefault(defense, {})[attack] = results
+        return rows
+
+    @functools.cached_property
+    def _submissions(self) -> frozenset[str]:
+        return frozenset(filter(is_submission, self.attacks))
+
+    @functools.cached_property
+    def _verdicts(self) -> dict[tuple[str, str], Judgement]:
+        """Those that were asked for: several sections tell the same."""
+        return {}
 
     @functools.cached_property
     def _known(self) -> frozenset[tuple[str, str]]:
@@ -103,15 +125,18 @@ class Table:
 
     def verdict(self, defense: str, attack: str) -> Judgement:
         """The verdict of a cell that was measured."""
-        control = None if defense == "none" else self.results.get(("none", attack), [])
-        return judge_results(self.results[defense, attack], control, gate=self.gate, estimate=self.estimate)
+        if (defense, attack) not in self._verdicts:
+            control = None if defense == "none" else self.results.get(("none", attack), [])
+            found = judge_results(self.results[defense, attack], control, gate=self.gate, estimate=self.estimate)
+            self._verdicts[defense, attack] = found
+        return self._verdicts[defense, attack]
 
     def worst(self, defense: str) -> Worst:
         """The worst case of a row, over all attacks that the threat model lets run."""
         # What others sent in for another defense is nothing that this row lacks.
         wanted = [attack for attack in self.attacks if (defense, attack) in self._known or attack in self._ours]
         return worst_case(
-            {attack: self.results[defense, attack] for attack in wanted if (defense, attack) in self.results},
+            {attack: self.row(defense)[attack] for attack in wanted if attack in self.row(defense)},
             metric=self.metric.name,
             attacks=[attack for attack in wanted if (defense, attack) not in self.not_applicable],
             auto=self.auto,
@@ -119,6 +144,26 @@ class Table:
             errors=[attack for row, attack in self.errors if row == defense],
             estimate=self.estimate,
         )
+
+
+class _Estimates:
+    """Remembered: a control is asked for by every cell of its column, and a cell by its row.
+
+    Args:
+        planned: the looks of the run; none where the number of victims was fixed.
+    """
+
+    def __init__(self, planned: Sequence[int]) -> None:
+        self._planned = planned
+        self._draws = Draws()
+        self._known: dict[tuple[tuple[float | None, ...], ...], Interval] = {}
+
+    def __call__(self, groups: Sequence[Sequence[float | None]]) -> Interval:
+        key = tuple(map(tuple, groups))
+        if key not in self._known:
+            planned, draws = self._planned, self._draws
+            self._known[key] = at_look(key, planned=planned, draws=draws) if planned else interval(key, draws=draws)
+        return self._known[key]
 
 
 def tables(results: Sequence[Result], others: Sequence[Entry] = ()) -> list[Table]:
@@ -197,12 +242,6 @@ def table_of(
     )
 
 
-@functools.lru_cache(maxsize=2**14)
-def _estimated(groups: tuple[tuple[float | None, ...], ...], planned: tuple[int, ...]) -> Interval:
-    """Remembered: a control is asked for by every cell of its column, and a cell by its row."""
-    return at_look(groups, planned=planned) if planned else interval(groups)
-
-
 def canonical(table: Table, *, not_applicable: Mapping[tuple[str, str], str] | None = None) -> Table:
     """The same table whatever order its cells were measured in, so that a run and a folder of results give the same bytes.
 
@@ -229,12 +268,10 @@ def canonical(table: Table, *, not_applicable: Mapping[tuple[str, str], str] | N
 
 
 def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:
-    """A table whose columns are the keys, in their order. Written here: another version of a library must not change a committed table."""
-    headings = list(dict.fromkeys(heading for row in rows for heading in row))
-    cells = [[str(row.get(heading, "")) for heading in headings] for row in rows]
-    widths = [max(len(heading) + 2, *(len(row[column]) for row in cells)) for column, heading in enumerate(headings)]
+    """A table whose columns are the keys, in their order."""
+    import pandas as pd
 
-    def line(texts: Sequence[str]) -> str:
-        return "| " + " | ".join(text.ljust(width) for text, width in zip(texts, widths, strict=True)) + " |"
-
-    return "\n".join([line(headings), "|" + "|".join(f":{'-' * (width + 1)}" for width in widths) + "|", *map(line, cells)])
+    headings = dict.fromkeys(heading for row in rows for heading in row)
+    whole = pd.DataFrame([{heading: row.get(heading, "") for heading in headings} for row in rows])
+    text: str = whole.to_markdown(index=False, disable_numparse=True)
+    return text

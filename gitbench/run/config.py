@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fnmatch
-import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import importlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,11 +18,10 @@ from pydantic import (
 )
 
 from gitbench.core.errors import ConfigError, nearest
-from gitbench.core.spec import KINDS, Kind, Spec
+from gitbench.core.spec import KINDS
 from gitbench.core.text import shown
-from gitbench.identity.case import UNDEFENDED, Case, CellLabels, Setting, make_case, several_rounds
+from gitbench.identity.case import Setting, several_rounds
 from gitbench.identity.known_metrics import known_metrics
-from gitbench.identity.loading import checked_spec
 from gitbench.identity.threat import THREATS
 from gitbench.judge.cost import ACCURACY_DROP
 from gitbench.judge.sequential import FIRST, looks
@@ -100,36 +97,6 @@ class Config(BaseModel):
     def number_of_victims(self) -> int | Literal["auto"]:
         """Of each seed; ``auto`` where the verdict decides."""
         return "auto" if self.sequential else self.victims
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One cell of the matrix: its SPECs, and one case per seed."""
-
-    dataset: Spec
-    model: Spec
-    defense: Spec
-    attack: Spec
-    cases: tuple[Case, ...]
-    known_leak: bool
-
-    @property
-    def labels(self) -> CellLabels:
-        return self.cases[0].labels
-
-    @property
-    def name(self) -> str:
-        """``dataset/model/defense/attack``, with client, batch size and rounds before the defense where they are not the plainest."""
-        return str(self.labels)
-
-    @property
-    def setting(self) -> Setting:
-        """Of the table that this cell belongs to."""
-        return self.labels.setting
-
-    @property
-    def is_control(self) -> bool:
-        return self.cases[0].is_control
 
 
 def make_config(settings: Mapping[str, Any], options: Mapping[str, Any], *, costs: bool = False) -> Config:
@@ -214,75 +181,8 @@ def parse_thresholds(value: object) -> dict[str, float]:
     return found
 
 
-def make_cells(config: Config) -> list[Cell]:
-    """The whole matrix, controls first. Every SPEC is checked; nothing is imported for it.
-
-    Raises:
-        SpecError: a SPEC cannot be read or names something unknown.
-        ConfigError: two cells would have the same name.
-    """
-    axes = {kind: _axis(kind, getattr(config, kind)) for kind in KINDS}
-    axes["defense"].sort(key=lambda spec: str(spec) != UNDEFENDED)
-    return [
-        _cell(config, dataset, model, defense, attack, client=client, batch_size=size, rounds=rounds)
-        for dataset, model, client in itertools.product(axes["dataset"], axes["model"], axes["client"])
-        for size, rounds in itertools.product(dict.fromkeys(config.batch_size), dict.fromkeys(config.rounds))
-        for defense, attack in itertools.product(axes["defense"], _axis("attack", config.attacks_on(size)))
-    ]
-
-
-def _axis(kind: Kind, texts: Sequence[str]) -> list[Spec]:
-    specs = {str(spec): spec for spec in (checked_spec(kind, text) for text in texts)}
-    if len({spec.label for spec in specs.values()}) < len(specs):
-        raise ConfigError(f"Two entries of the {kind} axis have one name: {', '.join(texts)}. Rename a class or file.")
-    return list(specs.values())
-
-
-def make_cell(
-    config: Config,
-    *,
-    dataset: str,
-    model: str,
-    defense: str,
-    attack: str,
-    client: str | None = None,
-    batch_size: int | None = None,
-    rounds: int | None = None,
-) -> Cell:
-    """One cell with the options of a run, from SPECs. Client, batch size and rounds are the first of the run where they are None.
-
-    Raises:
-        SpecError: a SPEC cannot be read or names something unknown.
-    """
-    return _cell(
-        config,
-        checked_spec("dataset", dataset),
-        checked_spec("model", model),
-        checked_spec("defense", defense),
-        checked_spec("attack", attack),
-        client=checked_spec("client", client or config.client[0]),
-        batch_size=batch_size or config.batch_size[0],
-        rounds=rounds or config.rounds[0],
-    )
-
-
-def _cell(config: Config, dataset: Spec, model: Spec, defense: Spec, attack: Spec, *, client: Spec, batch_size: int, rounds: int) -> Cell:
-    cases = tuple(
-        make_case(
-            dataset=dataset,
-            model=model,
-            defense=defense,
-            attack=attack,
-            client=client,
-            threat=config.threat,
-            profile=config.profile,
-            victims=config.victims,
-            batch_size=batch_size,
-            rounds=rounds,
-            seed=seed,
-        )
-        for seed in range(config.seeds)
-    )
-    cell = Cell(dataset, model, defense, attack, cases, known_leak=False)
-    known = not cell.is_control and any(fnmatch.fnmatchcase(cell.name, pattern) for pattern in config.known_leaks)
-    return replace(cell, known_leak=known)
+def __getattr__(name: str) -> Any:
+    """In 0.1 the matrix was made here, which is now :mod:`gitbench.run.matrix`."""
+    if name not in ("Cell", "make_cell", "make_cells"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("gitbench.run.matrix"), name)

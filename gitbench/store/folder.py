@@ -111,13 +111,21 @@ def read_result(path: Path) -> Result:
         StoreError: written by a newer gitbench, or unreadable.
     """
     text = read_file(path, most=LARGEST)
-    schema = _schema_of(text)
+    try:
+        found = Result.model_validate_json(text)
+    except ValidationError:
+        _check_schema(path, _schema_of(text))
+        raise
+    _check_schema(path, found.schema_version)
+    return found
+
+
+def _check_schema(path: Path, schema: int | None) -> None:
     if schema is not None and schema > SCHEMA:
         raise StoreError(
             f"{path} has schema {shown(schema, limit=20)}; this gitbench reads up to {SCHEMA}. "
             "Upgrade gitbench, or choose another folder with --gitbench-results."
         )
-    return Result.model_validate_json(text)
 
 
 def read_file(path: Path, *, most: int) -> bytes:

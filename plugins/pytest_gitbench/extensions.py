@@ -10,7 +10,8 @@ import pytest
 
 from gitbench.core.errors import ConfigError, GitbenchError
 from gitbench.identity.names import register
-from gitbench.run.config import Cell, Config
+from gitbench.run.config import Config
+from gitbench.run.matrix import Cell
 from gitbench.store.result import Result
 from pytest_gitbench.report import Row
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from gitbench.run.config import Cell, Config
+    from gitbench.run.config import Config
+    from gitbench.run.matrix import Cell
     from gitbench.store.result import Result
 
 
@@ -41,7 +42,7 @@ def pytest_gitbench_matrix(config: pytest.Config, options: Config, cells: list[C
 
     Recipe::
 
-        from gitbench.run.config import make_cell
+        from gitbench.run.matrix import make_cell
 
         def pytest_gitbench_matrix(config, options, cells):
             cells[:] = [cell for cell in cells if "mlp" not in cell.name or cell.attack.label != "dlg"]

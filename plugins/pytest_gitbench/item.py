@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gitbench.run.config import Cell
+from gitbench.run.matrix import Cell
 from pytest_gitbench.outcome import Outcome
 
 RUN_ID = "gitbench"
@@ -45,6 +45,8 @@ class CellItem(pytest.Item):
 
         if isinstance(excinfo.value, GitbenchError | Warning):  # a warning is raised where the user's filters say "error"
             return str(excinfo.value)
+        if isinstance(excinfo.value, pytest.xfail.Exception) and not self.config.option.xfail_tb:
+            return str(excinfo.value)  # nobody sees the traceback, which takes longer to write than all else of a stored cell
         return str(super().repr_failure(excinfo))
 
     def reportinfo(self) -> tuple[Path, int, str]:

@@ -9,7 +9,7 @@ from pydantic import FiniteFloat
 
 from gitbench.identity.case import CellLabels
 from gitbench.judge.statistics import Interval
-from gitbench.run.config import Cell
+from gitbench.run.matrix import Cell
 from gitbench.store.result import StrictModel, Text
 
 Status = Literal["passed", "failed", "skipped", "xfailed"]

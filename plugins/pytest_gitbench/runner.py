@@ -11,7 +11,8 @@ from gitbench.judge.verdict import Judgement, pooled, side
 from gitbench.publish.baseline import Cells, cells_of, key_of
 from gitbench.publish.comparison import compare_cell, tolerances
 from gitbench.run.bench import Bench
-from gitbench.run.config import Cell, Config
+from gitbench.run.config import Config
+from gitbench.run.matrix import Cell
 from gitbench.store.folder import Store
 from gitbench.store.result import Result
 from pytest_gitbench.outcome import AgainstBaseline, Figures, Outcome, Status

@@ -16,7 +16,7 @@ from gitbench.identity.case import UNDEFENDED, Setting
 from gitbench.publish import leaderboard
 from gitbench.publish.baseline import key_of, load_baseline
 from gitbench.publish.table import table_of
-from gitbench.run.config import Cell, make_cells
+from gitbench.run.matrix import Cell, make_cells
 from gitbench.store.folder import Store
 from gitbench.store.result import Result
 from pytest_gitbench import report as lines
