@@ -95,7 +95,8 @@ def completed(table: Table, path: Path) -> Table:
 def files(table: Table) -> dict[str, str]:
     """What a table is written as, by paths within its folder: the picture, and the Markdown that shows it."""
     name = file_name(table.dataset, table.model, table.conditions)
-    return {_picture_of(name): picture.draw(canonical(table)), name: render(table)}
+    ordered = canonical(table)
+    return {_picture_of(name): picture.draw(ordered), name: _rendered(ordered)}
 
 
 def is_leaderboard(path: Path) -> bool:
@@ -131,7 +132,10 @@ def _picture_of(name: str) -> str:
 
 def render(table: Table) -> str:
     """The Markdown of one leaderboard, the same whatever order its cells were measured in."""
-    table = canonical(table)
+    return _rendered(canonical(table))
+
+
+def _rendered(table: Table) -> str:
     worsts = {defense: table.worst(defense) for defense in table.defenses}
     rows = summary_rows(table, worsts)
     name = file_name(table.dataset, table.model, table.conditions)
