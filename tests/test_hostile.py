@@ -270,4 +270,5 @@ def test_a_defense_cannot_drive_the_terminal(warm: None, pytester: pytest.Pytest
     run.assert_outcomes(failed=1)
     text = "\n".join(run.outlines)
     assert "first line\nsecond \\x1b[31m\\u202e line" in text
+    assert "not written, nothing was measured, every cell ended in an error" in text
     assert harmless(text)

@@ -73,6 +73,8 @@ def write(table: Table, folder: Path, expected: Sequence[tuple[str, str]]) -> tu
     """
     path = folder / file_name(table.dataset, table.model, table.conditions)
     table = completed(table, path)
+    if not table.results:
+        return path, "nothing was measured, every cell ended in an error"
     have = {"/".join(key) for key in table.cells}
     missing = sorted({"/".join(key) for key in expected} - have)
     if missing:
