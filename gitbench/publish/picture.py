@@ -21,7 +21,6 @@ _LINE, _HEADING, _GAP = 17, 20, 10  # heights
 _MOST_LINES = 300  # a picture of more would be read by nobody: the rest stand in the tables
 _LARGEST = 1e9  # values are drawn as far as that; figures are written as they are
 _TICKS = 7
-_MARKS: dict[str, str] = {"leaks": "leaks", "holds": "holds"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +148,7 @@ def _lines(table: Table, row: SummaryRow, attacks: Sequence[str], scale: _Scale,
         word = {"leaks": "", "holds": "no control", "undecided": "no control"}.get(standing, standing) if control else standing
         figure = standing if interval.mean is None else f"{bounded(table, interval)} {word}".strip()
         figure += ", by others" if table.by_others(row.defense, attack) else ""
-        told.append((attack, interval, figure, _MARKS.get(word or standing, "open")))
+        told.append((attack, interval, figure, shown if (shown := word or standing) in ("leaks", "holds") else "open"))
     return [
         PictureLine(
             name=_cut(name, 36),
