@@ -108,9 +108,14 @@ def stacked_products(
             dots, squares = zip(*(layerwise_products(model, parameters, *chunk) for chunk in chunks), strict=True)
             return torch.cat(dots, 1), torch.cat(squares, 1)
     mine = stacked_gradients(model, parameters, inputs, labels, per_example=False)
-    pairs = [(mine[name].flatten(1), aim.flatten(1)) for name, aim in aims.tensors.items()]
+    return inner_products(mine, aims.tensors)
+
+
+def inner_products(mine: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of stacks ``(V, *shape)`` with others, and with themselves: each ``(parameters, V)``, in the order of ``theirs``."""
+    pairs = [(mine[name].flatten(1), other.flatten(1)) for name, other in theirs.items()]
     # One product per layer (no concatenated copy): the gradients are the largest thing in memory.
-    return torch.stack([(one * aim).sum(1) for one, aim in pairs]), torch.stack([(one * one).sum(1) for one, _ in pairs])
+    return torch.stack([(one * other).sum(1) for one, other in pairs]), torch.stack([(one * one).sum(1) for one, _ in pairs])
 
 
 def stacked_losses(model: nn.Module, weights: Mapping[str, torch.Tensor], inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

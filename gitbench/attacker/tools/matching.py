@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 import torch
 
 from gitbench.attacker.observation import Observation
 from gitbench.clients.client import expected_update, gradient_products
-from gitbench.clients.differentiation import Aims
+from gitbench.clients.differentiation import Aims, inner_products
 from gitbench.clients.procedures.fedsgd import FedSgd
 
 Distance = Literal["l2", "cosine", "layerwise"]
@@ -48,16 +48,15 @@ class Objective:
         self._model = observation.model
         self._observed = observation.update
         self._aims = Aims(observation.update.tensors)
-        self._rows = [tensor.flatten(1) for tensor in observation.update.tensors.values()]
-        self._squares = torch.stack([_dot(row, row) for row in self._rows])
+        _, self._squares = inner_products(observation.update.tensors, observation.update.tensors)
         self._expectation, self._client = observation.expectation, observation.client
         self._distance = distance
 
     def __call__(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Distances ``(V,)`` of candidates ``(V, B, C, H, W)``; differentiable."""
         if self._distance == "l2":
-            pairs = zip(self._expected(inputs, labels), self._rows, strict=True)
-            return torch.stack([(mine - theirs).square().sum(1) for mine, theirs in pairs]).sum(0)
+            mine, theirs = self._expected(inputs, labels), self._observed.tensors
+            return torch.stack([(mine[name] - tensor).flatten(1).square().sum(1) for name, tensor in theirs.items()]).sum(0)
         dots, squares = self._products(inputs, labels)
         if self._distance == "cosine":
             return _cosine_distance(dots.sum(0), squares.sum(0), self._squares.sum(0))
@@ -68,24 +67,17 @@ class Objective:
         """Inner products of the expected update with the observed one and with itself, each ``(tensors, V)``."""
         if type(self._client) is FedSgd and (self._expectation is None or self._expectation.plain):
             return gradient_products(self._model, inputs, labels, self._aims)
-        rows = self._expected(inputs, labels)
-        # One dot product per layer (no concatenated copy): the gradients are the largest thing in memory.
-        dots = [_dot(mine, theirs) for mine, theirs in zip(rows, self._rows, strict=True)]
-        return torch.stack(dots), torch.stack([_dot(mine, mine) for mine in rows])
+        return inner_products(self._expected(inputs, labels), self._observed.tensors)
 
-    def _expected(self, inputs: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor]:
-        update = expected_update(self._model, inputs, labels, expectation=self._expectation, observed=self._observed, client=self._client)
-        return [tensor.flatten(1) for tensor in update.tensors.values()]
+    def _expected(self, inputs: torch.Tensor, labels: torch.Tensor) -> Mapping[str, torch.Tensor]:
+        return expected_update(
+            self._model, inputs, labels, expectation=self._expectation, observed=self._observed, client=self._client
+        ).tensors
 
 
 def _cosine_distance(dots: torch.Tensor, mine: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
     """One minus the cosine, from dot products and squared norms; 1 where a gradient is zero."""
     return 1 - dots / (mine * theirs).clamp_min(_TINY).sqrt()
-
-
-def _dot(mine: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
-    """Dot products of the rows ``(V, D)`` of two matrices: ``(V,)``."""
-    return (mine * theirs).sum(dim=1)
 
 
 def total_variation(inputs: torch.Tensor) -> torch.Tensor:
