@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.speed.comparison import PASSES, Measured, Point
+from gitbench.publish.table import markdown_table
 
 HEAD = f"""# Speed
 
@@ -36,14 +37,13 @@ COLUMNS = [
 
 def written(points: Sequence[Point], *, command: str, threads: int) -> str:
     """The whole file."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
-    lines += ["| " + " | ".join(_row(point)) + " |" for point in points]
+    table = markdown_table([dict(zip(COLUMNS, _row(point), strict=True)) for point in points])
     made = (
         f"Made by `{command}`: {threads} threads each on {_processor()} with {os.cpu_count()} cores, Python {platform.python_version()}, "
     )
     torch = points[0].ours.torch
     distance = "The distance is the mean cosine distance of the gradients that the last round reached, within the time that it had."
-    return f"{HEAD}{made}torch {torch}.\n\n" + "\n".join(lines) + f"\n\n{distance}\n"
+    return f"{HEAD}{made}torch {torch}.\n\n{table}\n\n{distance}\n"
 
 
 def _row(point: Point) -> list[str]:
