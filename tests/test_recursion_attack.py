@@ -6,10 +6,13 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 import gitbench
 from gitbench.attacker.attack import load_attack
+from gitbench.attacker.attacks.recursion import step
 from gitbench.attacker.attacks.recursion.step import Estimate, System, conjugate_gradients, matrix, solve
 from gitbench.attacker.attacks.recursion.walk import KnownWalk
 from gitbench.attacker.layers import operators
@@ -199,6 +202,15 @@ def test_a_layers_estimate_is_that_of_the_normal_equations_written_out(kind: str
             assert 0.9 < ratio.mean() < 1.1
 
 
+@given(size=st.integers(1, 9), inner=st.integers(1, 5), strip=st.integers(1, 10), seed=st.integers(0, 99))
+def test_a_symmetric_product_is_right_below_its_diagonal(size: int, inner: int, strip: int, seed: int) -> None:
+    left = torch.randn(size, inner, generator=make_generator(seed), dtype=torch.float64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step, "_STRIP", strip)
+        found = step._lower(left, 2 * left)
+    torch.testing.assert_close(found.tril(), (2 * left @ left.T).tril())
+
+
 def test_conjugate_gradients_solve_every_system_of_a_stack() -> None:
     generator = torch.Generator().manual_seed(0)
     roots = torch.randn(4, 12, 12, generator=generator, dtype=torch.float64)
@@ -220,13 +232,13 @@ def test_a_prior_knows_how_far_unseen_images_lie_from_it() -> None:
     mixing = torch.randn(200, 200, generator=generator, dtype=torch.float64) / torch.arange(1, 201)
     rows = torch.randn(600, 200, generator=generator, dtype=torch.float64) @ mixing.T
     prior = of_samples(rows[:400].split(20), hidden=False)
-    squares = ((rows[400:] - prior.mean) @ prior.directions).square() / prior.spread
+    squares = prior.directions.coordinates(rows[400:] - prior.mean).square() / prior.spread
     assert 0.9 < squares.mean() < 1.2
 
 
 def test_the_prior_of_photographs_is_one() -> None:
     prior = natural((3, 8, 8))
-    covariance = prior.directions @ torch.diag(prior.spread) @ prior.directions.T
+    covariance = prior.directions.scaled(prior.spread)
     near, far, colour = covariance[0, 1], covariance[0, 7], covariance[0, 64]
     assert prior.spread.min() > 0
     assert covariance[0, 0] > near > far > 0

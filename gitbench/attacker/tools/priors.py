@@ -10,6 +10,9 @@ import numpy as np
 import torch
 from scipy import fft
 
+from gitbench.attacker.tools import rotations
+from gitbench.attacker.tools.rotations import Dense, Rotation, Separable
+
 DENSE = 4096
 """Pixels up to which a covariance is kept whole."""
 
@@ -29,43 +32,46 @@ class Gaussian:
     Args:
         mean: ``(n,)``.
         spread: ``(n,)`` variances along the directions.
-        directions: ``U (n, n)``; None for those of the entries, where a whole covariance would be too large.
+        directions: ``U``; None for those of the entries, where a whole covariance would be too large.
     """
 
     mean: torch.Tensor
     spread: torch.Tensor
-    directions: torch.Tensor | None
+    directions: Rotation | None
 
     @property
     def variance(self) -> torch.Tensor:
         """Of each entry, ``(n,)``."""
-        return self.spread if self.directions is None else self.directions.square() @ self.spread
+        return self.spread if self.directions is None else self.directions.squared().rows(self.spread)
 
     def precision(self) -> torch.Tensor:
         """``Σ⁻¹``: ``(n, n)``."""
+        return torch.diag(1 / self.spread) if self.directions is None else self.directions.scaled(1 / self.spread)
+
+    def weighted(self, rows: torch.Tensor) -> torch.Tensor:
+        """``rows @ Σ⁻¹``, of rows ``(..., n)``."""
         if self.directions is None:
-            return torch.diag(1 / self.spread)
-        return (self.directions / self.spread) @ self.directions.T
+            return rows / self.spread
+        return self.directions.rows(self.directions.coordinates(rows) / self.spread)
 
     def drawn(self, count: int, generator: torch.Generator) -> torch.Tensor:
         """Random inputs ``(count, n)``; on the CPU alone."""
         along = torch.randn(count, len(self.mean), generator=generator, dtype=torch.float64) * self.spread.sqrt()
-        return self.mean + (along if self.directions is None else along @ self.directions.T)
+        return self.mean + (along if self.directions is None else self.directions.rows(along))
 
     def to(self, device: torch.device) -> Gaussian:
         """The same on another device."""
         return Gaussian(self.mean.to(device), self.spread.to(device), None if self.directions is None else self.directions.to(device))
 
     def tensors(self, prefix: str) -> dict[str, torch.Tensor]:
-        """As tensors to store, named with ``prefix``; the directions in float32, to take half the room."""
-        kept = {} if self.directions is None else {f"{prefix}.directions": self.directions.float()}
+        """As tensors to store, named with ``prefix``."""
+        kept = {} if self.directions is None else self.directions.tensors(prefix)
         return {f"{prefix}.mean": self.mean, f"{prefix}.spread": self.spread, **kept}
 
     @classmethod
     def stored(cls, tensors: Mapping[str, torch.Tensor], prefix: str) -> Gaussian:
         """The inverse of :meth:`tensors`."""
-        directions = tensors.get(f"{prefix}.directions")
-        return cls(tensors[f"{prefix}.mean"], tensors[f"{prefix}.spread"], None if directions is None else directions.double())
+        return cls(tensors[f"{prefix}.mean"], tensors[f"{prefix}.spread"], rotations.stored(tensors, prefix))
 
 
 class Whitened:
@@ -77,7 +83,7 @@ class Whitened:
 
     def __init__(self, prior: Gaussian) -> None:
         self._mean, self._spread = prior.mean.float(), prior.spread.float().sqrt()
-        self._directions = None if prior.directions is None else prior.directions.float()
+        self._directions = None if prior.directions is None else prior.directions.to(torch.float32)
 
     @property
     def rotated(self) -> bool:
@@ -91,7 +97,7 @@ class Whitened:
     def images(self, coordinates: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
         """The inverse of :meth:`coordinates`; ``shape`` is ``(V, B, C, H, W)``."""
         scaled = coordinates.reshape(shape[0], shape[1], -1) * self._spread
-        flat = scaled if self._directions is None else scaled @ self._directions.T
+        flat = scaled if self._directions is None else self._directions.rows(scaled)
         return (self._mean + flat).reshape(tuple(shape))
 
     def slope(self, slope: torch.Tensor) -> torch.Tensor:
@@ -99,7 +105,7 @@ class Whitened:
         return (self._turned(slope.flatten(2)) * self._spread).flatten(1)
 
     def _turned(self, flat: torch.Tensor) -> torch.Tensor:
-        return flat if self._directions is None else flat @ self._directions
+        return flat if self._directions is None else self._directions.coordinates(flat)
 
 
 def of_samples(chunks: Iterable[torch.Tensor], *, hidden: bool) -> Gaussian:
@@ -129,7 +135,7 @@ def of_samples(chunks: Iterable[torch.Tensor], *, hidden: bool) -> Gaussian:
     if kept:
         spread = ((torch.cat(kept) - mean) @ directions).square().mean(0)
     added = _PIXEL + (_SHRUNK * float(spread.mean()) if hidden else 0.0)
-    return Gaussian(mean, spread.clamp_min(0) + added, directions)
+    return Gaussian(mean, spread.clamp_min(0) + added, Dense(directions))
 
 
 def of_spectrum(images: torch.Tensor) -> Gaussian:
@@ -144,8 +150,9 @@ def of_spectrum(images: torch.Tensor) -> Gaussian:
     pixels = centred.reshape(images.shape).transpose(0, 1).flatten(1)
     colours = torch.linalg.eigh(pixels @ pixels.T / pixels.shape[1])[1].T
     down, across = (torch.from_numpy(fft.dct(np.eye(size), norm="ortho", axis=0)).to(flat) for size in images.shape[2:])
-    spread = torch.einsum("dc,nchw->ndhw", colours, down @ centred.reshape(images.shape) @ across.T).square().mean(0).flatten()
-    return Gaussian(mean, spread + _PIXEL, torch.kron(colours, torch.kron(down, across)).T.contiguous())
+    directions = Separable(colours, down, across)
+    spread = directions.coordinates(centred).square().mean(0)
+    return Gaussian(mean, spread + _PIXEL, directions)
 
 
 def natural(input_shape: tuple[int, int, int]) -> Gaussian:
@@ -170,4 +177,4 @@ def natural(input_shape: tuple[int, int, int]) -> Gaussian:
     positions = correlation[rows[:, None] - rows, columns[:, None] - columns]
     colours = 0.9 + 0.1 * torch.eye(channels, dtype=torch.float64)
     spread, directions = torch.linalg.eigh(_CONTRAST * torch.kron(colours, positions))
-    return Gaussian(mean, spread.clamp_min(0) + _PIXEL, directions)
+    return Gaussian(mean, spread.clamp_min(0) + _PIXEL, Dense(directions))

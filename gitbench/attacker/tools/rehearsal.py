@@ -70,8 +70,9 @@ def rehearse(observation: Observation, *, generator: torch.Generator) -> Rehears
     sloped = _has_slope(expectation, own, sent)
     scale, deviation = _scale(sent, expected if sloped else own)
     truth = labels.sort(dim=1).values
-    read, raw = (_read(observation.with_update(one), truth) for one in (sent, own))
-    return Rehearsal(deviation, sloped, scale, read, raw)
+    # Together: what infers labels learns from public images first, the same for both.
+    read, raw = _read(observation.with_update(Update.cat([sent, own])), truth.repeat(2, 1)).chunk(2)
+    return Rehearsal(deviation, sloped, scale, float(read.float().mean()), float(raw.float().mean()))
 
 
 def own_and_expected(observation: Observation, inputs: torch.Tensor, labels: torch.Tensor, *, sent: Update) -> tuple[Update, Update]:
@@ -106,12 +107,12 @@ def root_mean_squares(update: Update) -> dict[str, float]:
     return {name: float(tensor.double().square().mean().sqrt()) for name, tensor in update.tensors.items()}
 
 
-def _read(observation: Observation, truth: torch.Tensor) -> float:
-    """The share of batches whose labels are read right; none of a model whose last layer does not show them."""
+def _read(observation: Observation, truth: torch.Tensor) -> torch.Tensor:
+    """Of which batches the labels are read right, ``(N,)``; of none with a model whose last layer does not show them."""
     try:
-        return float((infer_labels(observation) == truth).all(1).float().mean())
+        return (infer_labels(observation) == truth).all(1)
     except ModelError:
-        return 0.0
+        return torch.zeros(len(truth), dtype=torch.bool)
 
 
 def rescaled(update: Update, aim: Update, scale: Scale) -> Update:

@@ -59,20 +59,22 @@ def fit_exact(
     held = (rows >= len(pairs) - max(1, round(options.holdout * len(pairs)))).to(pixels.device)
     noise = _noise(pairs, generator)
     updates = pairs.updates(rows, generator=generator).tensors
-    walk = fit_walk(chain, weights, noise, raw=pairs.gradients(rows).tensors, updates=updates, inputs=images, held=held, progress=progress)
+    walk, first = fit_walk(
+        chain, weights, noise, raw=pairs.gradients(rows).tensors, updates=updates, inputs=images, held=held, progress=progress
+    )
     noisy = max(noise.variance.values()) > 0
     polish = _polish(chain, weights, noise, observation, pairs, images, progress) if noisy and options.polish else None
     draws = options.draws if noisy and polish is None else 1  # a polished image varies little between draws
-    features = _features(walk, pairs, updates, draws, generator, progress)
+    features = [first] if draws == 1 else _features(walk, pairs, draws, generator, progress)
     learned = {f"walk.{name}": tensor for name, tensor in walk.tensors.items()}
     if polish is not None:
         learned |= {f"polish.{name}": tensor for name, tensor in polish.tensors.items()}
         start, behind = _polished(polish, walk, updates, features[0], images.flatten(1), pixels, held, options.polish, progress)
         learned, features = learned | start, [behind]
     del pairs, updates
-    first = walk.reaches_input and view == 0 and polish is None
+    images_first = walk.reaches_input and view == 0 and polish is None
     return learned | fit_head(
-        features, pixels, held=held, first=first, options=options, generator=generator, progress=progress, checkpoint=checkpoint
+        features, pixels, held=held, first=images_first, options=options, generator=generator, progress=progress, checkpoint=checkpoint
     )
 
 
@@ -157,19 +159,13 @@ def _noise(pairs: PublicPairs, generator: torch.Generator) -> StepNoise:
     return StepNoise(variance, sent)
 
 
-def _features(
-    walk: SolvedWalk, pairs: PublicPairs, updates: Mapping[str, torch.Tensor], draws: int, generator: torch.Generator, progress: Progress
-) -> list[torch.Tensor]:
-    """The walk's features of all public pairs, once for each draw of the defense; ``updates`` are the only draw of one."""
+def _features(walk: SolvedWalk, pairs: PublicPairs, draws: int, generator: torch.Generator, progress: Progress) -> list[torch.Tensor]:
+    """The walk's features of all public pairs, once for each draw of the defense."""
     rows, features = torch.arange(len(pairs)), []
     for draw in range(draws):
         parts = []
         for begin in range(0, len(rows), _CHUNK):
-            chunk = slice(begin, begin + _CHUNK)
-            if draws == 1:
-                parts.append(walk.features({name: tensor[chunk] for name, tensor in updates.items()}))
-            else:
-                parts.append(walk.features(pairs.updates(rows[chunk], generator=generator).tensors))
+            parts.append(walk.features(pairs.updates(rows[begin : begin + _CHUNK], generator=generator).tensors))
             progress("git: walking back", draw * len(rows) + min(begin + _CHUNK, len(rows)), draws * len(rows))
         features.append(torch.cat(parts))
     return features

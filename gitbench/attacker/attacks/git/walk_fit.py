@@ -34,8 +34,10 @@ def fit_walk(
     inputs: torch.Tensor,
     held: torch.Tensor,
     progress: Progress,
-) -> SolvedWalk:
+) -> tuple[SolvedWalk, torch.Tensor]:
     """Fit every step's linear maps, on the activations that the solved weights give to public images.
+
+    Returned are the walk and its features ``(N, F)`` of ``updates``.
 
     Args:
         chain: the model's layers.
@@ -61,7 +63,7 @@ def fit_walk(
         fit.bias_share()
         fit.solver(exact[-2 - step].flatten(1))
         features, delta = walk.step(step, updates, features, delta)
-    return walk
+    return walk, features
 
 
 def _top(chain: Chain, noise: StepNoise, inputs: torch.Tensor) -> Tensors:

@@ -42,7 +42,7 @@ class Proposal:
     @classmethod
     def of(cls, prior: Gaussian, factors: Factors) -> Proposal:
         rows = torch.cat([factors.right, prior.mean[None]])
-        turned = (rows if prior.directions is None else rows @ prior.directions) / prior.spread.sqrt()
+        turned = (rows if prior.directions is None else prior.directions.coordinates(rows)) / prior.spread.sqrt()
         images, centre = turned[:-1], turned[-1]
         shift = images @ centre
         return cls(images @ images.T - torch.outer(shift, shift) / (1 + centre @ centre), factors.whole)

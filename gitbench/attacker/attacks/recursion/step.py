@@ -17,6 +17,7 @@ import torch
 from gitbench.attacker.layers import operators
 from gitbench.attacker.layers.chain import Layer
 from gitbench.attacker.tools.priors import Gaussian
+from gitbench.attacker.tools.rotations import Separable
 from gitbench.core.random import make_generator
 
 Apply = Callable[[torch.Tensor], torch.Tensor]
@@ -24,6 +25,7 @@ Apply = Callable[[torch.Tensor], torch.Tensor]
 _DENSE = 1024  # unknowns up to which every victim has a dense system of its own
 _SHARED = 4096  # unknowns up to which all victims share a dense preconditioner
 _ROWS = 8
+_STRIP = 192  # columns of a symmetric product that are computed at once
 _SAMPLES = 16  # of a posterior, for its variances
 _EXACT = 1e-20  # squared error at which an iteration ends, in units of the solution's square
 
@@ -136,7 +138,7 @@ def _dense(system: System, weight: torch.Tensor, prior: torch.Tensor) -> Estimat
     right = _right_side(system, back) + prior @ system.prior.mean
     means, variances = [], []
     for own, certainty, side in zip(gram, 1 / system.forward.variance, right, strict=True):
-        whole = weight.T @ (certainty[:, None] * weight) + prior
+        whole = _lower(weight.T, (certainty[:, None] * weight).T) + prior
         channels = len(whole) // len(own)
         view = whole.view(channels, len(own), channels, len(own))
         for channel in range(channels):
@@ -159,11 +161,11 @@ def _linear(system: System) -> Estimate:
     side = back[..., 0] - gram[:, 0] * prior.mean
     aim = system.forward.mean - weight @ prior.mean
     if prior.directions is not None:
-        side, weight = side @ prior.directions, weight @ prior.directions
+        side, weight = prior.directions.coordinates(side), prior.directions.coordinates(weight)
     estimate = _with_forward(side / seen, 1 / seen, weight, aim, system.forward.variance)
     mean, variance = estimate.mean, estimate.variance
     if prior.directions is not None:
-        mean, variance = mean @ prior.directions.T, variance @ prior.directions.square().T
+        mean, variance = prior.directions.rows(mean), prior.directions.squared().rows(variance)
     return Estimate(prior.mean + mean, variance)
 
 
@@ -206,8 +208,8 @@ def _blocks(system: System, weight: torch.Tensor, generator: torch.Generator) ->
         known = error.isfinite()
         rows = weight[known]
         cross = (rows.reshape(-1, places) @ spread).reshape(len(rows), -1)
-        inner = cross @ rows.T + torch.diag(error[known])  # a convolution in float64 would be the slower
-        factor, failed = torch.linalg.cholesky_ex((inner + inner.T) / 2)
+        inner = _lower(cross, rows) + torch.diag(error[known])  # a convolution in float64 would be the slower
+        factor, failed = torch.linalg.cholesky_ex(inner)
         if int(failed):
             means.append(start)
             variances.append(spread.diagonal().repeat(channels))
@@ -220,6 +222,16 @@ def _blocks(system: System, weight: torch.Tensor, generator: torch.Generator) ->
     return Estimate(prior.mean + torch.stack(means), torch.stack(variances))
 
 
+def _lower(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """``left rightᵀ``, which is symmetric, in its lower triangle: all that a Cholesky factorization reads. Above it stand zeros."""
+    size = len(left)
+    found = left.new_zeros(size, size)
+    for start in range(0, size, _STRIP):
+        stop = min(start + _STRIP, size)
+        found[start:, start:stop] = left[start:] @ right[start:stop].T
+    return found
+
+
 def _iterated(system: System, iterations: int) -> Estimate:
     """Conjugate gradients on all victims at once; one factored matrix, of the forward equations, preconditions them all."""
     gram, back = _normal(system)
@@ -229,7 +241,8 @@ def _iterated(system: System, iterations: int) -> Estimate:
     precision = prior.precision() if math.prod(layer.input_shape) <= _SHARED else None
 
     def weighted(vectors: torch.Tensor) -> torch.Tensor:
-        return vectors / prior.spread if precision is None else vectors @ precision
+        # Written out, the matrix is the faster one of a dense rotation: one product, where the rotation needs two.
+        return prior.weighted(vectors) if precision is None or isinstance(prior.directions, Separable) else vectors @ precision
 
     def apply(vectors: torch.Tensor) -> torch.Tensor:
         seen = (vectors.reshape(-1, channels, places) @ gram).flatten(1)

@@ -93,13 +93,13 @@ class KnownWalk:
             seen = delta.square().sum(1, keepdim=True).clamp_min(_TINY) / variance[:, None]
             side = torch.einsum("vk,vkf->vf", delta, gradient) / variance[:, None] - seen * prior.mean
             if prior.directions is not None:
-                feature = (side @ prior.directions / (seen + 1 / prior.spread)) @ prior.directions.T + prior.mean
+                feature = prior.directions.rows(prior.directions.coordinates(side) / (seen + 1 / prior.spread)) + prior.mean
             else:
                 feature = side / (seen + 1 / prior.spread) + prior.mean
             if noisy:
                 delta = torch.softmax(feature @ self._weight(last).T + self._bias(last), dim=1) - one_hot
         known = (seen + 1 / prior.spread).reciprocal()
-        spread = known @ prior.directions.square().T if prior.directions is not None else known
+        spread = prior.directions.squared().rows(known) if prior.directions is not None else known
         if last.bias and not noisy:
             error = _variance(update[f"{last.name}.bias"], noise[f"{last.name}.bias"])[:, None]
         else:
