@@ -101,6 +101,37 @@ def test_schedules() -> None:
     assert step.rates[:80] == pytest.approx([0.1 * 0.1 ** sum(index >= 80 * eighths // 8 for eighths in (3, 5, 7)) for index in range(80)])
 
 
+class Transposed(AdamOptimisation):
+    """Towards an image, by gradients whose entries lie in memory in another order than the points'."""
+
+    def __init__(self, aim: torch.Tensor, *, in_order: bool) -> None:
+        super().__init__("transposed", Best(2, torch.device("cpu")), iterations=30, schedule="cosine", progress=silent)
+        self.aim, self.in_order = aim, in_order
+
+    def begin(self, restart: int) -> None:
+        self.start(torch.zeros(2, 1, 3, 4, 5), lr=0.1)
+
+    def images(self) -> torch.Tensor:
+        return self.points[0]
+
+    def loss(self, images: torch.Tensor) -> torch.Tensor:
+        return (images - self.aim).square().flatten(1).sum(1)
+
+    def followed(self, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient if self.in_order else gradient.transpose(3, 4).contiguous().transpose(3, 4)
+
+
+def test_the_order_of_a_gradients_entries_in_memory_changes_no_step() -> None:
+    aim = torch.rand(2, 1, 3, 4, 5, generator=make_generator(0))
+    found = []
+    for in_order in (True, False):
+        search = Transposed(aim, in_order=in_order)
+        search.run()
+        found.append(search.points[0].detach())
+    assert torch.equal(found[0], found[1])
+    assert (found[0] - aim).abs().mean() < 0.1
+
+
 @pytest.mark.parametrize(
     "attack", ["ig(iterations=9, restarts=2)", "dlg(iterations=9)", "gias(latent_iterations=4, iterations=5, epochs=1, limit=40)"]
 )

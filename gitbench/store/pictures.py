@@ -26,5 +26,5 @@ def picture(truth: torch.Tensor, reconstruction: torch.Tensor) -> bytes:
     told = PngImagePlugin.PngInfo()
     told.add_text("victims", str(len(truth[:SHOWN])))  # so that whoever cuts it apart need not guess
     out = io.BytesIO()
-    image.resize((width * scale, height * scale), Image.Resampling.NEAREST).save(out, format="PNG", optimize=True, pnginfo=told)
+    image.resize((width * scale, height * scale), Image.Resampling.NEAREST).save(out, format="PNG", pnginfo=told)
     return out.getvalue()

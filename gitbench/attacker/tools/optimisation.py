@@ -184,7 +184,8 @@ class AdamOptimisation(Optimisation):
         self.keep(images, losses)
         gradients = torch.autograd.grad(self.minimised(images, losses).sum(), self.points)
         for point, gradient in zip(self.points, gradients, strict=True):
-            point.grad = self.followed(gradient)
+            # The fused step reads both in the order in which they lie in memory: another order would be silently wrong.
+            point.grad = self.followed(gradient).contiguous()
         self._adam.step()
         self._schedule.step()
         with torch.no_grad():
