@@ -41,7 +41,7 @@ class Block:
 
     @property
     def commands(self) -> list[list[str]]:
-        """The words of each command: lines are joined at a backslash, comments and a final ``...`` are dropped, a session's output too."""
+        """The words of each command: lines are joined at a backslash, comments, a final ``...``, ``> FILE`` and a session's output are dropped."""
         lines = self.text.replace("\\\n", " ").splitlines()
         if self.language == "console":
             lines = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
@@ -50,7 +50,8 @@ class Block:
             words = shlex.split(line, comments=True)
             while words:
                 end = words.index("&&") if "&&" in words else len(words)
-                found.append([word for word in words[:end] if word != "..."])
+                command = [word for word in words[:end] if word != "..."]
+                found.append(command[: command.index(">")] if ">" in command else command)
                 words = words[end + 1 :]
         return found
 
