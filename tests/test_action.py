@@ -129,19 +129,25 @@ def filled(text: str, known: Mapping[str, str]) -> str:
 
 
 @pytest.fixture
-def project(pytester: pytest.Pytester, tiny_npz: Path, warm: None, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    """A defense that holds, and its baseline."""
+def bare(pytester: pytest.Pytester, tiny_npz: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    """A defense that holds, not measured yet."""
     write_project(pytester, tiny_npz, defense=["none", "mine.py:Mine"], threads=1, leaderboard="none")
     pytester.makepyfile(mine=MINE.format(noise=1.0))
-    run_matrix(pytester).assert_outcomes(passed=2)
-    assert cli.main(["baseline"]) == 0
     monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest")
     return pytester
 
 
 @pytest.fixture
-def runner(tmp_path_factory: pytest.TempPathFactory, project: pytest.Pytester) -> Runner:
-    return Runner(tmp_path_factory.mktemp("runner"), project.path)
+def project(bare: pytest.Pytester, warm: None) -> pytest.Pytester:
+    """The same with its baseline."""
+    run_matrix(bare).assert_outcomes(passed=2)
+    assert cli.main(["baseline"]) == 0
+    return bare
+
+
+@pytest.fixture
+def runner(tmp_path_factory: pytest.TempPathFactory, bare: pytest.Pytester) -> Runner:
+    return Runner(tmp_path_factory.mktemp("runner"), bare.path)
 
 
 def test_a_planted_regression_is_commented_on_summed_up_and_red(project: pytest.Pytester, runner: Runner) -> None:
@@ -164,7 +170,7 @@ def test_a_planted_regression_is_commented_on_summed_up_and_red(project: pytest.
     assert leak["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] == "mine.py"
 
 
-def test_without_a_regression_it_is_green_and_edits_its_comment(runner: Runner) -> None:
+def test_without_a_regression_it_is_green_and_edits_its_comment(project: pytest.Pytester, runner: Runner) -> None:
     (runner.folder / "commented").touch()
     assert set(runner.run({}).values()) == {0}, runner.log
     assert "✅ **No cell leaks more than before** (2 compared)" in runner.comment
@@ -173,18 +179,20 @@ def test_without_a_regression_it_is_green_and_edits_its_comment(runner: Runner) 
     (runner.folder / "refuses").touch()
     assert runner.step("Comment") == 0  # who may not comment sees the verdict all the same
     assert "::warning::gitbench could not edit its comment" in runner.log
+    assert set(runner.run({"baseline": "none"}).values()) == {0}, runner.log
+    assert runner.summary.splitlines() == [
+        "<!-- gitbench -->",
+        "",
+        next(line for line in runner.summary.splitlines() if "✅ passed" in line),
+    ]
+    assert "mine.py:Mine holds" in runner.summary
 
 
 def test_what_cannot_be_measured_or_compared_is_red_and_says_so(runner: Runner) -> None:
     assert runner.run({"baseline": "gone.json"})["Verdict"] == 1
     assert "❌ **the comparison could not be made**" in runner.summary
     assert "    gitbench: Expected a baseline at gone.json" in runner.summary
-    assert "**This run: ❌ failed (exit status 4 of pytest).**" in runner.summary
-
-
-def test_a_baseline_is_not_needed(runner: Runner) -> None:
-    assert set(runner.run({"baseline": "none"}).values()) == {0}, runner.log
-    assert runner.summary.splitlines()[-1].startswith("**This run: ✅ passed.** mine.py:Mine holds")
+    assert "**This run: ❌ failed (exit status 4 of pytest).** Nothing was measured; the log says why." in runner.summary
 
 
 def test_a_fork_gets_no_comment_and_nobody_an_artifact_who_wants_none(tmp_path: Path) -> None:
