@@ -77,17 +77,18 @@ def _add_tables(command: _Command) -> None:
     )
     page = command(
         "report",
-        lambda given: _report(given.results, given.out, redact=given.redact, as_json=given.json),
+        _report,
         "one self-contained HTML page of stored results",
     )
     page.add_argument("results", type=Path, nargs="?", default=Path(".gitbench"), help="results folder (default: %(default)s)")
-    page.add_argument("--out", type=Path, default=Path("gitbench-report"), help="where index.html goes (default: %(default)s)")
+    page.add_argument("--out", type=Path, metavar="DIR", help="where index.html goes (default: gitbench-report; none with --sarif alone)")
     page.add_argument(
         "--redact",
         action=argparse.BooleanOptionalAction,
         help="leave out pictures of private images, and what was made of them (default: of all but the built-in photos)",
     )
     page.add_argument("--json", action="store_true", help="print the data as JSON instead (docs/report.md has the schema)")
+    page.add_argument("--sarif", type=Path, metavar="FILE", help="write the leaks as SARIF 2.1.0, for code scanning (docs/ci.md)")
     ranks = command(
         "inspect",
         lambda given: _inspect(given.model, given.dataset, given.seed, as_json=given.json),
@@ -170,18 +171,26 @@ def _checked(differ: Sequence[str], count: int, again: str) -> tuple[int, list[s
     return 1, [printable(line) for line in (*differ, *told)]
 
 
-def _report(results: Path, out: Path, *, redact: bool | None, as_json: bool) -> list[str]:
+def _report(given: argparse.Namespace) -> list[str]:
     from gitbench.publish.report.build import report_of_results
+    from gitbench.publish.report.sarif import repository_of, sarif_text
+    from gitbench.store.folder import Store, write_atomic
 
-    found = report_of_results(results, redact=redact)
-    if as_json:
+    found = report_of_results(given.results, redact=given.redact)
+    told = [found.data.sentence]
+    if given.sarif:
+        specs = {result.case_id: result.case.defense for result in Store(given.results).results()}
+        write_atomic(given.sarif, sarif_text(found.data, specs, root=repository_of(Path())).encode())
+        told.append(f"wrote {given.sarif}")
+    if given.json:
         return [found.data.to_json()]
-    path = found.write(out)
+    if given.sarif and not given.out:
+        return told
+    path = found.write(given.out or Path("gitbench-report"))
     hidden = sum(setting.redacted for setting in found.data.settings)
-    told = (
-        [f"pictures of {hidden} settings are left out: their images are private. --no-redact shows them."] if hidden and not redact else []
-    )
-    return [found.data.sentence, *told, f"wrote {path}. Open it in a browser: it needs no server and no network."]
+    if hidden and not given.redact:
+        told.append(f"pictures of {hidden} settings are left out: their images are private. --no-redact shows them.")
+    return [*told, f"wrote {path}. Open it in a browser: it needs no server and no network."]
 
 
 def _inspect(model: str, dataset: str, seed: int, *, as_json: bool) -> list[str]:
