@@ -16,7 +16,7 @@ from gitbench.attacker.observation import Observation
 from gitbench.attacker.tools.assignment import assigned
 from gitbench.attacker.tools.features import forward_features, input_inverse, last_features
 from gitbench.attacker.tools.last_layer import EXACT, can_be_solved, misfit_of, solved_inputs
-from gitbench.attacker.tools.regression import LinearMap, fit_linear
+from gitbench.attacker.tools.regression import LinearFit, LinearMap
 from gitbench.clients.update import Update
 from gitbench.core.progress import Progress
 
@@ -104,9 +104,9 @@ def _fitted(
     """The best of the maps from alternative inputs ``(N, F)`` to ``N`` images."""
     pixels = images.flatten(1)
     held = torch.arange(len(pixels), device=pixels.device) >= len(pixels) - max(1, round(holdout * len(pixels)))
-    maps = [fit_linear(inputs, pixels, held=held, bounds=(0, 1), thorough=thorough) for inputs in alternatives]
-    best = min(range(len(maps)), key=lambda index: maps[index].error)
-    return {**maps[best].tensors(prefix), f"{prefix}.inverse": torch.tensor(best)}
+    fits = [LinearFit(inputs, pixels, held=held, bounds=(0, 1), thorough=thorough) for inputs in alternatives]
+    best = min(range(len(fits)), key=lambda index: fits[index].error)
+    return {**fits[best].map.tensors(prefix), f"{prefix}.inverse": torch.tensor(best)}
 
 
 def linear_image(observation: Observation, labels: torch.Tensor, state: Mapping[str, torch.Tensor], *, progress: Progress) -> torch.Tensor:
