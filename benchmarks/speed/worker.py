@@ -47,15 +47,24 @@ def gitbench_run(name: str, victims: int, iterations: int) -> tuple[int, list[fl
 
 def breaching_run(name: str, victims: int, iterations: int) -> tuple[int, list[float]]:
     """The same with breaching's ``invertinggradients``."""
-    import breaching
     from networks import examples, gradients, network
 
     model, (images, labels) = network(name), examples(victims)
     rows = [gradients(model, *one) for one in zip(images, labels, strict=True)]
+    found, seconds = timed(breaching_attack(model, rows, labels, tuple(images.shape[1:]), iterations))
+    return victims * iterations, [seconds, *distances(model, found, rows, labels)]
+
+
+def breaching_attack(
+    model: torch.nn.Module, rows: list[list[torch.Tensor]], labels: torch.Tensor, shape: tuple[int, ...], iterations: int
+) -> Callable[[], torch.Tensor]:
+    """``invertinggradients`` on one image's gradient after the other; what it finds, ``(N, C, H, W)``."""
+    import breaching
+
     config = breaching.get_attack_config("invertinggradients", overrides=[f"optim.max_iterations={iterations}"])
     setup = {"device": torch.device("cpu"), "dtype": torch.float32}
     attacker = breaching.attacks.prepare_attack(model, torch.nn.CrossEntropyLoss(), config, setup)
-    metadata = types.SimpleNamespace(shape=tuple(images.shape[1:]), modality="vision")
+    metadata = types.SimpleNamespace(shape=shape, modality="vision")
     payload = [{"parameters": [*model.parameters()], "buffers": [*model.buffers()], "metadata": metadata}]
 
     def run() -> torch.Tensor:
@@ -65,8 +74,54 @@ def breaching_run(name: str, victims: int, iterations: int) -> tuple[int, list[f
             found.append(attacker.reconstruct(payload, [{"gradients": row, "buffers": None, "metadata": told}], {})[0]["data"][0])
         return torch.stack(found)
 
-    found, seconds = timed(run)
-    return victims * iterations, [seconds, *distances(model, found, rows, labels)]
+    return run
+
+
+def read(path: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images ``(N, C, H, W)`` in [0, 1] and labels ``(N,)`` of a file."""
+    import numpy as np
+
+    with np.load(path) as file:
+        return torch.from_numpy(file["images"]).permute(0, 3, 1, 2).float() / 255, torch.from_numpy(file["labels"]).long()
+
+
+def seen(found: torch.Tensor, truth: torch.Tensor, seconds: float) -> dict[str, Any]:
+    error = (found.clamp(0, 1) - truth).square().flatten(1).mean(1).clamp_min(1e-12)
+    return {"seconds": seconds, "psnr": (-10 * error.log10()).tolist()}
+
+
+def gitbench_quality(request: dict[str, Any]) -> dict[str, Any]:
+    """One of gitbench's attacks on images of a file, what it learns from public ones included."""
+    from networks import gradients, network
+
+    import gitbench
+    from gitbench.core.memory import keep_freed_memory
+
+    keep_freed_memory()
+    model, (images, labels) = network("lenet"), read(request["images"])
+    rows = [gradients(model, *one) for one in zip(images, labels, strict=True)]
+    names = [parameter for parameter, _ in model.named_parameters()]
+    update = gitbench.Update({parameter: torch.stack(column) for parameter, column in zip(names, zip(*rows, strict=True), strict=True)})
+    public = None if request["public"] is None else gitbench.load_dataset(f"npz(path={request['public']!r})").public
+    shown = gitbench.Observation(
+        update=update, model=model, input_shape=tuple(images.shape[1:]), labels=labels[:, None], public=public, defense="none"
+    )
+    attack = gitbench.load_attack(request["attack"])
+    before = time.process_time()
+    found = attack(shown, generator=torch.Generator().manual_seed(2)).inputs[:, 0]
+    return seen(found, images, time.process_time() - before)
+
+
+def breaching_quality(request: dict[str, Any]) -> dict[str, Any]:
+    """breaching's ``invertinggradients`` on the same images."""
+    from networks import gradients, network
+
+    model, (images, labels) = network("lenet"), read(request["images"])
+    rows = [gradients(model, *one) for one in zip(images, labels, strict=True)]
+    run = breaching_attack(model, rows, labels, tuple(images.shape[1:]), request["iterations"])
+    before = time.process_time()
+    found = run()
+    return seen(found, images, time.process_time() - before)
 
 
 def timed(run: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, float]:
@@ -85,6 +140,7 @@ def distances(model: torch.nn.Module, found: torch.Tensor, rows: list[list[torch
 
 
 RUNS: dict[str, Run] = {"gitbench": gitbench_run, "breaching": breaching_run}
+QUALITY = {"quality": gitbench_quality, "breaching quality": breaching_quality}
 
 
 def matrix_rate() -> float:
@@ -108,7 +164,10 @@ def main() -> None:
     torch.set_num_threads(int(sys.argv[2]))
     for line in sys.stdin:
         request = json.loads(line)
-        found = {"rate": matrix_rate()} if request == {} else answer(RUNS[sys.argv[1]], request)
+        if sys.argv[1] in QUALITY:
+            found = QUALITY[sys.argv[1]](request)
+        else:
+            found = {"rate": matrix_rate()} if request == {} else answer(RUNS[sys.argv[1]], request)
         print(json.dumps(found), file=answers, flush=True)
 
 
