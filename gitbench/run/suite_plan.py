@@ -122,7 +122,7 @@ def plan_suite(settings: Mapping[str, Any], options: Mapping[str, Any]) -> Suite
     data = _given_data(name, suite, chosen.pop("dataset", ()))
     every = lines = [one.specs for one in planned_lines(suite, data) if one.specs is not None]
     for kind in _NARROWING:
-        lines = _narrowed(kind, chosen.pop(kind, None), lines, name)
+        lines = _narrowed(kind, chosen.pop(kind, None), lines, every, name)
     if not lines:
         raise ConfigError(f"Nothing of the suite {name} is left to be measured. Choose fewer options beside it.")
     return SuitePlan(name, suite, data, _config(suite, chosen, lines), chosen=tuple(lines), every=tuple(every))
@@ -192,11 +192,11 @@ def _given_data(name: str, suite: Suite, texts: object) -> dict[str, str]:
     return {need: str(checked_spec("dataset", text)) for need, text in found.items()}
 
 
-def _narrowed(kind: Kind, wanted: object, lines: Sequence[CellSpecs], name: str) -> list[CellSpecs]:
+def _narrowed(kind: Kind, wanted: object, lines: Sequence[CellSpecs], every: Sequence[CellSpecs], name: str) -> list[CellSpecs]:
     if wanted is None:
         return list(lines)
     texts = [wanted] if isinstance(wanted, str) else list(wanted) if isinstance(wanted, list | tuple) else [shown(wanted)]
-    known = list(dict.fromkeys(getattr(one, kind) for one in lines))
+    known = list(dict.fromkeys(getattr(one, kind) for one in every))
     kept: set[str] = set()
     for text in texts:
         matching = {one for one in known if _named(kind, str(text), one)}

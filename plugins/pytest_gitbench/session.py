@@ -161,10 +161,11 @@ class GitbenchSession:
     def pytest_report_header(self) -> list[str]:
         config = self.config
         sizes = ", ".join(map(str, config.batch_size))
+        suite = f"suite {config.suite}, " if config.suite else ""
         sizes += "" if config.rounds == (1,) else f", rounds {', '.join(map(str, config.rounds))}"
         return [
             (
-                f"gitbench: {len(self.cells)} cells, profile {config.profile}, threat {config.threat}, "
+                f"gitbench: {suite}{len(self.cells)} cells, profile {config.profile}, threat {config.threat}, "
                 f"{config.number_of_victims} victims of {sizes}, {config.seeds} seed(s); results in {config.results}"
             )
         ]

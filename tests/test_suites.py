@@ -1,0 +1,357 @@
+"""Suites: the files that gitbench ships, what is refused of others, and the table that results make."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from gitbench.cli import main
+from gitbench.core.errors import ConfigError, GitbenchError
+from gitbench.identity.loading import checked_spec
+from gitbench.publish import suite_page
+from gitbench.publish.suite_table import SuiteTable, difference, suite_table
+from gitbench.run.suite import read_suite
+from gitbench.run.suite_files import SHIPPED, find_suite, suite_files
+from gitbench.run.suite_plan import SuiteRun, plan_suite
+from gitbench.run.suite_record import load_run, save_run
+from gitbench.store.folder import Store
+from gitbench.store.result import Result
+from hostile import NASTY, harmless
+from results import measure, result, rows
+from suites import TINY, tiny_suite, write_suite
+
+DATA = "npz(path='tiny.npz')"
+RUN = SuiteRun(suite="tiny", data={"tiny": DATA}, public={"tiny": 96}, profile="quick", victims=4, seeds=1)
+NOISE = "gaussian_noise(std=1.0)"
+NAMES = sorted(path.stem for path in SHIPPED.glob("*.toml"))
+
+
+def measured(values: tuple[float, ...] = (0.001, 0.002, 0.003, 0.002), **case: object) -> Result:
+    given = {"dataset": DATA, "model": "mlp(hidden=(24,))", "attack": "ridge", **case}
+    found = result(values, metric="mse", **given)
+    return found.model_copy(update={"metrics": {"mse": measure(values), "psnr": measure([20.0 + value for value in values])}})
+
+
+def table(folder: Path, *results: Result, run: SuiteRun = RUN, changes: tuple[tuple[str, str], ...] = ()) -> SuiteTable:
+    return suite_table(tiny_suite(folder, *changes), run, results)
+
+
+def lines_of(text: str) -> list[list[str]]:
+    head, _, *found = rows(text)
+    return [head, *found]
+
+
+# The files
+
+
+def test_the_tables_of_the_paper_are_shipped() -> None:
+    assert {f"git-table{number}" for number in (2, 3, 4, 5, 6, 7, 9)} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_suite_is_valid_and_names_what_there_is(name: str) -> None:
+    _, suite = find_suite(name)
+    for setting, line in suite.lines():
+        named = {"model": setting.model, "client": setting.client, "defense": line.defense, "attack": line.attack}
+        for kind, text in named.items():
+            assert text is None or str(checked_spec(kind, text)) == text
+    assert suite.notes
+    assert suite.budgets[suite.profile].victims <= suite.full.victims
+
+
+def test_what_the_tables_of_one_paper_share_is_typed_alike() -> None:
+    """Undefended on the LeNet of CIFAR-10; where the paper itself differs, the suite says so."""
+    found: dict[str, set[Decimal]] = {}
+    for name in NAMES:
+        for setting, line in find_suite(name)[1].lines():
+            if setting.data == "cifar10" and setting.model == "lenet" and line.defense == "none" and line.attack:
+                attack, _, limit = line.attack.partition("(")
+                if limit in ("", "limit=10000)"):
+                    found.setdefault(attack, set()).add(line.published["mse"])
+    singles = {attack: values for attack, values in found.items() if "+" not in attack}
+    assert {attack: set(map(str, values)) for attack, values in singles.items()} == {
+        "dlg": {"0.073"}, "ig": {"0.082"}, "lti": {"0.015"}, "git": {"0.010"}, "gias": {"0.012", "0.027"},
+    }  # fmt: skip
+    assert any("0.012" in text and "0.027" in text for text in find_suite("git-table4")[1].contradictions)
+
+
+def test_the_digits_that_were_published_are_kept() -> None:
+    _, suite = find_suite("git-table4")
+    assert str(suite.settings[0].lines[3].published["mse"]) == "0.010"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("schema = 1", "schema = 2", "schema: Input should be 1"),
+        ("schema = 1", "", "schema: Field required"),
+        ('title = "noise', 'titel = "noise', "(title|titel)"),
+        ("mse = 0.010", "mes = 0.010", "Did you mean 'mse'"),
+        ("mse = 0.010", "mse = nan", "a figure below|finite number"),
+        ("mse = 0.010", "mse = 1e999999", "a figure below"),
+        ("mse = 0.010", "mse = 1.5", "expected a value from 0.0 to 1.0"),
+        ("mse = 0.010", "mse = 'low'", "published.mse"),
+        ("mse = 0.010, psnr = 20.50", "", "published: .*at least 1 item"),
+        ('"ridge", row = "0"', '"ridge(", row = "0"', "Cannot read the attack|not name"),
+        ('"ridge", row = "0"', '"evil.py:Attack", row = "0"', "code that a suite names is not run"),
+        ('"mlp(hidden=(24,))"', '"os:system"', "code that a suite names is not run"),
+        ('data = "tiny"', 'data = "tinny"', "Did you mean 'tiny'"),
+        ('paper = "ORACLE", row', 'paper = "ORACLE\\u001b[31m", row', "expected visible characters"),
+        (', unavailable = "there is no such attack"', "", "ORACLE: expected attack, or unavailable"),
+        ("paper = { victims = 12", "standard = { victims = 12", "budgets has no 'paper'"),
+        ("victims = 8", "victims = 0", "greater than 0"),
+        ('arxiv = "2501.00001"', 'arxiv = "x"', "source.arxiv"),
+        ('title = "tiny, MLP"', "title = [[[", "is no suite"),
+    ],
+)
+def test_a_hostile_file_gives_a_clear_error(tmp_path: Path, before: str, after: str, message: str) -> None:
+    assert before in TINY
+    path = write_suite(tmp_path, TINY.replace(before, after, 1))
+    with pytest.raises(ConfigError, match=message) as caught:
+        read_suite(path)
+    assert str(path) in str(caught.value)
+    assert "docs/suites.md" in str(caught.value)
+    assert harmless(str(caught.value))
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"a = " + b"[" * 100_000, b"a = " + b"9" * 100_000, b"", b"\x00" * (2**20 + 1)])
+def test_what_is_no_text_and_no_toml_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x.toml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"x\.toml"):
+        read_suite(path)
+
+
+def test_a_missing_file_and_an_unknown_name_are_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="found no such file"):
+        find_suite(str(tmp_path / "no.toml"))
+    with pytest.raises(ConfigError, match=r"Did you mean 'git-table4'.*path/to/mine\.toml"):
+        find_suite("git-tabel4")
+    with pytest.raises(ConfigError, match="letters, digits"):
+        find_suite(str(tmp_path / "a b.toml"))
+
+
+# The plan
+
+
+def planned(folder: Path, **options: object) -> object:
+    return plan_suite({}, {"suite": str(write_suite(folder)), "dataset": [DATA], **options})
+
+
+def test_the_plan_has_the_suites_cells_and_budget(tmp_path: Path) -> None:
+    plan = planned(tmp_path)
+    assert [(one.defense, one.attack) for one in plan.chosen] == [("none", "ridge"), (NOISE, "ridge"), ("none", "ridge(limit=97)")]
+    assert (plan.config.profile, plan.config.victims, plan.config.seeds, plan.config.threat) == ("quick", 8, 1, "server")
+    full = planned(tmp_path, profile="paper").config
+    assert (full.victims, full.seeds) == (12, 2)
+    assert planned(tmp_path, profile="standard").config.victims == 32  # the profile's own, where the suite has none
+    assert planned(tmp_path, victims="3", seeds=2).config.victims == 3
+
+
+def test_options_narrow_a_plan(tmp_path: Path) -> None:
+    assert [one.attack for one in planned(tmp_path, attack=["ridge(limit=97)"]).chosen] == ["ridge(limit=97)"]
+    assert len(planned(tmp_path, attack=["ridge"]).chosen) == 3  # by its name
+    assert [one.defense for one in planned(tmp_path, defense=[NOISE]).chosen] == [NOISE]
+    assert len(planned(tmp_path, defense=[NOISE]).every) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dataset": []}, r"needs data, and none are given.*\n.*tiny: tiny images \(3x8x8, 4 classes\): --gitbench-dataset \"tiny=npz"),
+        ({"dataset": ["tinny=photos"]}, "Did you mean 'tiny'"),
+        ({"dataset": ["tiny=photos", "tiny=photos"]}, "given twice"),
+        ({"dataset": ["photos", "photos"]}, r"needs 1 data sets \(tiny\), 2 are given"),
+        ({"dataset": ["foto"]}, "Did you mean 'photos'"),
+        ({"attack": ["rigde"]}, "has no attack 'rigde'.*Did you mean 'ridge'"),
+        ({"model": ["lenet"]}, "has no model 'lenet'"),
+        ({"attack": ["ridge(limit=97)"], "defense": [NOISE]}, "Nothing of the suite tiny is left"),
+        ({"batch_size": [4]}, "has a batch-size of its own"),
+        ({"threat": "eavesdropper"}, "has a threat of its own"),
+        ({"victims": "auto"}, "Expected a number of victims"),
+        ({"profile": "quik"}, "Did you mean 'quick'"),
+    ],
+)
+def test_what_does_not_go_with_a_suite_is_refused(tmp_path: Path, options: dict[str, object], message: str) -> None:
+    with pytest.raises(GitbenchError, match=message):
+        planned(tmp_path, **options)
+
+
+def test_of_the_projects_options_only_places_count_unless_they_name_the_suite(tmp_path: Path) -> None:
+    suite = str(write_suite(tmp_path))
+    project = {"model": ["lenet"], "victims": 3, "batch_size": 4, "results": "kept", "dataset": "photos"}
+    config = plan_suite(project, {"suite": suite, "dataset": [DATA]}).config
+    assert (config.model, config.victims, str(config.results)) == (("mlp(hidden=(24,))",), 8, "kept")
+    assert plan_suite({"suite": suite, "dataset": DATA, "victims": 3}, {}).config.victims == 3
+
+
+def test_data_are_told_apart_by_name_or_by_order(tmp_path: Path) -> None:
+    found = plan_suite({}, {"suite": "git-table2", "dataset": ["imagenet=folder(path='a')", "npz(path='b')"]})
+    assert found.data == {"imagenet": "folder(path='a')", "cifar10": "npz(path='b')"}
+    only = plan_suite({}, {"suite": "git-table2", "dataset": ["npz(path='b')"]})
+    assert {one.dataset for one in only.chosen} == {"npz(path='b')"}
+    assert len(only.chosen) == 8
+
+
+# The table
+
+
+@pytest.mark.parametrize(
+    ("ours", "published", "text"),
+    [(0.0009, "0.010", "-0.009"), (0.0102, "0.010", "0.000"), (31.254, "20.38", "+10.87"), (20.377, "20.38", "0.00"), (3.2, "4", "-1")],
+)
+def test_the_difference_has_the_digits_that_were_published(ours: float, published: str, text: str) -> None:
+    assert difference(ours, Decimal(published)) == text
+
+
+def test_published_ours_and_the_difference_stand_beside_each_other(tmp_path: Path) -> None:
+    text = suite_page.render(table(tmp_path, measured(), measured((0.06,) * 4, defense=NOISE)))
+    head, *found = lines_of(text)
+    assert head == ["std", "attack", "measured here", "metric", "published", "ours, reduced [95 %]", "difference"]
+    assert found[0][:5] == ["0", "RIDGE", "`ridge` on `none`", "MSE ↓", "0.010"]
+    assert found[0][5].startswith("0.0020 [")
+    assert found[0][6] == "-0.008"
+    assert found[1][3:] == ["PSNR dB ↑", "20.50", found[1][5], "-0.50"]  # PSNR with PSNR, never made of MSE
+    assert found[2][4:] == ["0.05", "0.0600 [0.0600, 0.0600]", "+0.01"]
+    assert found[3][5:] == ["not measured", ""]
+    assert found[4][5:] == ["not available: there is no such attack", ""]
+    assert "Network: theirs is wider." in text
+    assert "RIDGE is 0.010 here and 0.020 in Table 2." in text
+    assert "`ridge`, tiny, MLP, 2 cases: 3 s to learn, 5 s to attack; iterations=100" in text
+    assert "Linux x86" in text
+
+
+def test_a_reduced_run_says_in_what_and_a_full_one_is_none(tmp_path: Path) -> None:
+    found = table(tmp_path, measured())
+    marks = (
+        "profile quick instead of paper",
+        "4 victims a seed instead of 12",
+        "1 seed instead of 2",
+        "96 public images of tiny instead of 100",
+    )
+    assert found.reduced == marks
+    told = suite_page.terminal_lines(found)
+    assert f"REDUCED: {', '.join(marks)}" in told
+    assert "Partial: 1 of 4 lines are measured" in told
+    assert any("ours, reduced [95 %]" in line for line in told)
+    full = RUN.model_copy(update={"profile": "paper", "victims": 12, "seeds": 2, "public": {"tiny": 100}})
+    assert table(tmp_path, run=full).reduced == ()
+    assert "Budget: profile paper, 12 victims a seed, 2 seeds, the suite's own (paper)" in suite_page.terminal_lines(
+        table(tmp_path, run=full)
+    )
+
+
+def test_with_fewer_images_than_a_line_is_about_nothing_is_compared(tmp_path: Path) -> None:
+    line = lines_of(suite_page.render(table(tmp_path, measured(attack="ridge(limit=97)"))))[4]
+    assert line[5].startswith("0.0020 [")
+    assert line[6] == "not compared: 96 of 97 public images"
+    more = RUN.model_copy(update={"public": {"tiny": 97}})
+    assert lines_of(suite_page.render(table(tmp_path, measured(attack="ridge(limit=97)"), run=more)))[4][6] == "-0.02"
+
+
+def test_what_failed_or_ran_out_of_time_is_no_figure(tmp_path: Path) -> None:
+    late = measured().model_copy(update={"flags": ("timed-out",)})
+    for one, word in ((late, "timed out"), (result(error="boom", **dict(late.case) | {"victims": 4}), "error")):
+        found = table(tmp_path, one)
+        assert lines_of(suite_page.render(found))[1][5:] == [word, ""]
+        assert any(line.startswith(f"{word}: tiny, MLP (RIDGE at 0)") for line in suite_page.terminal_lines(found))
+
+
+def test_results_of_other_runs_do_not_count(tmp_path: Path) -> None:
+    others = [
+        measured(dataset="photos"), measured(threat="eavesdropper"), measured(profile="standard"), measured(seed=1),
+        measured((0.1, 0.2)), measured(batch_size=4), measured(rounds=2), measured(client="fedavg(steps=2)"),
+    ]  # fmt: skip
+    assert not table(tmp_path, *others).measured
+    older = measured((0.9,) * 4).model_copy(update={"finished_at": "2024-01-01T00:00:00+00:00"})
+    assert "0.0020 [" in suite_page.render(table(tmp_path, measured(), older))
+
+
+def test_a_line_needs_all_its_seeds(tmp_path: Path) -> None:
+    run = RUN.model_copy(update={"seeds": 2})
+    assert not table(tmp_path, measured(), run=run).measured
+    assert len(table(tmp_path, measured(), measured(seed=1), run=run).measured) == 1
+
+
+def test_what_strangers_wrote_is_text(tmp_path: Path) -> None:
+    words = "".join(char for char in NASTY if char.isprintable())
+    change = (('"Network: theirs is wider."', json.dumps(words)), ('row = "1"', f"row = {json.dumps('a|b`*')}"))
+    found = table(tmp_path, measured(), changes=change)
+    text = suite_page.render(found)
+    assert harmless(text)
+    assert "<img" not in text.replace("\\<img", "")
+    assert {len(line) for line in rows(text)} == {7}
+
+
+# On disk
+
+
+def test_a_table_is_not_overwritten_by_less(tmp_path: Path) -> None:
+    both = table(tmp_path, measured(), measured(defense=NOISE))
+    path, refused = suite_page.write(both, tmp_path)
+    assert (path, refused) == (tmp_path / "suites" / "tiny.md", None)
+    before = path.read_bytes()
+    assert (
+        "not measured here (tiny/mlp(hidden=(24,))/fedsgd/1/1/gaussian_noise(std=1.0)/ridge)"
+        in suite_page.write(table(tmp_path, measured()), tmp_path)[1]
+    )
+    other = table(tmp_path, measured(), measured(defense=NOISE), run=RUN.model_copy(update={"public": {"tiny": 97}}))
+    assert "a run with other options (profile quick, 4 victims" in suite_page.write(other, tmp_path)[1]
+    assert suite_page.write(table(tmp_path), tmp_path)[1] == "nothing was measured"
+    assert path.read_bytes() == before
+    assert suite_page.write(both, tmp_path)[1] is None
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """The command, in a folder with a run of the small suite."""
+    monkeypatch.chdir(tmp_path)
+    write_suite(tmp_path)
+    store = Store(tmp_path / ".gitbench")
+    store.save(measured())
+    save_run(store, RUN)
+    return lambda *arguments: main(["suite", *arguments])
+
+
+def test_a_table_is_rebuilt_and_checked_without_measuring(kept: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert kept("tiny.toml") == 0
+    assert "wrote leaderboards/suites/tiny.md" in capsys.readouterr().out
+    path = Path("leaderboards/suites/tiny.md")
+    before = path.read_text()
+    assert kept("tiny.toml", "--check") == 0
+    path.write_text(before.replace("-0.008", "-0.009"))
+    capsys.readouterr()
+    assert kept("tiny.toml", "--check") == 1
+    told = capsys.readouterr().out
+    assert "does not follow from the results" in told
+    assert "-0.009" in told
+    assert kept("tiny.toml") == 0
+    assert path.read_text() == before
+
+
+def test_without_a_run_or_a_table_the_command_says_what_to_do(kept: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert kept("git-table4") == 2
+    assert "holds no run of the suite git-table4. Run it first: pytest --gitbench --gitbench-suite git-table4" in capsys.readouterr().err
+    assert kept("git-table4", "--check") == 2
+    assert "Expected the table of the suite git-table4" in capsys.readouterr().err
+    Path(".gitbench/suites/tiny.json").write_text("{")
+    assert kept("tiny.toml") == 2
+    assert "Delete it, and run it again" in capsys.readouterr().err
+
+
+def test_the_command_lists_suites_and_what_they_need(kept: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert kept() == 0
+    told = capsys.readouterr().out
+    assert set(suite_files()) == {line.partition(":")[0] for line in told.splitlines() if line.startswith("git-")}
+    assert "--gitbench-dataset \"cifar10=npz(path='cifar10.npz')\"" in told
+
+
+def test_the_record_of_a_run_comes_back(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert load_run(store, "tiny") is None
+    save_run(store, RUN)
+    assert load_run(store, "tiny") == RUN
