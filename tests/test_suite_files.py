@@ -10,6 +10,7 @@ import pytest
 from gitbench.core.errors import ConfigError, GitbenchError
 from gitbench.identity.loading import checked_spec
 from gitbench.run.suite import read_suite
+from gitbench.run.suite_data import public_images
 from gitbench.run.suite_files import SHIPPED, find_suite
 from gitbench.run.suite_plan import SuitePlan, plan_suite
 from hostile import harmless
@@ -108,6 +109,19 @@ def test_a_missing_file_and_an_unknown_name_are_told(tmp_path: Path) -> None:
         find_suite("git-tabel4")
     with pytest.raises(ConfigError, match="letters, digits"):
         find_suite(str(tmp_path / "a b.toml"))
+
+
+def test_the_suite_of_the_documentation_can_be_run(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "suites.md").read_text()
+    path = write_suite(tmp_path, text.partition("```toml\n")[2].partition("```")[0])
+    plan = plan_suite({}, {"suite": str(path), "dataset": ["photos"]})
+    assert [(cell.defense.label, cell.attack.label) for cell in plan.cells()] == [("none", "ridge"), ("pruning(rate=0.9)", "ridge")]
+    assert public_images(plan.suite, plan.data)["photos"] > 0
+
+
+def test_the_documentation_lists_what_is_shipped() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "suites.md").read_text()
+    assert {line.split("`")[1] for line in text.splitlines() if line.startswith("| `git-")} == set(NAMES)
 
 
 # The plan

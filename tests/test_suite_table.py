@@ -82,6 +82,8 @@ def test_a_reduced_run_says_in_what_and_a_full_one_is_none(tmp_path: Path) -> No
     assert f"REDUCED: {', '.join(marks)}" in told
     assert "Partial: 1 of 4 lines are measured" in told
     assert any("ours, reduced [95 %]" in line for line in told)
+    limited = measured().model_copy(update={"settings": {"limit": "50"}})
+    assert table(tmp_path, limited).reduced == (*marks, "RIDGE learns from 50 images instead of 100")
     full = RUN.model_copy(update={"profile": "paper", "victims": 12, "seeds": 2, "public": {"tiny": 100}})
     assert table(tmp_path, run=full).reduced == ()
     assert "Budget: profile paper, 12 victims a seed, 2 seeds, the suite's own (paper)" in suite_page.terminal_lines(

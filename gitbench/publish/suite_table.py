@@ -83,7 +83,18 @@ class SuiteTable:
             have = run.public.get(need.name)
             if have is not None and need.public is not None and have < need.public:
                 told.append(f"{_counted(have, 'public image')} of {need.name} instead of {need.public:,}")
-        return tuple(told)
+        return (*told, *self._limited())
+
+    def _limited(self) -> list[str]:
+        """The attacks that learn from fewer images than the paper's, whatever is given, where the line is not about their number."""
+        found: dict[str, None] = {}
+        for line in self.measured:
+            planned = line.planned
+            wanted = self.suite.need(planned.setting.data).public if planned.setting.data else None
+            limit = line.results[0].settings.get("limit", "")
+            if wanted is not None and planned.line.public is None and limit.isdigit() and int(limit) < wanted:
+                found[f"{planned.line.paper} learns from {int(limit):,} images instead of {wanted:,}"] = None
+        return list(found)
 
     @property
     def measured(self) -> list[MeasuredLine]:
