@@ -23,6 +23,7 @@ from suites import tiny_suite, write_suite
 
 DATA = "npz(path='tiny.npz')"
 RUN = SuiteRun(suite="tiny", data={"tiny": DATA}, public={"tiny": 96}, profile="quick", victims=4, seeds=1)
+OURS = Path(__file__).parents[1] / "leaderboards"
 NOISE = "gaussian_noise(std=1.0)"
 
 
@@ -65,7 +66,7 @@ def test_published_ours_and_the_difference_stand_beside_each_other(tmp_path: Pat
     assert found[4][5:] == ["not available: there is no such attack", ""]
     assert "Network: theirs is wider." in text
     assert "RIDGE is 0.010 here and 0.020 in Table 2." in text
-    assert "`ridge`, tiny, MLP, 2 cases: 3 s to learn, 5 s to attack; iterations=100" in text
+    assert "`ridge`, tiny, MLP: 1.5 s to learn and 2.5 s to attack a case; iterations=100" in text
     assert "Linux x86" in text
 
 
@@ -194,6 +195,11 @@ def test_the_command_lists_suites_and_what_they_need(kept: Callable[..., int], c
     told = capsys.readouterr().out
     assert set(suite_files()) == {line.partition(":")[0] for line in told.splitlines() if line.startswith("git-")}
     assert "--gitbench-dataset \"cifar10=npz(path='cifar10.npz')\"" in told
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (OURS / "suites").glob("*.md")))
+def test_a_committed_table_follows_from_its_results(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["suite", name, f"--results={OURS / 'suites'}", f"--out={OURS}", "--check"]) == 0, capsys.readouterr().out
 
 
 def test_the_record_of_a_run_comes_back(tmp_path: Path) -> None:

@@ -206,7 +206,7 @@ def _flags(table: SuiteTable) -> list[str]:
 
 
 def _attacks(table: SuiteTable) -> list[str]:
-    """The options of each attack, and how long it took: one result stands for its seeds."""
+    """The options of each attack, and how long a case took: several may share what was learned, so that their sum would say too much."""
     found: dict[tuple[str | None, str], list[Result]] = {}
     for line in table.measured:
         found.setdefault((line.planned.line.attack, line.planned.setting.title), []).extend(line.results)
@@ -214,9 +214,10 @@ def _attacks(table: SuiteTable) -> list[str]:
     for (attack, title), results in found.items():
         once = {result.case_id: result for result in results}.values()
         options = ", ".join(f"{key}={value}" for key, value in results[0].settings.items() if not key.startswith("model."))
-        fit, run = sum(one.cost.fit_seconds for one in once), sum(one.cost.attack_seconds for one in once)
-        cases = f"{len(once)} case{'' if len(once) == 1 else 's'}"
-        told.append(f"{code(attack or '')}, {escaped(title)}, {cases}: {fit:.0f} s to learn, {run:.0f} s to attack; {escaped(options)}")
+        fit, run = (
+            sum(seconds) / len(once) for seconds in zip(*((one.cost.fit_seconds, one.cost.attack_seconds) for one in once), strict=True)
+        )
+        told.append(f"{code(attack or '')}, {escaped(title)}: {fit:.1f} s to learn and {run:.1f} s to attack a case; {escaped(options)}")
     return told
 
 
