@@ -64,6 +64,8 @@ def test_published_ours_and_the_difference_stand_beside_each_other(tmp_path: Pat
     assert found[2][4:] == ["0.05", "0.0600 [0.0600, 0.0600]", "+0.01"]
     assert found[3][5:] == ["not measured", ""]
     assert found[4][5:] == ["not available: there is no such attack", ""]
+    again = "--gitbench-suite tiny --gitbench-dataset \"tiny=npz(path='tiny.npz')\" --gitbench-profile quick --gitbench-victims 4 --gitbench-seeds 1`"
+    assert again in text
     assert "Network: theirs is wider." in text
     assert "RIDGE is 0.010 here and 0.020 in Table 2." in text
     assert "`ridge`, tiny, MLP: 1.5 s to learn and 2.5 s to attack a case; iterations=100" in text

@@ -74,6 +74,7 @@ def render(table: SuiteTable) -> str:
         *(f"- {escaped(text)}" for text in _budget(table)),
         f"- Attackers: threat model {code(table.suite.threat)}; seeds {', '.join(map(str, range(table.run.seeds)))}",
         f"- Data: {_data(table, markdown=True)}",
+        f"- Again: {code(_command(table.run))}",
         "",
     ]
     for setting, its in table.settings():
@@ -148,6 +149,13 @@ def _data(table: SuiteTable, *, markdown: bool) -> str:
         count = "" if public is None else f", {public:,} public images"
         told.append(f"{need.name} = {code(spec) if markdown else spec}{count}")
     return "; ".join(told)
+
+
+def _command(run: SuiteRun) -> str:
+    """What measures this: a suite of one's own is named by its path instead."""
+    data = [f'--gitbench-dataset "{need}={spec.replace(chr(34), chr(92) + chr(34))}"' for need, spec in run.data.items()]
+    sizes = f"--gitbench-profile {run.profile} --gitbench-victims {run.victims} --gitbench-seeds {run.seeds}"
+    return " ".join(["pytest --gitbench", f"--gitbench-suite {run.suite}", *data, sizes])
 
 
 def _setting(table: SuiteTable, setting: SuiteSetting, its: Sequence[MeasuredLine]) -> list[str]:
