@@ -1,4 +1,4 @@
-"""Fuzz target for everything that gitbench reads: SPECs, options, results, baselines, archives, images, submissions.
+"""Fuzz target for everything that gitbench reads: SPECs, options, results, baselines, archives, images, submissions, suites.
 
 The first byte of an input picks what the rest is read as. Only a :class:`gitbench.GitbenchError` with a message
 that a terminal can show may come out. Run it for a minute (needs atheris: Linux, CPython)::
@@ -36,17 +36,21 @@ with atheris.instrument_imports(include=["gitbench", "pytest_gitbench"]) if athe
     from gitbench.core.errors import GitbenchError
     from gitbench.core.spec import KINDS, parse_spec
     from gitbench.identity.loading import check_spec
-    from gitbench.publish import leaderboard
+    from gitbench.publish import leaderboard, suite_page
     from gitbench.publish.baseline import cells_of, dump, load_baseline
     from gitbench.publish.comment import markdown
     from gitbench.publish.comparison import compare
     from gitbench.publish.entries import read_entries
     from gitbench.publish.manifest import read_claim
     from gitbench.publish.submission import read_reconstructions
+    from gitbench.publish.suite_table import suite_table
     from gitbench.publish.table import tables
     from gitbench.run.bench import case_of
     from gitbench.run.config import make_config
     from gitbench.run.matrix import make_cells
+    from gitbench.run.suite import read_suite
+    from gitbench.run.suite_files import suite_files
+    from gitbench.run.suite_plan import SuiteRun
     from gitbench.store.folder import Store
     from gitbench.store.result import Environment, Measure, Result
     from pytest_gitbench.options import read_settings
@@ -81,6 +85,7 @@ class Fuzzer:
             self.entry,
             self.claim,
             self.reconstructions,
+            self.suite,
         )
 
     def __call__(self, data: bytes) -> None:
@@ -124,6 +129,7 @@ class Fuzzer:
             self.entry: [_result("psnr_gain").to_json().encode()],
             self.claim: [_CLAIM],
             self.reconstructions: [save({"inputs": np.zeros(_SHAPE, np.float32)})],
+            self.suite: [path.read_bytes() for path in suite_files().values()],
         }
         for which, target in enumerate(self.targets):
             for text in texts[target]:
@@ -168,6 +174,16 @@ class Fuzzer:
         path = self._folder / "found.safetensors"
         path.write_bytes(data)
         assert read_reconstructions(path, _SHAPE).shape == _SHAPE
+
+    def suite(self, data: bytes) -> None:
+        path = self._folder / "suite.toml"
+        path.write_bytes(data)
+        suite = read_suite(path)
+        given = {need.name: "photos" for need in suite.data}
+        run = SuiteRun(suite="suite", data=given, public=dict.fromkeys(given, 2), profile="quick", victims=2, seeds=1)
+        table = suite_table(suite, run, [_result()])
+        suite_page.render(table)
+        suite_page.terminal_lines(table)
 
     def baseline(self, data: bytes) -> None:
         path = self._folder / "baseline.json"

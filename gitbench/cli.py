@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         found.set_defaults(run=lambda given: (0, [printable(line) for line in run(given)]))
         return found
 
-    for add in (_add_first_steps, _add_tables, _add_submissions, _add_comparisons):
+    for add in (_add_first_steps, _add_tables, _add_suites, _add_submissions, _add_comparisons):
         add(command)
     return parser
 
@@ -98,6 +98,17 @@ def _add_tables(command: _Command) -> None:
     ranks.add_argument("--dataset", default="photos", help="SPEC of the dataset that it is built for (default: %(default)s)")
     ranks.add_argument("--seed", type=int, default=0, help="of the weights (default: %(default)s)")
     ranks.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _add_suites(command: _Command) -> None:
+    suite = command("suite", lambda _: (), "list the published tables, or rebuild the table of one from stored results")
+    suite.set_defaults(run=lambda given: _suite(given.name, given.results, given.out, check=given.check))
+    suite.add_argument("name", metavar="NAME", nargs="?", help="of a suite, or PATH.toml (default: list them)")
+    suite.add_argument("--results", type=Path, default=Path(".gitbench"), help="results folder (default: %(default)s)")
+    suite.add_argument("--out", type=Path, default=Path("leaderboards"), help="the Markdown goes into its suites/ (default: %(default)s)")
+    suite.add_argument(
+        "--check", action="store_true", help="write nothing; exit status 1 where the committed table does not follow from the results"
+    )
 
 
 def _add_submissions(command: _Command) -> None:
@@ -158,6 +169,15 @@ def _leaderboard(results: Path, out: Path, entries: Sequence[Path], *, check: bo
         path, refused = leaderboard.write(table, out, list(table.results))
         lines.append(f"{path}: not written, {refused}" if refused else f"wrote {path}")
     return 0, [printable(line) for line in lines]
+
+
+def _suite(name: str | None, results: Path, out: Path, *, check: bool) -> tuple[int, list[str]]:
+    from gitbench.publish import suite_rebuild
+
+    if name is None:
+        return 0, [printable(line) for line in suite_rebuild.listed()]
+    told, differ = suite_rebuild.checked(name, results, out) if check else (suite_rebuild.rebuilt(name, results, out), False)
+    return int(differ), [printable(line) for line in told]
 
 
 def _checked(differ: Sequence[str], count: int, again: str) -> tuple[int, list[str]]:

@@ -25,6 +25,7 @@ LIGHT = ["core", "identity", "judge", "run", "cli"]  # whole rooms that import n
 LIGHT_MODULES = [
     *("store.result", "store.folder", "publish.leaderboard", "publish.baseline", "publish.comparison"),
     *("publish.comment", "publish.entries", "publish.manifest", "publish.table"),
+    *("publish.suite_table", "publish.suite_page", "publish.suite_rebuild"),
 ]
 HEAVY = ["core.random", "core.memory"]
 

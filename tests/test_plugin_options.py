@@ -57,7 +57,9 @@ def test_unknown_keys_in_pyproject_are_usage_errors(pytester: pytest.Pytester) -
     result.stderr.fnmatch_lines(["*Did you mean 'victims'*"])
 
 
-@pytest.mark.parametrize("option", ["--gitbench-defense=defenses.py:Mine", "--gitbench-baseline=missing", "--gitbench-report=out"])
+@pytest.mark.parametrize(
+    "option", ["--gitbench-defense=defenses.py:Mine", "--gitbench-baseline=missing", "--gitbench-report=out", "--gitbench-suite=git-table4"]
+)
 def test_what_does_nothing_without_gitbench_is_a_usage_error(bench: pytest.Pytester, option: str) -> None:
     result = run_project(bench, option)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
@@ -68,6 +70,6 @@ def test_help_names_every_option_of_the_contract(pytester: pytest.Pytester) -> N
     text = "\n".join(pytester.runpytest_inprocess("--help").outlines)
     for option in (
         "", "-profile", "-attack", "-defense", "-model", "-dataset", "-seeds", "-victims", "-batch-size", "-device", "-threat",
-        "-threshold", "-results", "-leaderboard", "-fresh", "-baseline", "-report",
+        "-threshold", "-results", "-leaderboard", "-fresh", "-baseline", "-report", "-suite",
     ):  # fmt: skip
         assert f"--gitbench{option}" in text

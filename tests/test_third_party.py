@@ -85,3 +85,10 @@ def test_it_is_listed(environment: dict[str, str]) -> None:
         ("metric", "close", "close:Close"),
     ):
         assert [kind, name, f"gitbench_example.{where}"] in [line.split() for line in listed.splitlines()]
+
+
+def test_its_suite_is_found_by_the_folder_that_its_entry_point_names(environment: dict[str, str], tmp_path: Path) -> None:
+    told = run(environment, tmp_path, "pytest", "--gitbench", "--gitbench-suite=example-table1", "--gitbench-dataset=stripes")
+    lines = [line.split() for line in told.splitlines()]
+    assert ["First", "rows", "close", "%", "↑", "99.50", "100.00", "[100.00,", "100.00]", "+0.50"] in lines
+    assert (tmp_path / "leaderboards" / "suites" / "example-table1.md").is_file()

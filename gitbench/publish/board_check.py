@@ -51,23 +51,23 @@ def differences(tables: Sequence[Table], folder: Path) -> list[str]:
     return told
 
 
+def text_differs(path: Path, text: str) -> list[str]:
+    """What of a committed file is not as this text, in words and a diff; empty where it is, but for what a formatter may change."""
+    try:
+        committed = read_file(path, most=LARGEST).decode("utf-8")
+    except FileNotFoundError:
+        return [f"{path}: missing, though there are results for it."]
+    except UnicodeDecodeError:
+        return [f"{path}: expected text in UTF-8, found other bytes."]
+    before, after = _plain(committed), _plain(text)
+    return [] if before == after else [f"{path}: does not follow from the results.", *_diff(before, after)]
+
+
 def _of_table(table: Table, folder: Path) -> list[str]:
     told: list[str] = []
     for name, text in reversed(files(table).items()):  # the Markdown first, its picture after it
-        try:
-            committed = read_file(folder / name, most=LARGEST).decode("utf-8")
-        except FileNotFoundError:
-            told.append(f"{folder / name}: missing, though there are results for it.")
-            continue
-        except UnicodeDecodeError:
-            told.append(f"{folder / name}: expected text in UTF-8, found other bytes.")
-            continue
-        before, after = _plain(committed), _plain(text)
-        if before == after:
-            continue
-        told.append(f"{folder / name}: does not follow from the results.")
-        if name.endswith(".md") or len(told) == 1:
-            told += _diff(before, after)
+        found = text_differs(folder / name, text)
+        told += found if name.endswith(".md") or not told else found[:1]  # of a picture the diff only where that is all
     return told
 
 

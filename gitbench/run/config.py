@@ -44,6 +44,7 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    suite: str | None = None
     profile: str
     attack: tuple[str, ...] = Field(min_length=1)
     defense: tuple[str, ...] = Field(min_length=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import functools
 import itertools
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self, overload
@@ -76,6 +77,38 @@ def _axis(kind: Kind, texts: Sequence[str], read: Callable[[Target], Written]) -
     if len({entry.label for entry in entries.values()}) < len(entries):
         raise ConfigError(f"Two entries of the {kind} axis have one name: {', '.join(texts)}. Rename a class or file.")
     return list(entries.values())
+
+
+@dataclass(frozen=True)
+class CellSpecs:
+    """A cell by its SPECs, as texts."""
+
+    dataset: str
+    model: str
+    defense: str
+    attack: str
+    client: str
+    batch_size: int
+    rounds: int
+
+
+def listed_cells(config: Config, listed: Sequence[CellSpecs]) -> list[Cell]:
+    """Cells that are no product of axes, each once, in their order.
+
+    Raises:
+        SpecError: a SPEC cannot be read or names something unknown.
+        ConfigError: two of them would have the same name.
+    """
+    read = functools.cache(written)
+    entry = functools.cache(lambda kind, text: _Entry(checked_spec(kind, text), read))
+    maker, cells = _Maker(config), []
+    for one in dict.fromkeys(listed):
+        entries: dict[Kind, _Entry] = {kind: entry(kind, getattr(one, kind)) for kind in KINDS}
+        cells.append(maker.cell(entries, batch_size=one.batch_size, rounds=one.rounds))
+    twice = next((name for name, count in Counter(cell.name for cell in cells).items() if count > 1), None)
+    if twice is not None:
+        raise ConfigError(f"Two cells have the name {twice}. Rename a class or file.")
+    return cells
 
 
 def make_cell(

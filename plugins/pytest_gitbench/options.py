@@ -11,6 +11,7 @@ import pytest
 from gitbench.core.errors import ConfigError
 from gitbench.core.text import printable, shown
 from gitbench.run.config import Config, make_config
+from gitbench.run.suite_plan import SuitePlan, plan_suite
 
 
 def read_config(config: pytest.Config, *, costs: bool = False, **overrides: Any) -> Config:
@@ -24,10 +25,23 @@ def read_config(config: pytest.Config, *, costs: bool = False, **overrides: Any)
     Raises:
         ConfigError: something cannot be used.
     """
-    settings = _settings(config)
+    return make_config(_settings(config), {**_given(config), **overrides}, costs=costs)
+
+
+def read_plan(config: pytest.Config) -> SuitePlan | None:
+    """The suite of this run; None where it has none.
+
+    Raises:
+        ConfigError: something cannot be used.
+        SpecError: a SPEC names something unknown.
+    """
+    return plan_suite(_settings(config), _given(config))
+
+
+def _given(config: pytest.Config) -> dict[str, Any]:
+    """What the command line says."""
     options = {key: getattr(config.option, f"gitbench_{key}", None) for key in Config.model_fields}
-    given = {key: value for key, value in options.items() if value is not None}
-    return make_config(settings, {**given, **overrides}, costs=costs)
+    return {key: value for key, value in options.items() if value is not None}
 
 
 def _settings(config: pytest.Config) -> dict[str, Any]:

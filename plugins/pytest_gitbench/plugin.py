@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 PREFIX = "gitbench_"
 # Option, argument shown, help. Defaults come from the profile and [tool.gitbench], so all are None here.
 _VALUES = (
+    ("suite", "NAME", "Run a published table's setting, or PATH.toml, and print its figures beside ours (docs/suites.md)"),
     ("profile", "NAME", "Sizes and budgets: quick (default), standard or paper"),
     ("seeds", "N", "Seeds per cell; intervals are over victims and seeds"),
     ("victims", "N", "Private batches attacked per cell and seed; auto adds victims until the verdict is decided"),
@@ -72,7 +73,7 @@ def pytest_configure(config: pytest.Config) -> None:
         registered(config)
     if getattr(config.option, "gitbench_started", None) is None:
         config.option.gitbench_started = time.time()  # carried to the workers of xdist: one moment for all of them
-    for option in ("defense", "baseline", "report"):
+    for option in ("defense", "baseline", "report", "suite"):
         if not config.option.gitbench and getattr(config.option, f"gitbench_{option}") is not None:
             raise pytest.UsageError(f"--gitbench-{option} does nothing without --gitbench: add it, or take the option away.")
     if config.option.gitbench:

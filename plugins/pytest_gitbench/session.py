@@ -22,9 +22,10 @@ from gitbench.store.result import Result
 from pytest_gitbench import report as lines
 from pytest_gitbench.extensions import added_columns, added_lines, shaped
 from pytest_gitbench.item import RUN_ID, CellItem, Matrix, node_id
-from pytest_gitbench.options import read_config
+from pytest_gitbench.options import read_config, read_plan
 from pytest_gitbench.outcome import Outcome
 from pytest_gitbench.runner import NOT_GRANTED, Runner
+from pytest_gitbench.suite_runner import SuiteRunner
 
 if TYPE_CHECKING:
     from _pytest.terminal import TerminalReporter
@@ -44,13 +45,15 @@ class GitbenchSession:
             config.option.gitbench_chosen = [arg for arg in config.args if arg.startswith(f"{RUN_ID}::")]
         config.args = []  # only the matrix is collected
         try:
-            self.config = read_config(config, costs=True)
-            self.cells = shaped(config, self.config, make_cells(self.config))
+            plan = read_plan(config)
+            self.config = plan.config if plan else read_config(config, costs=True)
+            self.cells = shaped(config, self.config, plan.cells() if plan else make_cells(self.config))
             self._baseline = load_baseline(self.config.baseline) if self.config.baseline else None
             self._check_baseline()
         except GitbenchError as error:
             raise pytest.UsageError(f"gitbench: {error}") from None
         self.store = Store(self.config.results)
+        self._suite = SuiteRunner(plan, self.store) if plan else None
         self._runner: Runner | None = None
         self._cells = {node_id(cell): cell for cell in self.cells}
         self._selected: list[Cell] = []
@@ -103,6 +106,8 @@ class GitbenchSession:
         try:
             if new:  # what is measured already needs no torch
                 Runner.check(new, self.config)
+            if self._suite is not None:
+                self._suite.start(look=bool(new))
         except GitbenchError as error:
             raise pytest.UsageError(f"gitbench: {error}") from None
 
@@ -156,10 +161,11 @@ class GitbenchSession:
     def pytest_report_header(self) -> list[str]:
         config = self.config
         sizes = ", ".join(map(str, config.batch_size))
+        suite = f"suite {config.suite}, " if config.suite else ""
         sizes += "" if config.rounds == (1,) else f", rounds {', '.join(map(str, config.rounds))}"
         return [
             (
-                f"gitbench: {len(self.cells)} cells, profile {config.profile}, threat {config.threat}, "
+                f"gitbench: {suite}{len(self.cells)} cells, profile {config.profile}, threat {config.threat}, "
                 f"{config.number_of_victims} victims of {sizes}, {config.seeds} seed(s); results in {config.results}"
             )
         ]
@@ -253,8 +259,8 @@ class GitbenchSession:
 
     def _publish(self, columns: Mapping[lines.Row, Mapping[str, str]]) -> list[str]:
         """Write the leaderboards that are complete; say what the others lack, and what to type next."""
-        told = []
-        if self.config.leaderboard is not None:
+        told = [] if self._suite is None else self._suite.told(self.config.leaderboard)
+        if self._suite is None and self.config.leaderboard is not None:
             for setting in dict.fromkeys(cell.setting for cell in self.cells):
                 told.append(self._publish_one(setting, self.config.leaderboard, columns))
         if self.config.report is not None:
