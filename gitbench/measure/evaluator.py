@@ -44,7 +44,7 @@ from gitbench.measure.training_cost import measure_training
 from gitbench.measure.utility import measure_utility
 from gitbench.store.folder import Store
 from gitbench.store.pictures import picture
-from gitbench.store.result import TIMED_OUT, Cost, Environment, Result, Training, failed
+from gitbench.store.result import NOT_JUDGED, TIMED_OUT, Cost, Environment, Result, Training, failed
 
 _Key = tuple[str, str, str, int, int, int, str]
 
@@ -181,7 +181,7 @@ class Evaluator:
             "case_id": case.case_id,
             "status": "done",
             "verdict": "inconclusive",
-            "verdict_reason": "not judged yet",
+            "verdict_reason": NOT_JUDGED,
             "environment": self.environment(),
             "finished_at": _now(),
         }
@@ -205,7 +205,7 @@ class Evaluator:
         attack = load_attack(case.attack, profile=case.profile)
         data, inputs, labels = scene.data, scene.inputs, scene.labels
         if deadline.seconds is not None:
-            _warm_up()
+            warm_up()
         deadline.begin()
         model = scene.shared_model()
         character = None if case.is_control else self._conforms(case, scene, model)
@@ -332,7 +332,7 @@ def _observed(scene: Scene, model: nn.Module, *, show: Callable[[nn.Module], Non
 
 
 @functools.cache
-def _warm_up() -> None:
+def warm_up() -> None:
     """Have torch import what it imports at first use (seconds): no case's time, and no place for an alarm to ring."""
     gradients(nn.utils.skip_init(nn.Linear, 1, 2), torch.zeros(1, 1, 1), torch.zeros(1, 1, dtype=torch.long))
     torch.optim.Adam([torch.zeros(1, requires_grad=True)])
