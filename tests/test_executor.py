@@ -1,0 +1,352 @@
+"""Cases that are measured by workers, without Ray: tasks are done in this process, one after the other, and in any order."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from gitbench.core.errors import ClusterError, ConfigError
+from gitbench.identity.case import Case
+from gitbench.measure.remote import RemoteEvaluator
+from gitbench.measure.task import Conditions, Reply, Task
+from gitbench.run.bench import Bench, case_of
+from gitbench.run.executor import ClusterExecutor
+from gitbench.run.schedule import Schedule
+from gitbench.store.folder import Store
+from gitbench.store.result import NOT_JUDGED, TIMED_OUT, Result
+from helpers import alarm, write
+
+GATE = {"psnr_gain": 3.0}
+ATTACKS = """
+import time
+from pathlib import Path
+import torch
+import gitbench
+
+class Learned(gitbench.Attack):
+    # Learns a number, and writes down that it did: it is learned for all defenses at once.
+    requires = frozenset({"architecture", "public"})
+    fit_uses = frozenset({"architecture", "public"})
+
+    def __init__(self, *, which: int = 0, fails: bool = False, seconds: float = 0.0):
+        self.which, self.fails, self.seconds = which, fails, seconds
+
+    def fit(self, observation, *, generator, progress, checkpoint):
+        found = checkpoint.load() or {"steps": torch.zeros(1)}
+        with Path(__file__).with_name("learned.log").open("a") as log:
+            log.write(f"{self.which} from {int(found['steps'])}\\n")
+        if self.fails:
+            raise ValueError("nothing to be learned")
+        for step in range(int(found["steps"]), 10):
+            time.sleep(self.seconds / 10)
+            checkpoint.save({"steps": torch.tensor([float(step + 1)])})
+            progress("learning", step, 10)
+        return {"bias": torch.rand(1, generator=generator)}
+
+    def run(self, observation, state, *, generator, progress):
+        shape = (observation.update.victims, observation.batch_size, *observation.input_shape)
+        return (torch.rand(shape, generator=generator) + state["bias"]).clamp(0, 1)
+
+class Guess(gitbench.Refiner):
+    def refine(self, observation, start, *, generator, progress):
+        shape = (observation.update.victims, observation.batch_size, *observation.input_shape)
+        return torch.rand(shape, generator=generator) if start is None else start
+
+class Broken(gitbench.Defense):
+    def protect(self, update, *, generator):
+        raise RuntimeError("my bad")
+"""
+
+
+class Here:
+    """A cluster that does its tasks in this process, when somebody asks for one that is done.
+
+    Args:
+        timeout: of a case.
+        slots: tasks that are taken at once.
+        dies: whether the worker of a task dies.
+        ends: which of several tasks ends first.
+    """
+
+    def __init__(
+        self,
+        *,
+        timeout: float | None = None,
+        slots: int = 3,
+        dies: Callable[[Task], bool] = lambda task: False,
+        ends: Callable[[Sequence[object]], object] = lambda tasks: tasks[0],
+    ) -> None:
+        self.conditions = Conditions(device="cpu", threads=1, timeout=timeout)
+        self._evaluator = RemoteEvaluator(self.conditions)
+        self.tasks: list[Task] = []
+        self.closed = False
+        self._slots, self._dies, self._ends = slots, dies, ends
+        self._states: dict[int, Sequence[bytes]] = {}
+
+    def put(self, content: bytes) -> object:
+        return content
+
+    def start(self, task: Task, states: Sequence[object]) -> object:
+        self.tasks.append(task)
+        self._states[len(self.tasks) - 1] = [state for state in states if isinstance(state, bytes)]
+        return len(self.tasks) - 1
+
+    def finished(self, tasks: Sequence[object], *, seconds: float) -> Sequence[object]:
+        return [self._ends(tasks)]
+
+    def reply(self, task: object) -> Reply:
+        assert isinstance(task, int)
+        if self._dies(self.tasks[task]):
+            raise ClusterError("the worker died")
+        return self._evaluator.perform(self.tasks[task], self._states[task])
+
+    def slots(self) -> int:
+        return self._slots
+
+    def close(self, tasks: Sequence[object]) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def attacks(tmp_path: Path) -> Path:
+    return write(tmp_path / "attacks.py", ATTACKS)
+
+
+@pytest.fixture
+def case(tiny_npz: Path, attacks: Path) -> Callable[..., Case]:
+    def make(attack: str, defense: str = "none", *, model: str = "mlp(hidden=(16,))", victims: int = 4, seed: int = 0) -> Case:
+        return case_of(
+            attack=attack.replace("HERE", str(attacks)), defense=defense.replace("HERE", str(attacks)), model=model,
+            dataset=f"npz(path={str(tiny_npz)!r})", threat="server", profile="quick", victims=victims, batch_size=1, seed=seed,
+        )  # fmt: skip
+
+    return make
+
+
+def on_cluster(cluster: Here, store: Store, cases: Sequence[Case], *, cost: bool = False) -> list[Result]:
+    """Cases, each a cell of its own, measured as a run does."""
+    executor = ClusterExecutor(lambda: cluster, store, cost=cost)
+    bench = Bench(store=store, gate=GATE, executor=executor, timeout=cluster.conditions.timeout, cost=cost)
+    try:
+        executor.ask([[case] for case in cases], known=bench.stored, planned=(4,), gate=GATE)
+        return [bench.measure(case) for case in cases]
+    finally:
+        executor.close()
+
+
+def in_this_process(store: Store, cases: Sequence[Case], *, cost: bool = False) -> list[Result]:
+    bench = Bench(store=store, device="cpu", gate=GATE, threads=1, cost=cost)
+    return [bench.measure(case) for case in cases]
+
+
+def told(result: Result) -> dict[str, object]:
+    """What of a result is neither measured by a clock nor names the machine."""
+    found = json.loads(result.to_json())
+    for name in ("cost", "finished_at", "environment"):
+        del found[name]
+    if found["training"]:
+        del found["training"]["seconds"]
+    return found
+
+
+def learned(attacks: Path) -> list[str]:
+    log = attacks.with_name("learned.log")
+    return log.read_text().splitlines() if log.exists() else []
+
+
+def files(folder: Path, *, content: bool) -> dict[str, bytes | None]:
+    return {path.name: path.read_bytes() if content else None for path in folder.iterdir()}
+
+
+# Equal to a local run
+
+
+def test_a_cluster_measures_what_one_process_does(case, attacks: Path, tmp_path: Path) -> None:
+    trained = "mlp(hidden=(8,), trained_epochs=1)"
+    cases = [
+        *(case(attack, defense) for attack in ("HERE:Learned", "HERE:Learned+HERE:Guess") for defense in ("none", "pruning(rate=0.5)")),
+        case("HERE:Learned", "HERE:Broken"),
+        *(case("ridge", defense, model=trained) for defense in ("gaussian_noise(std=0.1)", "parameter_drift(epochs=1, samples=16)")),
+        # Whether the attacker gains by knowing the defense is told where the other one has been judged before.
+        *(case(f"ridge(adapt={adapt})", "dropout(rate=0.5)") for adapt in (True, False)),
+    ]
+    local, remote = Store(tmp_path / "local"), Store(tmp_path / "remote")
+    expected = in_this_process(local, cases)
+    assert learned(attacks) == ["0 from 0"]
+    cluster = Here(ends=random.Random(0).choice)
+    found = on_cluster(cluster, remote, cases)
+    assert [told(result) for result in found] == [told(result) for result in expected]
+    assert [told(result) for result in remote.results()] == [told(result) for result in local.results()]
+    assert files(remote.root / "pictures", content=True) == files(local.root / "pictures", content=True)
+    assert files(remote.models, content=False) == files(local.models, content=False)
+    assert learned(attacks) == ["0 from 0"] * 2  # one state for all of its cells, here as there
+    assert len({task.case for task in cluster.tasks}) == len({one.case_id for one in (*cases, *(case.control() for case in cases))})
+    assert cluster.closed
+
+
+def test_what_a_defense_costs_is_measured_there_too(case, tmp_path: Path) -> None:
+    cases = [case("ridge", defense) for defense in ("none", "gaussian_noise(std=0.1)")]
+    local, remote = Store(tmp_path / "local"), Store(tmp_path / "remote")
+    expected = in_this_process(local, cases, cost=True)
+    found = on_cluster(Here(), remote, cases, cost=True)
+    assert all(result.training is not None for result in found)
+    assert [told(result) for result in found] == [told(result) for result in expected]
+
+
+# What was done is not done again
+
+
+def test_the_next_run_asks_for_what_is_missing_only(case, attacks: Path, tmp_path: Path) -> None:
+    store = Store(tmp_path / "results")
+    on_cluster(Here(), store, [case("HERE:Learned")])
+    more = Here()
+    on_cluster(more, store, [case("HERE:Learned"), case("HERE:Learned", "pruning(rate=0.5)")])
+    assert {json.loads(task.case)["defense"] for task in more.tasks} == {"pruning(rate=0.5)"}
+    assert learned(attacks) == ["0 from 0"]
+    never = Here()
+    on_cluster(never, store, [case("HERE:Learned")])
+    assert not never.tasks
+    assert not never.closed  # it was not even opened
+
+
+def test_what_came_back_before_the_run_was_interrupted_is_kept(case, tmp_path: Path) -> None:
+    store, cases = Store(tmp_path / "results"), [case("HERE:Guess", seed=seed) for seed in range(3)]
+
+    def interrupted(task: Task) -> bool:
+        if Case.model_validate_json(task.case).seed == 0:
+            raise KeyboardInterrupt
+        return False
+
+    cluster = Here(dies=interrupted, ends=lambda tasks: tasks[-1])
+    with pytest.raises(KeyboardInterrupt):
+        on_cluster(cluster, store, cases)
+    assert cluster.closed
+    assert {(result.case.seed, result.verdict_reason) for result in store.results()} == {(1, NOT_JUDGED), (2, NOT_JUDGED)}
+    again = Here()
+    found = on_cluster(again, store, cases)
+    assert [Case.model_validate_json(task.case).seed for task in again.tasks] == [0]
+    assert all(result.verdict_reason != NOT_JUDGED for result in (*found, *store.results()))
+
+
+# What goes wrong
+
+
+def test_a_fit_that_fails_is_told_by_every_cell_as_in_one_process(case, attacks: Path, tmp_path: Path) -> None:
+    cases = [case("HERE:Learned(fails=True)", defense) for defense in ("none", "pruning(rate=0.5)")]
+    found = on_cluster(Here(), Store(tmp_path / "remote"), cases)
+    expected = in_this_process(Store(tmp_path / "local"), cases)
+    assert [result.error for result in found] == [result.error for result in expected]
+    assert "raised ValueError: nothing to be learned" in str(found[0].error)
+
+
+def test_a_cell_whose_workers_die_is_given_up_and_the_others_are_not(case, tmp_path: Path) -> None:
+    good, bad = case("HERE:Guess"), case("HERE:Learned")
+    cluster = Here(dies=lambda task: "Learned" in json.loads(task.case)["attack"])
+    executor = ClusterExecutor(lambda: cluster, Store(tmp_path / "results"))
+    bench = Bench(store=Store(tmp_path / "results"), gate=GATE, executor=executor)
+    executor.ask([[bad], [good]], known=bench.stored, planned=(4,), gate=GATE)
+    for _ in range(2):  # asked again, it does not die again
+        with pytest.raises(ClusterError, match=r"Learned: the worker died"):
+            bench.measure(bad)
+    assert bench.measure(good).status == "done"
+    assert len(cluster.tasks) == 2
+
+
+def test_all_that_need_a_state_are_given_up_with_it(case, tmp_path: Path) -> None:
+    cases = [case("HERE:Learned", defense) for defense in ("none", "pruning(rate=0.5)", "pruning(rate=0.6)")]
+    cluster = Here(dies=lambda task: task.learns is not None)
+    executor = ClusterExecutor(lambda: cluster, Store(tmp_path / "results"))
+    bench = Bench(store=Store(tmp_path / "results"), gate=GATE, executor=executor)
+    executor.ask([[one] for one in cases], known=bench.stored, planned=(4,), gate=GATE)
+    for one in cases:
+        with pytest.raises(ClusterError, match="the worker died"):
+            bench.measure(one)
+    assert sum(task.learns is not None for task in cluster.tasks) == 1
+
+
+@alarm
+def test_a_fit_that_takes_too_long_goes_on_in_the_next_cell(case, attacks: Path, tmp_path: Path) -> None:
+    cases = [case("HERE:Learned(seconds=1.5)", defense) for defense in ("none", "pruning(rate=0.5)")]
+    first, second = on_cluster(Here(timeout=1.0), Store(tmp_path / "results"), cases)
+    assert TIMED_OUT in first.flags
+    assert first.timeout == 1.0
+    assert TIMED_OUT not in second.flags
+    start, resumed = learned(attacks)
+    assert start == "0 from 0"
+    assert int(resumed.rpartition(" ")[2]) > 0
+
+
+def test_code_that_is_another_one_on_a_worker_measures_nothing(case, tmp_path: Path) -> None:
+    one = case("HERE:Guess")
+    other = one.model_copy(update={"code": {**one.code, "attack": "0" * 16}})
+    with pytest.raises(ClusterError, match=r"A worker cannot measure .*the attack .*Guess is of another version there.*docs/cluster.md"):
+        on_cluster(Here(), Store(tmp_path / "results"), [other])
+
+
+def test_a_damaged_state_is_learned_again(case, attacks: Path, tmp_path: Path) -> None:
+    store = Store(tmp_path / "results")
+    on_cluster(Here(), store, [case("HERE:Learned")])
+    (state,) = store.models.glob("*.safetensors")
+    state.write_bytes(state.read_bytes()[:50])
+    with pytest.warns(UserWarning, match="is damaged"):
+        on_cluster(Here(), store, [case("HERE:Learned", "pruning(rate=0.5)")])
+    assert learned(attacks) == ["0 from 0"] * 2
+
+
+def test_an_object_of_this_process_is_refused(case, tmp_path: Path) -> None:
+    import gitbench
+
+    class Mine(gitbench.Defense):
+        pass
+
+    with pytest.raises(ConfigError, match="which no worker can reach"):
+        ClusterExecutor(Here, Store(tmp_path / "results")).run(case("HERE:Guess"), Mine())
+
+
+# The schedule
+
+
+def test_who_needs_a_state_waits_for_the_one_that_learns_it(case) -> None:
+    there: set[str] = set()
+    schedule = Schedule(lambda name: name in there)
+    first, second, other = case("ridge"), case("ridge", "pruning(rate=0.5)"), case("ridge", "pruning(rate=0.6)")
+    for one in (first, second, other, first):
+        schedule.add(one, "run")
+    jobs = [schedule.next() for _ in range(3)]
+    assert not schedule.ready
+    schedule.lacks(jobs[0], ["a", "b"])
+    schedule.lacks(jobs[1], ["b"])
+    learning = {job.learns: job for job in (schedule.next(), schedule.next())}
+    assert learning.keys() == {"a", "b"}
+    assert not schedule.ready
+    there.add("b")
+    schedule.learned("b")
+    assert schedule.next() is jobs[1]
+    assert not schedule.ready  # the first lacks the other one still
+    schedule.not_learned(learning["a"], by_itself=True)
+    assert schedule.next() is jobs[0]
+    assert (jobs[0].own, list(jobs[0].states)) == ({"a"}, ["b"])
+    schedule.lacks(jobs[2], ["b"])
+    assert schedule.next() is jobs[2]  # it is there
+
+
+def test_a_state_that_one_could_not_learn_is_tried_by_the_next(case) -> None:
+    schedule = Schedule(lambda name: False)
+    cases = [case("ridge"), case("ridge", "pruning(rate=0.5)")]
+    for one in cases:
+        schedule.add(one, "run")
+    jobs = [schedule.next(), schedule.next()]
+    for job in jobs:
+        schedule.lacks(job, ["a"])
+    late = schedule.next()
+    schedule.not_learned(late, by_itself=False)
+    schedule.done(late.key)
+    again = schedule.next()
+    assert (again.learns, again.origin) == ("a", jobs[1])
+    assert not schedule.ready
+    assert schedule.given_up(again) == [jobs[1].key]
+    assert len(schedule) == 0
