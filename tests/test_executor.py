@@ -11,11 +11,11 @@ import pytest
 
 from gitbench.core.errors import ClusterError, ConfigError
 from gitbench.identity.case import Case
+from gitbench.judge.sequential import decide_cell
 from gitbench.measure.remote import RemoteEvaluator
 from gitbench.measure.task import Conditions, Reply, Task
 from gitbench.run.bench import Bench, case_of
 from gitbench.run.executor import ClusterExecutor
-from gitbench.run.schedule import Schedule
 from gitbench.store.folder import Store
 from gitbench.store.result import NOT_JUDGED, TIMED_OUT, Result
 from helpers import alarm, write
@@ -197,6 +197,25 @@ def test_what_a_defense_costs_is_measured_there_too(case, tmp_path: Path) -> Non
     assert [told(result) for result in found] == [told(result) for result in expected]
 
 
+def test_where_the_verdict_decides_on_victims_the_next_look_is_asked_for_before_its_turn(case, tmp_path: Path) -> None:
+    """Two cells are undecided at four victims. The looks of both at eight are under way when the first is waited for."""
+    cells, planned = [case("HERE:Guess", seed=seed) for seed in range(2)], (4, 8)
+    first = in_this_process(Store(tmp_path / "first"), cells)
+    gate = {"psnr_gain": sum(result.metrics["psnr_gain"].mean for result in first) / 2}
+    local = Bench(device="cpu", gate=gate, threads=1)
+    expected = [decide_cell(local.measure, [one], planned=planned, gate=gate) for one in cells]
+    assert [decision.results[0].case.victims for decision in expected] == [8, 8]
+    cluster, store = Here(), Store(tmp_path / "results")
+    executor = ClusterExecutor(lambda: cluster, store)
+    bench = Bench(store=store, gate=gate, executor=executor)
+    executor.ask([[one] for one in cells], known=bench.stored, planned=planned, gate=gate)
+    found = [decide_cell(bench.measure, [cells[0]], planned=planned, gate=gate)]
+    assert len(cluster.tasks) == 4
+    found.append(decide_cell(bench.measure, [cells[1]], planned=planned, gate=gate))
+    assert len(cluster.tasks) == 4
+    assert [told(decision.results[0]) for decision in found] == [told(decision.results[0]) for decision in expected]
+
+
 # What was done is not done again
 
 
@@ -305,48 +324,3 @@ def test_an_object_of_this_process_is_refused(case, tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match="which no worker can reach"):
         ClusterExecutor(Here, Store(tmp_path / "results")).run(case("HERE:Guess"), Mine())
-
-
-# The schedule
-
-
-def test_who_needs_a_state_waits_for_the_one_that_learns_it(case) -> None:
-    there: set[str] = set()
-    schedule = Schedule(lambda name: name in there)
-    first, second, other = case("ridge"), case("ridge", "pruning(rate=0.5)"), case("ridge", "pruning(rate=0.6)")
-    for one in (first, second, other, first):
-        schedule.add(one, "run")
-    jobs = [schedule.next() for _ in range(3)]
-    assert not schedule.ready
-    schedule.lacks(jobs[0], ["a", "b"])
-    schedule.lacks(jobs[1], ["b"])
-    learning = {job.learns: job for job in (schedule.next(), schedule.next())}
-    assert learning.keys() == {"a", "b"}
-    assert not schedule.ready
-    there.add("b")
-    schedule.learned("b")
-    assert schedule.next() is jobs[1]
-    assert not schedule.ready  # the first lacks the other one still
-    schedule.not_learned(learning["a"], by_itself=True)
-    assert schedule.next() is jobs[0]
-    assert (jobs[0].own, list(jobs[0].states)) == ({"a"}, ["b"])
-    schedule.lacks(jobs[2], ["b"])
-    assert schedule.next() is jobs[2]  # it is there
-
-
-def test_a_state_that_one_could_not_learn_is_tried_by_the_next(case) -> None:
-    schedule = Schedule(lambda name: False)
-    cases = [case("ridge"), case("ridge", "pruning(rate=0.5)")]
-    for one in cases:
-        schedule.add(one, "run")
-    jobs = [schedule.next(), schedule.next()]
-    for job in jobs:
-        schedule.lacks(job, ["a"])
-    late = schedule.next()
-    schedule.not_learned(late, by_itself=False)
-    schedule.done(late.key)
-    again = schedule.next()
-    assert (again.learns, again.origin) == ("a", jobs[1])
-    assert not schedule.ready
-    assert schedule.given_up(again) == [jobs[1].key]
-    assert len(schedule) == 0

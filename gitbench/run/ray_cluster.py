@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import logging
 import os
+import socket
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,8 +28,10 @@ RETRIES = 3
 """How often Ray does a task again whose worker died."""
 GIB = 2**30
 # Of the folder that pytest was started in, what no worker needs.
-_LEFT_BEHIND = (".git", "**/__pycache__", "**/.*_cache", "**/.tox", "**/.venv*", "**/venv", "**/*.egg-info", "**/node_modules")
+_LEFT_BEHIND = (".git", ".gitbench", "**/__pycache__", "**/.*_cache", "**/.tox", "**/.venv*", "**/venv", "**/*.egg-info", "**/node_modules")
 _SECONDS = 1.0  # for which the size of the cluster is believed
+_PATIENCE = 10.0  # seconds until a machine that does not answer is none
+_ADVICE = "'ray status' tells whether it is up; docs/cluster.md how to start one."
 
 
 def require_ray() -> None:
@@ -115,7 +118,8 @@ class RayCluster:
         try:
             found: Reply = self._ray.get(task)
         except errors.RayTaskError as error:
-            raise ClusterError(f"A worker raised {_first_line(error.cause)}. All nodes need the same versions: docs/cluster.md.") from None
+            raised = repr(error.cause) if error.cause is not None else str(error).strip().splitlines()[-1]
+            raise ClusterError(f"its worker raised {raised}. docs/cluster.md says what all nodes need.") from None
         except errors.RayError as error:
             raise ClusterError(
                 f"given up: Ray had {RETRIES + 1} tries at most, and the last ended with {type(error).__name__}: {_first_line(error)} "
@@ -140,6 +144,9 @@ class RayCluster:
 
     def _connect(self, config: Config, environment: Mapping[str, Any]) -> None:
         address = address_of(config.executor)
+        unreachable = None if address is None else _unreachable(address)
+        if unreachable is not None:  # Ray would ask again and again for minutes, and then end this process
+            raise ConfigError(f"Cannot use the Ray cluster at {address}: {unreachable}. {_ADVICE}")
         options: dict[str, Any] = {"runtime_env": environment, "log_to_driver": False, "logging_level": logging.ERROR}
         if address is None and not os.environ.get("RAY_ADDRESS"):
             options["include_dashboard"] = False  # of a cluster on this machine, for this run alone
@@ -149,10 +156,7 @@ class RayCluster:
             except Exception as error:  # noqa: BLE001 - of many kinds, and all mean the same to whoever named the address
                 self._ray.shutdown()
                 where = f"the Ray cluster at {address}" if address else "Ray on this machine"
-                raise ConfigError(
-                    f"Cannot use {where}: {type(error).__name__}: {_first_line(error)}. "
-                    "'ray status' tells whether it is up; docs/cluster.md how to start one."
-                ) from None
+                raise ConfigError(f"Cannot use {where}: {type(error).__name__}: {_first_line(error)}. {_ADVICE}") from None
 
     def _nodes(self) -> list[Mapping[str, float]]:
         return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
@@ -165,8 +169,20 @@ def _perform(conditions: Conditions, task: Task, *states: bytes) -> Reply:
 
 
 def address_of(executor: str) -> str | None:
-    """Of the option: None where Ray decides (``RAY_ADDRESS``, or else a cluster on this machine for the run alone)."""
+    """Of the option. None leaves it to Ray: ``RAY_ADDRESS``, or the cluster that runs on this machine, or one that it starts."""
     return executor.partition("=")[2] or None
+
+
+def _unreachable(address: str) -> str | None:
+    """Why nobody can be there; None where somebody listens, or only Ray knows."""
+    host, _, port = address.rpartition(":")
+    if "/" in address or not host or not port.isdecimal():
+        return None
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
+    except (OSError, OverflowError) as error:
+        return f"{host}, port {port}: {error}"
+    return None
 
 
 def needs_of(config: Config, *, device: str) -> dict[str, float]:
@@ -231,7 +247,7 @@ def _too_small(needs: Mapping[str, float], nodes: Sequence[Mapping[str, float]])
 def _first_line(error: object) -> str:
     """What an error of Ray says first; the rest is advice of a page."""
     text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:300]
+    return text.splitlines()[0][:300].rstrip(".")
 
 
 @contextlib.contextmanager
