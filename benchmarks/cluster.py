@@ -112,13 +112,13 @@ def write_project(folder: Path, *, defenses: int) -> Logs:
 
 @contextlib.contextmanager
 def cluster(workers: int) -> Iterator[tuple[str, list[Any]]]:
-    """A Ray cluster of this machine: its address and its nodes, one CPU each. The head has none: it only keeps the others together."""
+    """A Ray cluster of this machine, one CPU for each node: its address, and the nodes that may die: all but the head."""
     from ray.cluster_utils import Cluster
 
     small = {"object_store_memory": 80 * 2**20, "memory": 2**30}
-    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **small})
+    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, **small})
     try:
-        yield found.address, [found.add_node(num_cpus=1, wait=True, **small) for _ in range(workers)]
+        yield found.address, [found.add_node(num_cpus=1, wait=True, **small) for _ in range(workers - 1)]
     finally:
         found.shutdown()
 

@@ -148,9 +148,11 @@ class ClusterExecutor:
             ClusterError: its workers died again and again.
             DefenseError: it raised.
         """
-        found = self._wait(case, ("training", case.case_id))
+        key: Key = ("training", case.case_id)
+        found = self._wait(case, key)
         if found.failed is not None:
             raise DefenseError(found.failed)
+        self._over[key] = found  # asked again, one that had no time would have none again
         return found.training
 
     def close(self) -> None:
