@@ -189,10 +189,10 @@ def result_of(path: Path) -> dict[str, Any]:
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """The files of two results folders that are not equal."""
+    """The files of two results folders that are not equal; what a run that was killed had begun to write is none."""
     found = []
-    for part, read in (("cases", result_of), ("pictures", Path.read_bytes)):
-        files = [{path.name: path for path in (folder / part).iterdir()} for folder in (one, other)]
+    for part, read in (("cases/*.json", result_of), ("pictures/*.png", Path.read_bytes)):
+        files = [{path.name: path for path in folder.glob(part) if path.name[0] != "."} for folder in (one, other)]
         found += sorted(files[0].keys() ^ files[1].keys())
         found += [name for name in sorted(files[0].keys() & files[1].keys()) if read(files[0][name]) != read(files[1][name])]
     return found
@@ -254,12 +254,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         there = time.perf_counter() - begun
         runs = Counter(cell for _, cell in logs.lines("measured"))
         fits = runs.pop("fit", 0)
-        found = len(list((folder / "on-cluster" / "cases").iterdir()))
+        found = len(list((folder / "on-cluster" / "cases").glob("*.json")))
         print(f"{cells} cells: {local:.0f} s in one process, {there:.0f} s on {given.workers} workers with the start of the cluster")
         print(f"killed: {', '.join(kills) or 'nothing'}; {found} results")
         print(f"measured more than once: {sum(runs.values()) - len(runs)}, each in flight at a kill")
         print(f"the state that {given.defenses} cells share: learned {fits} time(s)")
-        print(f"files that differ from the run in one process: {len(differences(folder / 'local', folder / 'on-cluster'))}")
+        print(f"files that differ from the run in one process: {', '.join(differences(folder / 'local', folder / 'on-cluster')) or 'none'}")
         one, _ = seconds_of_a_cell(folder, "one-process", None)
         with cluster(1) as (address, _):
             worker, worked = seconds_of_a_cell(folder, "one-worker", address)

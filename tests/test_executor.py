@@ -197,6 +197,24 @@ def test_what_a_defense_costs_is_measured_there_too(case, tmp_path: Path) -> Non
     assert [told(result) for result in found] == [told(result) for result in expected]
 
 
+def test_what_was_learned_when_the_run_ends_is_kept(case, tmp_path: Path) -> None:
+    opened = []
+
+    def cluster() -> Here:
+        opened.append(Here())
+        return opened[-1]
+
+    store = Store(tmp_path / "results")
+    executor = ClusterExecutor(cluster, store)
+    executor.ask([[case("HERE:Learned")]], known=lambda one: None, planned=(4,), gate=GATE)
+    executor._step()  # it lacks a state
+    executor._fill()  # which is being learned
+    executor.close()
+    executor.close()
+    assert len(list(store.models.glob("*.safetensors"))) == 1
+    assert [one.closed for one in opened] == [True]
+
+
 def test_where_the_verdict_decides_on_victims_the_next_look_is_asked_for_before_its_turn(case, tmp_path: Path) -> None:
     """Two cells are undecided at four victims. The looks of both at eight are under way when the first is waited for."""
     cells, planned = [case("HERE:Guess", seed=seed) for seed in range(2)], (4, 8)

@@ -157,13 +157,13 @@ class ClusterExecutor:
 
     def close(self) -> None:
         """Keep what has come back, and cancel the rest."""
-        cluster, self._opened = self._opened, None
-        if cluster is None:
+        if self._opened is None:
             return
         try:
-            for task in cluster.finished(list(self._running), seconds=0) if self._running else ():
-                self._take(cluster, task)
+            for task in self._cluster.finished(list(self._running), seconds=0) if self._running else ():
+                self._take(task)
         finally:
+            cluster, self._opened = self._opened, None
             cluster.close(list(self._running))
             self._running = {}
 
@@ -196,7 +196,7 @@ class ClusterExecutor:
             raise ClusterError("Nothing is left to be done on the cluster, and yet a cell waits for it. Please report this.")
         self._progress("on the cluster: cases", self._through, self._through + len(self._schedule))
         for task in self._cluster.finished(list(self._running), seconds=1.0):
-            self._take(self._cluster, task)
+            self._take(task)
 
     @property
     def _cluster(self) -> Cluster:
@@ -221,11 +221,11 @@ class ClusterExecutor:
 
     # ---------------------------------------------------------------- replies
 
-    def _take(self, cluster: Cluster, task: Handle) -> None:
+    def _take(self, task: Handle) -> None:
         """Interrupted, a reply is still there to be taken when this is closed."""
         job = self._running[task]
         try:
-            reply = cluster.reply(task)
+            reply = self._cluster.reply(task)
         except ClusterError as error:
             self._give_up(job, f"{job.case.cell}: {error}")
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import time
 from collections.abc import Generator, Mapping, Sequence
@@ -141,7 +142,8 @@ class GitbenchSession:
     def pytest_sessionfinish(self) -> None:
         """Whatever ended the run: what the cluster has measured is kept, and the rest is cancelled."""
         if self._cluster is not None:
-            self._cluster.close()
+            with contextlib.suppress(GitbenchError):  # what cannot be written has failed the cells that waited for it
+                self._cluster.close()
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(
