@@ -12,103 +12,16 @@ import pytest
 from gitbench.core.errors import ClusterError, ConfigError
 from gitbench.identity.case import Case
 from gitbench.judge.sequential import decide_cell
-from gitbench.measure.remote import RemoteEvaluator
-from gitbench.measure.task import Conditions, Reply, Task
+from gitbench.measure import remote
+from gitbench.measure.task import Task
 from gitbench.run.bench import Bench, case_of
 from gitbench.run.executor import ClusterExecutor
 from gitbench.store.folder import Store
 from gitbench.store.result import NOT_JUDGED, TIMED_OUT, Result
-from helpers import alarm, write
+from helpers import write
+from workers import ATTACKS, Here
 
 GATE = {"psnr_gain": 3.0}
-ATTACKS = """
-import time
-from pathlib import Path
-import torch
-import gitbench
-
-class Learned(gitbench.Attack):
-    # Learns a number, and writes down that it did: it is learned for all defenses at once.
-    requires = frozenset({"architecture", "public"})
-    fit_uses = frozenset({"architecture", "public"})
-
-    def __init__(self, *, which: int = 0, fails: bool = False, seconds: float = 0.0):
-        self.which, self.fails, self.seconds = which, fails, seconds
-
-    def fit(self, observation, *, generator, progress, checkpoint):
-        found = checkpoint.load() or {"steps": torch.zeros(1)}
-        with Path(__file__).with_name("learned.log").open("a") as log:
-            log.write(f"{self.which} from {int(found['steps'])}\\n")
-        if self.fails:
-            raise ValueError("nothing to be learned")
-        for step in range(int(found["steps"]), 10):
-            time.sleep(self.seconds / 10)
-            checkpoint.save({"steps": torch.tensor([float(step + 1)])})
-            progress("learning", step, 10)
-        return {"bias": torch.rand(1, generator=generator)}
-
-    def run(self, observation, state, *, generator, progress):
-        shape = (observation.update.victims, observation.batch_size, *observation.input_shape)
-        return (torch.rand(shape, generator=generator) + state["bias"]).clamp(0, 1)
-
-class Guess(gitbench.Refiner):
-    def refine(self, observation, start, *, generator, progress):
-        shape = (observation.update.victims, observation.batch_size, *observation.input_shape)
-        return torch.rand(shape, generator=generator) if start is None else start
-
-class Broken(gitbench.Defense):
-    def protect(self, update, *, generator):
-        raise RuntimeError("my bad")
-"""
-
-
-class Here:
-    """A cluster that does its tasks in this process, when somebody asks for one that is done.
-
-    Args:
-        timeout: of a case.
-        slots: tasks that are taken at once.
-        dies: whether the worker of a task dies.
-        ends: which of several tasks ends first.
-    """
-
-    def __init__(
-        self,
-        *,
-        timeout: float | None = None,
-        slots: int = 3,
-        dies: Callable[[Task], bool] = lambda task: False,
-        ends: Callable[[Sequence[object]], object] = lambda tasks: tasks[0],
-    ) -> None:
-        self.conditions = Conditions(device="cpu", threads=1, timeout=timeout)
-        self._evaluator = RemoteEvaluator(self.conditions)
-        self.tasks: list[Task] = []
-        self.closed = False
-        self._slots, self._dies, self._ends = slots, dies, ends
-        self._states: dict[int, Sequence[bytes]] = {}
-
-    def put(self, content: bytes) -> object:
-        return content
-
-    def start(self, task: Task, states: Sequence[object]) -> object:
-        self.tasks.append(task)
-        self._states[len(self.tasks) - 1] = [state for state in states if isinstance(state, bytes)]
-        return len(self.tasks) - 1
-
-    def finished(self, tasks: Sequence[object], *, seconds: float) -> Sequence[object]:
-        return [self._ends(tasks)]
-
-    def reply(self, task: object) -> Reply:
-        assert isinstance(task, int)
-        if self._dies(self.tasks[task]):
-            raise ClusterError("the worker died")
-        return self._evaluator.perform(self.tasks[task], self._states[task])
-
-    def slots(self) -> int:
-        return self._slots
-
-    def close(self, tasks: Sequence[object]) -> None:
-        self.closed = True
 
 
 @pytest.fixture
@@ -118,10 +31,12 @@ def attacks(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def case(tiny_npz: Path, attacks: Path) -> Callable[..., Case]:
-    def make(attack: str, defense: str = "none", *, model: str = "mlp(hidden=(16,))", victims: int = 4, seed: int = 0) -> Case:
+    def make(
+        attack: str, defense: str = "none", *, model: str = "mlp(hidden=(16,))", victims: int = 4, seed: int = 0, rounds: int = 1
+    ) -> Case:
         return case_of(
             attack=attack.replace("HERE", str(attacks)), defense=defense.replace("HERE", str(attacks)), model=model,
-            dataset=f"npz(path={str(tiny_npz)!r})", threat="server", profile="quick", victims=victims, batch_size=1, seed=seed,
+            dataset=f"npz(path={str(tiny_npz)!r})", threat="server", profile="quick", victims=victims, batch_size=1, seed=seed, rounds=rounds,
         )  # fmt: skip
 
     return make
@@ -170,20 +85,22 @@ def test_a_cluster_measures_what_one_process_does(case, attacks: Path, tmp_path:
     cases = [
         *(case(attack, defense) for attack in ("HERE:Learned", "HERE:Learned+HERE:Guess") for defense in ("none", "pruning(rate=0.5)")),
         case("HERE:Learned", "HERE:Broken"),
+        # Several rounds are one, and share what was learned of one, where nothing is drawn.
+        *(case("HERE:Learned", defense, rounds=2) for defense in ("none", "pruning(rate=0.5)", "gaussian_noise(std=0.1)")),
         *(case("ridge", defense, model=trained) for defense in ("gaussian_noise(std=0.1)", "parameter_drift(epochs=1, samples=16)")),
         # Whether the attacker gains by knowing the defense is told where the other one has been judged before.
         *(case(f"ridge(adapt={adapt})", "dropout(rate=0.5)") for adapt in (True, False)),
     ]
     local, remote = Store(tmp_path / "local"), Store(tmp_path / "remote")
     expected = in_this_process(local, cases)
-    assert learned(attacks) == ["0 from 0"]
+    assert learned(attacks) == ["0 from 0"] * 2
     cluster = Here(ends=random.Random(0).choice)
     found = on_cluster(cluster, remote, cases)
     assert [told(result) for result in found] == [told(result) for result in expected]
     assert [told(result) for result in remote.results()] == [told(result) for result in local.results()]
     assert files(remote.root / "pictures", content=True) == files(local.root / "pictures", content=True)
     assert files(remote.models, content=False) == files(local.models, content=False)
-    assert learned(attacks) == ["0 from 0"] * 2  # one state for all of its cells, here as there
+    assert learned(attacks) == ["0 from 0"] * 4  # one state for all cells that see one round, here as there
     assert len({task.case for task in cluster.tasks}) == len({one.case_id for one in (*cases, *(case.control() for case in cases))})
     assert cluster.closed
 
@@ -305,16 +222,22 @@ def test_all_that_need_a_state_are_given_up_with_it(case, tmp_path: Path) -> Non
     assert sum(task.learns is not None for task in cluster.tasks) == 1
 
 
-@alarm
-def test_a_fit_that_takes_too_long_goes_on_in_the_next_cell(case, attacks: Path, tmp_path: Path) -> None:
-    cases = [case("HERE:Learned(seconds=1.5)", defense) for defense in ("none", "pruning(rate=0.5)")]
-    first, second = on_cluster(Here(timeout=1.0), Store(tmp_path / "results"), cases)
-    assert TIMED_OUT in first.flags
-    assert first.timeout == 1.0
+def test_a_fit_that_takes_too_long_goes_on_in_the_next_cell(case, attacks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Soon(remote.Deadline):
+        late = False
+        over = property(lambda self: self.late)
+
+        def __call__(self, what: str, done: int, total: int) -> None:
+            self.late |= (what, done) == ("learning", 5)
+            super().__call__(what, done, total)
+
+    monkeypatch.setattr(remote, "Deadline", Soon)
+    first, second = on_cluster(
+        Here(timeout=600.0), Store(tmp_path / "results"), [case("HERE:Learned"), case("HERE:Learned", "pruning(rate=0.5)")]
+    )
+    assert (first.flags, first.timeout) == ((TIMED_OUT,), 600.0)
     assert TIMED_OUT not in second.flags
-    start, resumed = learned(attacks)
-    assert start == "0 from 0"
-    assert int(resumed.rpartition(" ")[2]) > 0
+    assert learned(attacks) == ["0 from 0", "0 from 6"]
 
 
 def test_code_that_is_another_one_on_a_worker_measures_nothing(case, tmp_path: Path) -> None:

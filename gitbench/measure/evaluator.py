@@ -120,7 +120,7 @@ class Evaluator:
             GitbenchError: a part of the case cannot be built.
         """
         scene = self._scene(case, defense)
-        return _observed(scene, scene.shared_model())
+        return observed(scene, scene.shared_model())
 
     def truth(self, case: Case) -> torch.Tensor:
         """The private images of a case's victims ``(V, B, C, H, W)``.
@@ -210,7 +210,7 @@ class Evaluator:
         model = scene.shared_model()
         character = None if case.is_control else self._conforms(case, scene, model)
         local: list[tuple[float, ...]] = []
-        observation = _observed(scene, model, show=lambda drifted: local.append(fingerprint(model, drifted)))
+        observation = observed(scene, model, show=lambda drifted: local.append(fingerprint(model, drifted)))
         found = attack(
             observation,
             generator=make_generator(case.seed, "attack", case.attack),
@@ -315,7 +315,8 @@ def resolve_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def _observed(scene: Scene, model: nn.Module, *, show: Callable[[nn.Module], None] | None = None) -> Observation:
+def observed(scene: Scene, model: nn.Module, *, show: Callable[[nn.Module], None] | None = None) -> Observation:
+    """What the clients of a scene send, and what the attacker knows; ``show`` is given the model of a client that changed it first."""
     case = scene.case
     update = client_rounds(
         model,

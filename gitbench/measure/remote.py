@@ -29,7 +29,7 @@ from gitbench.core.spec import KINDS, Kind, parse_spec
 from gitbench.identity.case import Case, code_digest, core_digest
 from gitbench.identity.known_metrics import digest_of_metrics
 from gitbench.identity.names import register
-from gitbench.measure.evaluator import Evaluator, warm_up
+from gitbench.measure.evaluator import Evaluator, observed, warm_up
 from gitbench.measure.task import Conditions, Reply, Task
 from gitbench.store.folder import Store
 from gitbench.store.result import TIMED_OUT, Result
@@ -182,7 +182,7 @@ class RemoteEvaluator(Evaluator):
         return Reply(failed=f"{case.attack} did not ask for the state {task.learns}")
 
     def _fit(self, case: Case, progress: Progress, *, begin: Callable[[], None] | None = None) -> _Asking:
-        """Let the attack of a case take, or learn, its states: all of it that needs no update.
+        """Let the attack of a case take, or learn, its states, and do no more.
 
         Args:
             case: whose attack.
@@ -197,7 +197,8 @@ class RemoteEvaluator(Evaluator):
         model = scene.shared_model()
         if begin is not None and not case.is_control:
             self._conforms(case, scene, model)
-        seen = attack.seen_of(scene.observation([Update({}) for _ in range(case.rounds)], model))
+        # Whether several rounds are one, which the attacker would see, is known of the updates alone.
+        seen = attack.seen_of(scene.observation([Update({})], model) if case.rounds == 1 else observed(scene, model))
         if begin is not None:
             attack._check_memory(seen)
         asked = _Asking(self._fits.of(case))
