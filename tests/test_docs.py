@@ -25,6 +25,8 @@ from gitbench.publish.manifest import read_claim
 from gitbench.publish.scaffold import OPTIONS_FILE, scaffold
 from gitbench.run.config import make_config
 from gitbench.run.matrix import make_cells
+from gitbench.run.suite import read_suite
+from gitbench.run.suite_files import GROUP as SUITES
 from gitbench.store.folder import Store
 from helpers import make_data, write, write_npz, write_project
 from pytest_gitbench.outcome import Figures
@@ -33,7 +35,7 @@ from pytest_gitbench.runner import Runner
 
 pytestmark = pytest.mark.usefixtures("warm")
 LANGUAGES = {"python", "sh", "console", "toml", "json", "yaml", "text"}
-NOT_RUN = 5  # a diagram, a formula, what long runs print: raise it only for what cannot run
+NOT_RUN = 7  # a diagram, a formula, what long runs print: raise it only for what cannot run
 YOURS = """
 from torch import nn
 
@@ -188,14 +190,19 @@ def test_a_hook_is_called(block: Block, folder: pytest.Pytester) -> None:
 @of("toml")
 def test_options_are_options_and_entry_points_are_found(block: Block, folder: pytest.Pytester) -> None:
     found = tomllib.loads(block.text)
+    if "settings" in found:
+        assert read_suite(write(folder.path / "mine.toml", block.text)).title == found["title"]
+        return
     if "tool" in found:
         config = make_config(found["tool"]["gitbench"], {})
         Runner.check(make_cells(config), config)
     for group, names in found.get("project", {}).get("entry-points", {}).items():
-        kind = {where: kind for kind, where in GROUPS.items()}[group]
+        kind = {where: kind for kind, where in GROUPS.items()}.get(group)
+        assert kind is not None or group == SUITES
         for name, target in names.items():
             assert name.isidentifier()
-            parse_spec(kind, target)
+            if kind is not None:
+                parse_spec(kind, target)
     assert found.keys() <= {"tool", "project"}
 
 

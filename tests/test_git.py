@@ -11,8 +11,7 @@ from torch import nn
 import gitbench
 from gitbench.attacker.attacks.git.attack import Git
 from gitbench.attacker.attacks.git.trained import TrainedRecursion, train_weights
-from gitbench.attacker.attacks.git.walk import StepNoise, complete, read_top
-from gitbench.attacker.attacks.git.walk_fit import fit_walk
+from gitbench.attacker.attacks.git.walk import complete, read_top
 from gitbench.attacker.attacks.git.weights import solve_weights
 from gitbench.attacker.layers import operators
 from gitbench.attacker.layers.chain import Chain, Layer, read_chain
@@ -221,19 +220,6 @@ def test_top_is_exact_without_noise() -> None:
         torch.testing.assert_close(found[:, :, None] * read[:, None], weight)
         if bias is not None:
             torch.testing.assert_close(read, feature, atol=1e-4, rtol=1e-3)
-
-
-@pytest.mark.parametrize("sent", [1.0, 0.6])
-def test_the_features_of_a_fit_are_those_of_the_walk_that_it_found(sent: float, rough: Data) -> None:
-    model = gitbench.load_model("lenet", rough)
-    update, inputs, _ = pairs(model, rough, 40)
-    chain = chain_of(model, tuple(rough.input_shape))
-    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    noise = StepNoise(dict.fromkeys(update.tensors, 0.0), dict.fromkeys(update.tensors, sent))
-    shown = {"updates": update.tensors, "raw": update.tensors, "inputs": inputs, "progress": silent}
-    walk, features = fit_walk(chain, weights, noise, held=torch.arange(40) >= 32, **shown)
-    assert features.shape[0] == 40
-    torch.testing.assert_close(walk.features(update.tensors), features, atol=1e-4, rtol=1e-3)
 
 
 def test_completion_is_the_gaussian_expectation() -> None:

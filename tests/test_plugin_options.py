@@ -40,6 +40,9 @@ def test_results_elsewhere_do_not_lose_the_projects_options(bench: pytest.Pytest
         (("--gitbench-victims", "0"), "victims"),
         (("--gitbench-seeds", "many"), "seeds"),
         (("--gitbench-device", "gpu"), "device"),
+        (("--gitbench-executor", "slurm"), "expected local, ray or ray=ADDRESS"),
+        (("--gitbench-memory", "0"), "greater than 0"),
+        (("--gitbench-gpus", "-1"), "greater than 0"),
         (("--gitbench-baseline", "nowhere"), "Expected a baseline at nowhere"),
     ],
 )
@@ -58,7 +61,14 @@ def test_unknown_keys_in_pyproject_are_usage_errors(pytester: pytest.Pytester) -
 
 
 @pytest.mark.parametrize(
-    "option", ["--gitbench-defense=defenses.py:Mine", "--gitbench-baseline=missing", "--gitbench-report=out", "--gitbench-suite=git-table4"]
+    "option",
+    [
+        "--gitbench-defense=defenses.py:Mine",
+        "--gitbench-baseline=missing",
+        "--gitbench-report=out",
+        "--gitbench-suite=git-table4",
+        "--gitbench-executor=ray",
+    ],
 )
 def test_what_does_nothing_without_gitbench_is_a_usage_error(bench: pytest.Pytester, option: str) -> None:
     result = run_project(bench, option)
@@ -70,6 +80,6 @@ def test_help_names_every_option_of_the_contract(pytester: pytest.Pytester) -> N
     text = "\n".join(pytester.runpytest_inprocess("--help").outlines)
     for option in (
         "", "-profile", "-attack", "-defense", "-model", "-dataset", "-seeds", "-victims", "-batch-size", "-device", "-threat",
-        "-threshold", "-results", "-leaderboard", "-fresh", "-baseline", "-report", "-suite",
+        "-threshold", "-results", "-leaderboard", "-fresh", "-baseline", "-report", "-suite", "-executor", "-memory", "-gpus",
     ):  # fmt: skip
         assert f"--gitbench{option}" in text

@@ -24,7 +24,7 @@ from gitbench.clients.training import train
 from gitbench.core.component import Component
 from gitbench.core.errors import GitbenchError, ModelError, SpecError
 from gitbench.core.random import make_generator, seeded
-from gitbench.core.spec import Part, canonical_json, parse_spec
+from gitbench.core.spec import Part, canonical_json
 from gitbench.identity.loading import build_part, checked_spec, load_part
 from gitbench.identity.signatures import FILLED_IN
 from gitbench.identity.sources import digest_of_module, part_digest
@@ -260,13 +260,19 @@ def _other_channels(network: nn.Module, data: Data) -> str:
     )
 
 
-def _train_cached(network: nn.Module, data: Data, *, model: str, epochs: int, seed: int, cache: Path | None) -> None:
-    spec = parse_spec("model", model)
-    code = part_digest("model", spec.parts[0]) + digest_of_module("gitbench.clients.training")
+def trained_name(model: str, data: Data, *, seed: int) -> str | None:
+    """Under which name the trained parameters of a model are kept; None of one that :func:`load_model` does not train."""
+    part = checked_spec("model", model).parts[0]
+    if not dict(part.arguments).get("trained_epochs"):
+        return None
+    code = part_digest("model", part) + digest_of_module("gitbench.clients.training")
     # The same name may lead to other images some day.
     images = hashlib.sha256(data.public.inputs.cpu().contiguous().numpy().data).hexdigest()
-    key = hashlib.sha256(canonical_json([data.name, images, model, seed, code]).encode()).hexdigest()[:20]
-    path = cache / f"{key}.safetensors" if cache else None
+    return hashlib.sha256(canonical_json([data.name, images, model, seed, code]).encode()).hexdigest()[:20]
+
+
+def _train_cached(network: nn.Module, data: Data, *, model: str, epochs: int, seed: int, cache: Path | None) -> None:
+    path = cache / f"{trained_name(model, data, seed=seed)}.safetensors" if cache else None
     if path and path.is_file():
         try:
             network.load_state_dict(load_tensors(path.read_bytes()))

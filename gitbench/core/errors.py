@@ -49,6 +49,10 @@ class StoreError(GitbenchError):
     """A stored result cannot be read or written."""
 
 
+class ClusterError(GitbenchError):
+    """A cluster cannot be reached, or could not measure a case."""
+
+
 def told(error: Exception) -> str:
     """What a result says of an error: our own speaks for itself, of somebody's code the kind is named."""
     return str(error) if isinstance(error, GitbenchError) else f"{type(error).__name__}: {error}"

@@ -120,7 +120,7 @@ class Case(BaseModel):
 
     def control(self) -> Case:
         """The undefended case of the same attack, model, data and seed."""
-        code = {**self.code, "defense": code_digest(parse_spec("defense", UNDEFENDED))}
+        code = {**self.code, "defense": _undefended_code()}
         return self.model_copy(update={"defense": UNDEFENDED, "code": code})
 
     def oblivious(self) -> tuple[Case, ...]:
@@ -185,6 +185,11 @@ def make_case(
 def code_digest(spec: Spec, *, read: Callable[[Target], Written] = written) -> str:
     """Digest of what stands behind every part of a SPEC: sources, and the files that its options name; ``read`` as in ``part_digest``."""
     return "+".join(part_digest(spec.kind, part, read=read) for part in spec.parts)
+
+
+@cache
+def _undefended_code() -> str:
+    return code_digest(parse_spec("defense", UNDEFENDED))
 
 
 @cache

@@ -44,7 +44,7 @@ from gitbench.measure.training_cost import measure_training
 from gitbench.measure.utility import measure_utility
 from gitbench.store.folder import Store
 from gitbench.store.pictures import picture
-from gitbench.store.result import TIMED_OUT, Cost, Environment, Result, Training, failed
+from gitbench.store.result import NOT_JUDGED, TIMED_OUT, Cost, Environment, Result, Training, failed
 
 _Key = tuple[str, str, str, int, int, int, str]
 
@@ -120,7 +120,7 @@ class Evaluator:
             GitbenchError: a part of the case cannot be built.
         """
         scene = self._scene(case, defense)
-        return _observed(scene, scene.shared_model())
+        return observed(scene, scene.shared_model())
 
     def truth(self, case: Case) -> torch.Tensor:
         """The private images of a case's victims ``(V, B, C, H, W)``.
@@ -181,7 +181,7 @@ class Evaluator:
             "case_id": case.case_id,
             "status": "done",
             "verdict": "inconclusive",
-            "verdict_reason": "not judged yet",
+            "verdict_reason": NOT_JUDGED,
             "environment": self.environment(),
             "finished_at": _now(),
         }
@@ -205,12 +205,12 @@ class Evaluator:
         attack = load_attack(case.attack, profile=case.profile)
         data, inputs, labels = scene.data, scene.inputs, scene.labels
         if deadline.seconds is not None:
-            _warm_up()
+            warm_up()
         deadline.begin()
         model = scene.shared_model()
         character = None if case.is_control else self._conforms(case, scene, model)
         local: list[tuple[float, ...]] = []
-        observation = _observed(scene, model, show=lambda drifted: local.append(fingerprint(model, drifted)))
+        observation = observed(scene, model, show=lambda drifted: local.append(fingerprint(model, drifted)))
         found = attack(
             observation,
             generator=make_generator(case.seed, "attack", case.attack),
@@ -315,7 +315,8 @@ def resolve_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def _observed(scene: Scene, model: nn.Module, *, show: Callable[[nn.Module], None] | None = None) -> Observation:
+def observed(scene: Scene, model: nn.Module, *, show: Callable[[nn.Module], None] | None = None) -> Observation:
+    """What the clients of a scene send, and what the attacker knows; ``show`` is given the model of a client that changed it first."""
     case = scene.case
     update = client_rounds(
         model,
@@ -332,7 +333,7 @@ def _observed(scene: Scene, model: nn.Module, *, show: Callable[[nn.Module], Non
 
 
 @functools.cache
-def _warm_up() -> None:
+def warm_up() -> None:
     """Have torch import what it imports at first use (seconds): no case's time, and no place for an alarm to ring."""
     gradients(nn.utils.skip_init(nn.Linear, 1, 2), torch.zeros(1, 1, 1), torch.zeros(1, 1, dtype=torch.long))
     torch.optim.Adam([torch.zeros(1, requires_grad=True)])

@@ -22,7 +22,7 @@ from gitbench.measure.pixel_error import PSNR_CAP
 from gitbench.publish.comparison import BLIND_DIGITS
 from gitbench.run.profiles import PROFILES
 from gitbench.store.folder import read_result
-from gitbench.store.result import Measure, Result
+from gitbench.store.result import NOT_JUDGED, Measure, Result
 
 _LARGEST = 2**24  # bytes; a result of ten thousand victims has half
 _MOST_VICTIMS = 5_000  # an interval resamples them thousands of times
@@ -171,7 +171,7 @@ def _unjudged(result: Result) -> Result:
     return result.model_copy(
         update={
             "verdict": "inconclusive",
-            "verdict_reason": "not judged yet",
+            "verdict_reason": NOT_JUDGED,
             "gate": {},
             "exposure": {},
             "flags": tuple(sorted(flags)),

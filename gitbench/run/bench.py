@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from gitbench.core.deadline import checked
-from gitbench.core.errors import ConfigError, GitbenchError, SpecError, told
+from gitbench.core.errors import ClusterError, ConfigError, GitbenchError, SpecError, told
 from gitbench.core.progress import Progress, silent
 from gitbench.core.spec import Part, parse_spec
 from gitbench.identity.case import PLAIN_CLIENT, UNDEFENDED, Case, code_digest, make_case
@@ -26,11 +26,11 @@ from gitbench.judge.flags import compared_flags, raised_anew
 from gitbench.judge.verdict import DEFAULT_GATE, exposures, judge_results
 from gitbench.run.config import Config, make_config
 from gitbench.store.folder import Store
-from gitbench.store.result import TIMED_OUT, Baselines, Result, failed
+from gitbench.store.result import NOT_JUDGED, TIMED_OUT, Baselines, Result, failed
 
 if TYPE_CHECKING:
     from gitbench.clients.defense import Defense
-    from gitbench.measure.evaluator import Evaluator
+    from gitbench.run.executor import Executor
 
 
 _JUDGED = {"control-failed", "leaks-more-than-undefended", "adaptive-weaker"}  # follow from other cases, anew each time
@@ -49,6 +49,7 @@ class Bench:
         timeout: seconds that a case may take; None for no limit. A stored case that had less is measured again.
         cost: whether to train under each defense, and say what accuracy it costs.
         accuracy_drop_limit: the most accuracy in percent that a defense may cost to hold; None for no limit.
+        executor: measures what is not stored; None does so in this process.
 
     Raises:
         ConfigError: the timeout is no positive number.
@@ -66,6 +67,7 @@ class Bench:
         timeout: float | None = None,
         cost: bool = False,
         accuracy_drop_limit: float | None = None,
+        executor: Executor | None = None,
     ) -> None:
         self._store = store
         self._device = device
@@ -78,10 +80,12 @@ class Bench:
         self._accuracy_drop_limit = accuracy_drop_limit
         self._memory: dict[str, Result] = {}
         self._own: set[str] = set()  # measured here: fresh, whatever the clock says
-        self._chain: Evaluator | None = None
+        self._chain = executor
 
     @classmethod
-    def of_run(cls, config: Config, *, started: float, store: Store | None = None, progress: Progress = silent) -> Self:
+    def of_run(
+        cls, config: Config, *, started: float, store: Store | None = None, progress: Progress = silent, executor: Executor | None = None
+    ) -> Self:
         """The bench of a run with these options.
 
         Args:
@@ -89,6 +93,7 @@ class Bench:
             started: when the run started (seconds since 1970); a fresh run takes nothing older.
             store: where results are kept; None takes the folder of the options.
             progress: told what is going on.
+            executor: measures what is not stored; None does so in this process, whatever the options say.
         """
         return cls(
             store=store or Store(config.results),
@@ -100,6 +105,7 @@ class Bench:
             timeout=config.timeout,
             cost=config.cost,
             accuracy_drop_limit=config.accuracy_drop_limit,
+            executor=executor,
         )
 
     def measure(self, case: Case, *, defense: Defense | None = None) -> Result:
@@ -161,6 +167,8 @@ class Bench:
             return result
         try:
             return result.model_copy(update={"training": self._evaluator().training(result.case, defense)})
+        except ClusterError:  # nobody knows: what was measured is no worse for it
+            raise
         except Exception as error:  # noqa: BLE001 - a user's code may raise anything; the run goes on
             return result.model_copy(update=failed(f"trained under its defense: {told(error)}"))
 
@@ -168,11 +176,11 @@ class Bench:
         self._own.add(case.case_id)
         return self._evaluator().run(case, defense)
 
-    def _evaluator(self) -> Evaluator:
-        from gitbench.core.memory import keep_freed_memory
-        from gitbench.measure.evaluator import Evaluator
-
+    def _evaluator(self) -> Executor:
         if self._chain is None:
+            from gitbench.core.memory import keep_freed_memory
+            from gitbench.measure.evaluator import Evaluator
+
             keep_freed_memory()
             if self._threads is not None:
                 import torch
@@ -184,8 +192,12 @@ class Bench:
         return self._chain
 
     def _oblivious(self, case: Case) -> Result | None:
-        """The same case with the attacker that does not know the defense, if this bench or its store has it."""
-        return next((found for found in map(self.stored, case.oblivious()) if found is not None), None)
+        """The same case with the attacker that does not know the defense, if this bench or its store has it.
+
+        One that nobody has judged came back from a cluster before its turn: here too the order of the cells decides.
+        """
+        stored = (self.stored(one) for one in case.oblivious())
+        return next((found for found in stored if found is not None and found.verdict_reason != NOT_JUDGED), None)
 
     def _judged(self, result: Result, control: Result | None) -> Result:
         changes: dict[str, object] = {"gate": self._gate, "accuracy_drop_limit": self._accuracy_drop_limit}

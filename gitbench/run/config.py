@@ -36,6 +36,13 @@ def _without_controls(path: Path) -> Path:
     return path
 
 
+def _known_executor(text: str) -> str:
+    where, equals, address = text.partition("=")
+    if not (text in ("local", "ray") or (where == "ray" and equals and address.strip() == address != "")):
+        raise ValueError("expected local, ray or ray=ADDRESS, for example ray=auto or ray=10.0.0.1:6379")
+    return text
+
+
 _Path = Annotated[Path, AfterValidator(_without_controls)]
 
 
@@ -70,6 +77,14 @@ class Config(BaseModel):
     threads: Annotated[PositiveInt, Field(le=1024)] = 1
     timeout: Annotated[FiniteFloat, Field(gt=0)] | None = None
     known_leaks: tuple[str, ...] = ()
+    executor: Annotated[str, AfterValidator(_known_executor)] = "local"
+    memory: Annotated[FiniteFloat, Field(gt=0)] = 2.0  # GiB of a cell on a cluster; on one machine it takes what it needs
+    gpus: Annotated[FiniteFloat, Field(gt=0, le=64)] = 1.0  # of a cell on a cluster that computes on GPUs
+
+    @property
+    def on_cluster(self) -> bool:
+        """Whether the cells of this run are measured by the workers of a cluster."""
+        return self.executor != "local"
 
     @property
     def looks(self) -> tuple[int, ...]:

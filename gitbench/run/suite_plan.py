@@ -22,7 +22,7 @@ from gitbench.store.result import StrictModel, Text
 _FIXED = ("client", "batch_size", "rounds", "threat")  # the table's own
 _NARROWING: tuple[Kind, ...] = ("attack", "defense", "model")
 # What of [tool.gitbench] counts for a suite that is named on the command line: the rest is of the project's own matrix.
-_PLACES = ("results", "leaderboard", "report", "device", "threads", "timeout")
+_PLACES = ("results", "leaderboard", "report", "device", "threads", "timeout", "executor", "memory", "gpus")
 _ASSIGNED = re.compile(r"([A-Za-z0-9_-]+)=(?!=)")
 
 

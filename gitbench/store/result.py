@@ -14,6 +14,7 @@ from gitbench.identity.known_metrics import known_metrics
 
 SCHEMA = 1
 TIMED_OUT = "timed-out"  # the flag of a case that was stopped by its budget of time
+NOT_JUDGED = "not judged yet"  # the reason of a verdict that nobody has given
 
 # Messages hold what users' code wrote: nothing that a terminal would obey, and no lone surrogate, which JSON cannot hold.
 Text = Annotated[str, AfterValidator(printable)]

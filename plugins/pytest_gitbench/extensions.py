@@ -20,6 +20,10 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
+REGISTERED = pytest.StashKey[list[tuple[str, str, str]]]()
+"""Kind, name and target of what was registered for this run: the workers of a cluster do so too."""
+
+
 def registered(config: pytest.Config) -> None:
     """Register what ``pytest_gitbench_register`` returns, until the end of this run.
 
@@ -32,6 +36,8 @@ def registered(config: pytest.Config) -> None:
             for names in _mapping("register", found, expected).values():
                 _mapping("register", names, expected)
             config.add_cleanup(register(found))
+            added = config.stash.setdefault(REGISTERED, [])
+            added += [(kind, name, target) for kind, names in found.items() for name, target in names.items()]
     except GitbenchError as error:
         raise pytest.UsageError(f"gitbench: {error}") from None
 

@@ -44,6 +44,25 @@ def _given(config: pytest.Config) -> dict[str, Any]:
     return {key: value for key, value in options.items() if value is not None}
 
 
+def check_executor(config: pytest.Config, options: Config) -> None:
+    """Check that this run can use the executor that it asks for.
+
+    Args:
+        config: pytest's.
+        options: of the run.
+
+    Raises:
+        ConfigError: Ray is not installed, or xdist was asked to do the same.
+    """
+    if not options.on_cluster:
+        return
+    from gitbench.run.ray_cluster import require_ray
+
+    require_ray()
+    if getattr(config.option, "numprocesses", None) or getattr(config.option, "tx", None):
+        raise ConfigError("--gitbench-executor ray does what -n does, on many machines: take -n away, or add -n 0.")
+
+
 def _settings(config: pytest.Config) -> dict[str, Any]:
     """``[tool.gitbench]`` of the root, or else of the nearest project around the folder that pytest was started in.
 

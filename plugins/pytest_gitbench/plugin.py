@@ -19,6 +19,9 @@ _VALUES = (
     ("victims", "N", "Private batches attacked per cell and seed; auto adds victims until the verdict is decided"),
     ("device", "auto|cpu|cuda", "Where to compute (default: auto)"),
     ("threads", "N", "CPU threads per process (default: 1; more processes, -n, pay better than more threads)"),
+    ("executor", "local|ray[=ADDRESS]", "Where cells are measured: on this machine, or on a Ray cluster (default: local)"),
+    ("memory", "GIB", "Of a cell on a cluster, for Ray's scheduler (default: 2)"),
+    ("gpus", "N", "Of a cell on a cluster with GPUs; 0.25 lets four share one (default: 1)"),
     ("timeout", "SECONDS", "Per case; past it the cell is inconclusive (default: 900 in the profile quick, else none)"),
     ("threat", "NAME", "What the attacker is granted: server (default), eavesdropper or upper-bound"),
     ("results", "DIR", "Where results and trained attack models are kept (default: .gitbench)"),
@@ -73,7 +76,7 @@ def pytest_configure(config: pytest.Config) -> None:
         registered(config)
     if getattr(config.option, "gitbench_started", None) is None:
         config.option.gitbench_started = time.time()  # carried to the workers of xdist: one moment for all of them
-    for option in ("defense", "baseline", "report", "suite"):
+    for option in ("defense", "baseline", "report", "suite", "executor"):
         if not config.option.gitbench and getattr(config.option, f"gitbench_{option}") is not None:
             raise pytest.UsageError(f"--gitbench-{option} does nothing without --gitbench: add it, or take the option away.")
     if config.option.gitbench:

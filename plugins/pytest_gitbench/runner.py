@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from gitbench.core.errors import ClusterError
 from gitbench.identity.threat import knowledge_of
 from gitbench.judge.sequential import Decision, decide_cell
 from gitbench.judge.verdict import Judgement, pooled, side
@@ -19,6 +20,7 @@ from pytest_gitbench.outcome import AgainstBaseline, Figures, Outcome, Status
 
 if TYPE_CHECKING:
     from gitbench.core.progress import Progress
+    from gitbench.run.executor import ClusterExecutor
 
 
 class Runner:
@@ -31,6 +33,7 @@ class Runner:
         baseline: earlier results to compare with.
         started: when the session started (seconds since 1970); with ``fresh`` older results are not taken.
         progress: told what is going on.
+        cluster: measures what is not stored; None does so in this process.
     """
 
     def __init__(
@@ -42,11 +45,15 @@ class Runner:
         baseline: Cells | None,
         started: float,
         progress: Progress,
+        cluster: ClusterExecutor | None = None,
     ) -> None:
         self._config = config
         self._selected = selected
         self._baseline = baseline
-        self._bench = Bench.of_run(config, started=started, store=store, progress=progress)
+        self._bench = Bench.of_run(config, started=started, store=store, progress=progress, executor=cluster)
+        if cluster is not None:
+            cells = [cell.cases for cell in selected if not self._not_granted(cell)]
+            cluster.ask(cells, known=self._bench.stored, planned=config.looks, gate=config.threshold)
 
     @staticmethod
     def check(cells: Sequence[Cell], config: Config) -> None:
@@ -59,7 +66,8 @@ class Runner:
         from gitbench.clients.defense import load_defense
         from gitbench.measure.evaluator import resolve_device
 
-        resolve_device(config.device)
+        if not config.on_cluster:
+            resolve_device(config.device)
         for attack in {str(cell.attack) for cell in cells}:
             load_attack(attack, profile=config.profile)
         for defense in {str(cell.defense) for cell in cells}:
@@ -67,8 +75,14 @@ class Runner:
 
     def run(self, cell: Cell) -> Outcome:
         """Measure a cell and its control (or take them from the store), and judge them."""
-        status: Status
         metric = next(iter(self._config.threshold))
+        try:
+            return self._outcome(cell, metric)
+        except ClusterError as error:  # of this cell, or of a control that it needs
+            return Outcome(cell=cell.labels, status="failed", word="error", reason=str(error), figures=Figures(metric=metric))
+
+    def _outcome(self, cell: Cell, metric: str) -> Outcome:
+        status: Status
         missing = self._not_granted(cell)
         if missing:
             status = "skipped"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import time
 from collections.abc import Generator, Mapping, Sequence
@@ -20,15 +21,17 @@ from gitbench.run.matrix import Cell, make_cells
 from gitbench.store.folder import Store
 from gitbench.store.result import Result
 from pytest_gitbench import report as lines
-from pytest_gitbench.extensions import added_columns, added_lines, shaped
+from pytest_gitbench.extensions import REGISTERED, added_columns, added_lines, shaped
 from pytest_gitbench.item import RUN_ID, CellItem, Matrix, node_id
-from pytest_gitbench.options import read_config, read_plan
+from pytest_gitbench.options import check_executor, read_config, read_plan
 from pytest_gitbench.outcome import Outcome
 from pytest_gitbench.runner import NOT_GRANTED, Runner
 from pytest_gitbench.suite_runner import SuiteRunner
 
 if TYPE_CHECKING:
     from _pytest.terminal import TerminalReporter
+
+    from gitbench.run.executor import ClusterExecutor
 
 
 class GitbenchSession:
@@ -47,6 +50,7 @@ class GitbenchSession:
         try:
             plan = read_plan(config)
             self.config = plan.config if plan else read_config(config, costs=True)
+            check_executor(config, self.config)
             self.cells = shaped(config, self.config, plan.cells() if plan else make_cells(self.config))
             self._baseline = load_baseline(self.config.baseline) if self.config.baseline else None
             self._check_baseline()
@@ -55,6 +59,7 @@ class GitbenchSession:
         self.store = Store(self.config.results)
         self._suite = SuiteRunner(plan, self.store) if plan else None
         self._runner: Runner | None = None
+        self._cluster: ClusterExecutor | None = None
         self._cells = {node_id(cell): cell for cell in self.cells}
         self._selected: list[Cell] = []
         self._outcomes: dict[str, Outcome] = {}  # by node id, of the cells that are through
@@ -108,22 +113,36 @@ class GitbenchSession:
                 Runner.check(new, self.config)
             if self._suite is not None:
                 self._suite.start(look=bool(new))
+            if self.config.on_cluster:
+                self._open_cluster()
         except GitbenchError as error:
             raise pytest.UsageError(f"gitbench: {error}") from None
 
     # ---------------------------------------------------------------- running
 
+    def _open_cluster(self) -> None:
+        """Have all that is missing measured at once. The items wait for their own in their order, as if they had measured it."""
+        from gitbench.run.ray_cluster import ray_executor
+
+        registered = self._pytest_config.stash.get(REGISTERED, [])
+        self._cluster = ray_executor(self.config, self._selected, store=self.store, registered=registered, progress=self._tell)
+        self._runner = self._made_runner()
+
+    def _made_runner(self) -> Runner:
+        started, chosen, tell = self._pytest_config.option.gitbench_started, self._selected, self._tell
+        shown = (self.config, self.store)
+        return Runner(*shown, selected=chosen, baseline=self._baseline, started=started, progress=tell, cluster=self._cluster)
+
     def _run(self, cell: Cell) -> Outcome:
         if self._runner is None:
-            self._runner = Runner(
-                self.config,
-                self.store,
-                selected=self._selected,
-                baseline=self._baseline,
-                started=self._pytest_config.option.gitbench_started,
-                progress=self._tell,
-            )
+            self._runner = self._made_runner()
         return self._runner.run(cell)
+
+    def pytest_sessionfinish(self) -> None:
+        """Whatever ended the run: what the cluster has measured is kept, and the rest is cancelled."""
+        if self._cluster is not None:
+            with contextlib.suppress(GitbenchError):  # what cannot be written has failed the cells that waited for it
+                self._cluster.close()
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(
