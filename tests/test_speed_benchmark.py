@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.speed import quality
 from gitbench.clients.data import Data
-from helpers import make_data
+from helpers import make_data, write_npz
 
 HERE = Path(__file__).parents[1]
 
@@ -55,3 +56,19 @@ def test_the_search_lowers_the_distance_that_it_is_timed_at(speed: Path) -> None
 
     first, last = (worker.gitbench_run("lenet", 2, iterations)[1][1:] for iterations in (1, 40))
     assert all(after < before / 2 for before, after in zip(first, last, strict=True))
+
+
+def test_what_an_attack_learns_and_sees_is_timed_and_scored(speed: Path, tmp_path: Path) -> None:
+    import worker
+
+    data = write_npz(tmp_path / "data.npz", make_data(size=32, public=120, private=4, classes=10))
+    images = quality._victims(data, 3, tmp_path / "victims.npz")
+    found = worker.gitbench_quality({"attack": "ridge(limit=100)", "images": str(images), "public": str(data)})
+    assert len(found["psnr"]) == 3
+    assert found["seconds"] > 0
+    assert min(found["psnr"]) > 10
+    table = quality._table([quality.Row("ridge", None, 1.25, [30.0, 9.0]), quality.Row("theirs", 6000, 9.0, [25.0])], 20)
+    assert [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]] == [
+        ["`ridge`", "", "1.2", "19.5", "9.0", "no"],
+        ["`theirs`", "6,000", "9.0", "25.0", "25.0", "yes"],
+    ]
