@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.speed import quality
 from gitbench.clients.data import Data
 from helpers import make_data, write_npz
 
@@ -58,8 +57,11 @@ def test_the_search_lowers_the_distance_that_it_is_timed_at(speed: Path) -> None
     assert all(after < before / 2 for before, after in zip(first, last, strict=True))
 
 
-def test_what_an_attack_learns_and_sees_is_timed_and_scored(speed: Path, tmp_path: Path) -> None:
+def test_what_an_attack_learns_and_sees_is_timed_and_scored(speed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(HERE))
     import worker
+
+    from benchmarks.speed import quality
 
     data = write_npz(tmp_path / "data.npz", make_data(size=32, public=120, private=4, classes=10))
     images = quality._victims(data, 3, tmp_path / "victims.npz")
