@@ -194,6 +194,7 @@ def test_the_examples_of_the_documentation_work_as_they_stand(project: pytest.Py
     page = (Path(__file__).parents[1] / "docs" / "plugins.md").read_text().partition("## Hooks")[2]
     examples = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     assert len(examples) == 4
+    project.makepyfile(my_defense=(project.path / "mine.py").read_text().replace("Noise", "MyDefense"))
     result = run(project, "\n".join(examples), "--gitbench", "--gitbench-defense", "none", "--gitbench-defense", "noise", *extra)
     result.assert_outcomes(passed=3)
     result.stdout.fnmatch_lines(["*ridge *worst ssim", "noise *ok holds * 0.[0-9]*", "36 victims attacked"])
