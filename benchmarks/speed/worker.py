@@ -32,8 +32,7 @@ def gitbench_run(name: str, victims: int, iterations: int) -> tuple[int, list[fl
     model, (images, labels) = network(name), examples(victims)
     rows = [gradients(model, *one) for one in zip(images, labels, strict=True)]
     gradients_of_stack(model, images[:1, None], labels[:1, None])  # looks at the model once, as gitbench does when it loads one
-    names = [parameter for parameter, _ in model.named_parameters()]
-    update = gitbench.Update({parameter: torch.stack(column) for parameter, column in zip(names, zip(*rows, strict=True), strict=True)})
+    update = gitbench.Update(stacked(model, rows))
     seen = gitbench.Observation(update=update, model=model, input_shape=tuple(images.shape[1:]), labels=labels[:, None])
     options = "distance='cosine', schedule='step', signed=True, tv=0.1, labels='known'"
     attack = gitbench.load_attack(f"ig(iterations={iterations}, {options})")
@@ -100,8 +99,7 @@ def gitbench_quality(request: dict[str, Any]) -> dict[str, Any]:
     keep_freed_memory()
     model, (images, labels) = network("lenet"), read(request["images"])
     rows = [gradients(model, *one) for one in zip(images, labels, strict=True)]
-    names = [parameter for parameter, _ in model.named_parameters()]
-    update = gitbench.Update({parameter: torch.stack(column) for parameter, column in zip(names, zip(*rows, strict=True), strict=True)})
+    update = gitbench.Update(stacked(model, rows))
     public = None if request["public"] is None else gitbench.load_dataset(f"npz(path={request['public']!r})").public
     shown = gitbench.Observation(
         update=update, model=model, input_shape=tuple(images.shape[1:]), labels=labels[:, None], public=public, defense="none"
@@ -122,6 +120,12 @@ def breaching_quality(request: dict[str, Any]) -> dict[str, Any]:
     before = time.process_time()
     found = run()
     return seen(found, images, time.process_time() - before)
+
+
+def stacked(model: torch.nn.Module, rows: list[list[torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Each image's gradients, all images' in one stack by the names of the parameters."""
+    names = [name for name, _ in model.named_parameters()]
+    return {name: torch.stack(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
 
 
 def timed(run: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, float]:

@@ -46,6 +46,9 @@ from gitbench.store.folder import Store
 from gitbench.store.pictures import picture
 from gitbench.store.result import NOT_JUDGED, TIMED_OUT, Cost, Environment, Result, Training, failed
 
+EVERY_MODEL = "models"
+"""The lock around the loading of any model."""
+
 _Key = tuple[str, str, str, int, int, int, str]
 
 
@@ -267,7 +270,7 @@ class Evaluator:
     def _load_model(self, case: Case, data: Data) -> nn.Module:
         key = (case.dataset, case.model, case.seed)
         if key not in self._models:
-            lock = self.store.lock("models") if self.store else contextlib.nullcontext()
+            lock = self.store.lock(EVERY_MODEL) if self.store else contextlib.nullcontext()
             with lock:
                 self._models[key] = load_model(case.model, data, seed=case.seed, cache=self.store.models if self.store else None)
         return self._models[key].to(self.device)

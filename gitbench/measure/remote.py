@@ -29,12 +29,10 @@ from gitbench.core.spec import KINDS, Kind, parse_spec
 from gitbench.identity.case import Case, code_digest, core_digest
 from gitbench.identity.known_metrics import digest_of_metrics
 from gitbench.identity.names import register
-from gitbench.measure.evaluator import Evaluator, observed, warm_up
+from gitbench.measure.evaluator import EVERY_MODEL, Evaluator, observed, warm_up
 from gitbench.measure.task import Conditions, Reply, Task
 from gitbench.store.folder import Store
 from gitbench.store.result import TIMED_OUT, Result
-
-_EVERY_MODEL = "models"  # the evaluator's lock around the loading of any model
 
 
 class StateMissing(BaseException):  # so that no ``except Exception`` of a user's code swallows it
@@ -84,7 +82,7 @@ class TaskStore(Store):
             StateMissing: the state of this name did not come with the task, and is not the task's to learn.
             StateLearned: it was, and it is learned.
         """
-        if name == _EVERY_MODEL or self._state(name).exists():
+        if name == EVERY_MODEL or self._state(name).exists():
             yield
             return
         if name != self._task.learns and name not in self._task.own:
@@ -211,7 +209,7 @@ class RemoteEvaluator(Evaluator):
         if (case.dataset, case.model, case.seed) in self._models:
             return super()._load_model(case, data)
         name = trained_name(case.model, data, seed=case.seed)
-        with self._kept.lock(name or _EVERY_MODEL):
+        with self._kept.lock(name or EVERY_MODEL):
             return super()._load_model(case, data)
 
 

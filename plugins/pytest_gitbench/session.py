@@ -129,9 +129,10 @@ class GitbenchSession:
         self._runner = self._made_runner()
 
     def _made_runner(self) -> Runner:
-        started, chosen, tell = self._pytest_config.option.gitbench_started, self._selected, self._tell
-        shown = (self.config, self.store)
-        return Runner(*shown, selected=chosen, baseline=self._baseline, started=started, progress=tell, cluster=self._cluster)
+        started, cluster = self._pytest_config.option.gitbench_started, self._cluster
+        return Runner(
+            self.config, self.store, selected=self._selected, baseline=self._baseline, started=started, progress=self._tell, cluster=cluster
+        )
 
     def _run(self, cell: Cell) -> Outcome:
         if self._runner is None:
