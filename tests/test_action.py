@@ -150,6 +150,7 @@ def runner(tmp_path_factory: pytest.TempPathFactory, bare: pytest.Pytester) -> R
     return Runner(tmp_path_factory.mktemp("runner"), bare.path)
 
 
+@pytest.mark.slow
 def test_a_planted_regression_is_commented_on_summed_up_and_red(project: pytest.Pytester, runner: Runner) -> None:
     project.makepyfile(mine=MINE.format(noise=0.0))
     steps = runner.run({"arguments": "--gitbench-attack 'ridge' --gitbench-seeds 1"})

@@ -278,6 +278,7 @@ def test_what_was_learned_here_is_fresh_whatever_the_clock_says(tmp_path: Path, 
 # Two runs at once
 
 
+@pytest.mark.slow
 def test_two_runs_in_one_folder_share_the_work(tmp_path: Path, tiny_npz: Path) -> None:
     (tmp_path / "attacks.py").write_text(ATTACK)
     attacks = [f"attacks.py:Logged(which={which}, seconds=0.3)" for which in range(8)]

@@ -121,9 +121,8 @@ def test_commands_run_on_a_small_project(block: Block, folder: pytest.Pytester) 
         run(words, folder)
 
 
-def test_options_and_commands_within_sentences_exist() -> None:
-    parser = pytest.Config.fromdictargs({}, [])._parser
-    options = {name for option in parser.getgroup("gitbench").options for name in option.names()}
+def test_options_and_commands_within_sentences_exist(pytestconfig: pytest.Config) -> None:
+    options = {name for option in pytestconfig._parser.getgroup("gitbench").options for name in option.names()}
     commands = next(action for action in cli._parser()._actions if isinstance(action, argparse._SubParsersAction)).choices
     for page in PAGES:
         text = read(page)

@@ -189,6 +189,7 @@ def test_every_hook_is_documented_with_a_recipe() -> None:
         assert f"def {name}(" in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", [(), ("-n", "2")], ids=["plain", "n2"])
 def test_the_examples_of_the_documentation_work_as_they_stand(project: pytest.Pytester, extra: tuple[str, ...]) -> None:
     page = (Path(__file__).parents[1] / "docs" / "plugins.md").read_text().partition("## Hooks")[2]

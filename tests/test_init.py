@@ -140,6 +140,7 @@ def test_the_defense_can_be_imported_by_the_projects_tests(project: pytest.Pytes
     project.runpytest_subprocess("tests/test_import.py").assert_outcomes(passed=1)
 
 
+@pytest.mark.slow
 def test_on_the_photographs_the_new_defense_holds_as_it_says(warm: None, pytester: pytest.Pytester) -> None:
     main(["init", str(pytester.path)])
     result = pytester.runpytest_inprocess("--gitbench")  # half a minute: the one test of the strength that the template promises

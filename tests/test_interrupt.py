@@ -52,6 +52,7 @@ def wait_for(folder: Path, lines: int) -> None:
     raise AssertionError("the run did not get there")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="this system has no process groups")
 @pytest.mark.parametrize(("extra", "started"), [(("-p", "no:xdist"), 3), (("-n", "2"), 4)], ids=["plain", "n2"])
 def test_ctrl_c_once_keeps_shows_and_exits_with_two(folder: Path, extra: tuple[str, ...], started: int) -> None:

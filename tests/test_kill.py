@@ -43,6 +43,7 @@ def finished(folder: Path) -> dict[str, tuple[int, bytes]]:
     return found
 
 
+@pytest.mark.slow
 def test_twenty_kills_lose_nothing_and_repeat_nothing(tmp_path: Path, tiny_npz: Path) -> None:
     # A moment each, so that kills hit it.
     write_logged(tmp_path, tiny_npz, attacks=ATTACKS, wait="time.sleep(0.05)")

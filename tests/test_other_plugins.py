@@ -89,6 +89,7 @@ def in_order(lines: Sequence[str], *starts: str) -> None:
         assert " ".join(line.split()).startswith(start), (start, line)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", [(), ("-q",), ("-v",), ("-n", "2", "--dist=loadfile")], ids=["plain", "q", "v", "n2"])
 def test_an_outcome_of_another_plugin_is_passed_on(bench: pytest.Pytester, extra: tuple[str, ...]) -> None:
     bench.makeconftest(RERUN)

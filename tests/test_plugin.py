@@ -41,6 +41,7 @@ def test_the_matrix_runs_and_only_it(bench: pytest.Pytester, extra: tuple[str, .
         assert found["case_ids"] in stored_cases(bench.path)
 
 
+@pytest.mark.slow
 def test_results_are_the_same_plain_with_xdist_and_without_it(bench: pytest.Pytester) -> None:
     """The matrix, and a suite that measures by the fixture: every file but its times and its memory."""
     bench.makepyfile(

@@ -137,6 +137,7 @@ def test_a_first_layer_without_known_weights_is_not_polished(data: Data) -> None
     assert found is None
 
 
+@pytest.mark.slow
 def test_git_gains_from_the_polish(data: Data) -> None:
     big = make_data(size=16, public=600, private=24)
     generator = torch.Generator().manual_seed(9)

@@ -31,6 +31,7 @@ def benchmark() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_processes_and_nodes_may_be_killed(tmp_path: Path, benchmark: ModuleType, warm: None) -> None:
     pytest.importorskip("ray")
     logs = benchmark.write_project(tmp_path, defenses=CELLS // 4)

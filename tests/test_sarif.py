@@ -87,7 +87,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_each_leaking_cell_is_a_result_of_its_attacks_rule(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = kept(Store(repository / "results"), usual_results()).root
     run = written(repository, results)
-    assert [rule["id"] for rule in run["tool"]["driver"]["rules"]] == ["leaks/ridge", "leaks/ig"]
+    assert [rule["id"] for rule in run["tool"]["driver"]["rules"]] == ["leaks/ig", "leaks/ridge"]
     assert len(run["results"]) == 4  # one defense of two leaks, to two attacks in two settings; controls are no findings
     assert len({result["partialFingerprints"]["gitbenchCell/v1"] for result in run["results"]}) == 4
     first = run["results"][0]

@@ -141,6 +141,7 @@ def test_a_leaderboard_judges_each_cell_once(tmp_path: Path) -> None:
     assert calls["measured_here"] <= 10 * len(defenses)
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.collection", "--cells", "100"], cwd=HERE, capture_output=True, text=True, check=False

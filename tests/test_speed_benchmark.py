@@ -22,6 +22,7 @@ def speed(monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_tiny_run_writes_a_table(tmp_path: Path) -> None:
     output = tmp_path / "RESULTS.md"
     tiny = ["--alone", "--threads", "1", "--rounds", "2", "--seconds", "0.01", "--networks", "lenet", "--victims", "1", "2"]

@@ -49,6 +49,7 @@ def test_published_and_ours_are_told_and_written(bench: pytest.Pytester, suite: 
     assert {case["case"]["model"] for case in stored_cases(bench.path).values()} == {"mlp(hidden=(24,))"}
 
 
+@pytest.mark.slow
 def test_with_xdist_and_then_without_it_the_table_is_the_same(bench: pytest.Pytester, suite: tuple[str, ...]) -> None:
     told(run_matrix(bench, *suite, "-n", "2"))
     before = (bench.path / PAGE).read_bytes()

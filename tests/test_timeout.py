@@ -277,6 +277,7 @@ def bench(warm: None, pytester: pytest.Pytester, tiny_npz: Path) -> pytest.Pytes
     return pytester
 
 
+@pytest.mark.slow
 @alarm
 @pytest.mark.parametrize("extra", [("-p", "no:xdist"), ("-n", "2")], ids=["plain", "n2"])
 def test_the_run_goes_on_and_the_cell_is_red_even_where_a_leak_is_declared(bench: pytest.Pytester, extra: tuple[str, ...]) -> None:

@@ -21,6 +21,7 @@ from gitbench.publish.report.settings import rows_of, setting_of
 from gitbench.publish.report.standing import GRAVITY, overall, verdict_sentence, worst_of
 from gitbench.publish.table import Table, tables
 from gitbench.store.folder import Store, write_atomic
+from gitbench.store.result import Result
 
 PICTURES = 24 * 2**20
 """Bytes of all pictures on a page; what leaks most is shown first."""
@@ -81,7 +82,14 @@ def report_of_results(results: Path, *, redact: bool | None = None) -> Report:
         StoreError: there is no finished result in it.
     """
     store = Store(results)
-    return build_report(latest(tables(list(store.results()))), store=store, redact=redact)
+    return build_report(latest(tables(sorted(store.results(), key=_spelled))), store=store, redact=redact)
+
+
+def _spelled(result: Result) -> tuple[str | int, ...]:
+    """By what a case says, not by its id: a change of our code leaves the order of a report as it was."""
+    case = result.case
+    setting = (case.dataset, case.model, case.client, case.batch_size, case.rounds, case.threat, case.profile, case.victims)
+    return (*setting, case.defense, case.attack, case.seed, result.case_id)
 
 
 def latest(found: Sequence[Table]) -> list[Table]:
