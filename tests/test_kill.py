@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from helpers import write_logged
 
 KILLS, ATTACKS = 20, 40
