@@ -101,6 +101,18 @@ def test_collect_only_lists_ids_and_imports_no_torch(bench: pytest.Pytester) -> 
     assert not (bench.path / ".gitbench").exists()
 
 
+def test_ids_that_v_prints_can_be_given_back(bench: pytest.Pytester) -> None:
+    options = ("--gitbench-defense", "pruning(rate=0.5)", "--gitbench-attack", "ridge")
+    listed = bench.runpytest_inprocess("--gitbench", *options, "--collect-only", "-q").outlines
+    ids = [line for line in listed if line.startswith("gitbench::")]
+    assert len(ids) == 1
+    for extra in ((), ("-p", "no:xdist")):
+        told = run_matrix(bench, *options, "-v", *extra).outlines
+        for one in ids:
+            assert any(line.startswith(f"{one} ") for line in told), one
+    assert any(one in line for one in ids for line in run_matrix(bench, *options, "-v", "-n", "2").outlines)
+
+
 def test_k_selects_and_a_partial_run_keeps_the_complete_table(bench: pytest.Pytester) -> None:
     run_matrix(bench)
     (board,) = (bench.path / "leaderboards").glob("*.md")
