@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import special, stats
 
+from gitbench.judge import statistics
 from gitbench.judge.sequential import FIRST, at_look, confidence_at, decide, looks
 from gitbench.judge.statistics import RESAMPLES, Draws, interval, wilson
 from gitbench.judge.verdict import exposures, judge_results
@@ -100,7 +101,7 @@ def test_an_interval_is_the_expanded_bootstrap() -> None:
     values = np.random.default_rng(1).normal(size=(2, 9))
     random, means = np.random.default_rng(0), np.zeros(RESAMPLES)
     for group in values:
-        means += group[random.integers(0, 9, (RESAMPLES, 9))].sum(axis=1) / 18
+        means += group[random.integers(0, 9, (RESAMPLES, 9))].T.copy().sum(axis=0) / 18
     share = special.ndtr(special.stdtrit(17, (1 - 0.95) / 2) * np.sqrt(18 / 17))
     low, high = np.quantile(means, [share, 1 - share])
     found = interval([list(group) for group in values])
@@ -216,3 +217,8 @@ def test_a_control_that_surely_fails_ends_it_and_one_that_may_leak_does_not() ->
 def test_an_error_at_the_first_look_is_told() -> None:
     decision = decide(lambda victims: ([result([0.0] * victims, error="boom")], None), planned=looks(8, 64), gate=GATE)
     assert "boom" in decision.judgement.reason
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=60), st.lists(st.floats(0, 1), min_size=1, max_size=3))
+def test_quantiles_are_those_of_numpy(values: list[float], shares: list[float]) -> None:
+    assert statistics._quantiles(np.array(values), shares) == np.quantile(np.array(values), shares).tolist()

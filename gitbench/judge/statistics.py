@@ -32,12 +32,12 @@ class Draws:
         self._drawn: list[np.ndarray] = []
 
     def of(self, sizes: tuple[int, ...]) -> Sequence[np.ndarray]:
-        """Of each seed ``(RESAMPLES, size)``: numbers of victims."""
+        """Of each seed ``(size, RESAMPLES)``: numbers of victims. Sums over the first axis are of whole rows, which is fast."""
         import numpy as np
 
         if sizes != self._sizes:
             random = np.random.default_rng(0)
-            self._drawn = [random.integers(0, size, (RESAMPLES, size)) for size in sizes]
+            self._drawn = [np.ascontiguousarray(random.integers(0, size, (RESAMPLES, size)).T) for size in sizes]
             self._sizes = sizes
         return self._drawn
 
@@ -76,10 +76,10 @@ def interval(groups: Sequence[Sequence[float | None]], *, confidence: float = CO
         return Interval(mean, None, None)
     means = np.zeros(RESAMPLES)
     for array, drawn in zip(arrays, (draws or Draws()).of(tuple(array.size for array in arrays)), strict=True):
-        means += array.take(drawn).sum(axis=1) / count
+        means += array.take(drawn).sum(axis=0) / count
     tail = special.stdtrit(count - 1, (1 - confidence) / 2) * np.sqrt(count / (count - 1))
     share = float(special.ndtr(tail))
-    low, high = (float(bound) for bound in np.quantile(means, [share, 1 - share]))
+    low, high = _quantiles(means, (share, 1 - share))
     if count < FEW:
         error = float(np.concatenate(arrays).std(ddof=1) / np.sqrt(count))
         half = float(special.stdtrit(count - 1, (1 + confidence) / 2)) * error
@@ -89,6 +89,21 @@ def interval(groups: Sequence[Sequence[float | None]], *, confidence: float = CO
         half = float(special.stdtrit(len(arrays) - 1, (1 + confidence) / 2)) * between
         low, high = min(low, mean - half), max(high, mean + half)
     return Interval(mean, min(low, mean), max(high, mean))
+
+
+def _quantiles(values: np.ndarray, shares: Sequence[float]) -> list[float]:
+    """What ``np.quantile`` gives (linear), to the bit, in half its time: a leaderboard asks for thousands."""
+    import numpy as np
+
+    at = [share * (values.size - 1) for share in shares]
+    below = [min(int(one), values.size - 2) for one in at]
+    values = np.partition(values, sorted({index for one in below for index in (one, one + 1)}))
+    return [_between(float(values[one]), float(values[one + 1]), where - one) for one, where in zip(below, at, strict=True)]
+
+
+def _between(low: float, high: float, share: float) -> float:
+    """Linear, and never past either end by rounding."""
+    return low + (high - low) * share if share < 0.5 else high - (high - low) * (1 - share)
 
 
 def _spread_of_seeds(arrays: Sequence[np.ndarray]) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from gitbench.core import figures
@@ -178,7 +178,7 @@ def exposure_text(metric: str, found: Exposure) -> str:
     return f"{past} ({share}), the worst is victim {found.worst_victim} of seed {found.worst_seed} with {worst}"
 
 
-def pooled(results: Sequence[Result], metrics: Mapping[str, object], *, estimate: Estimate = interval) -> dict[str, Interval]:
+def pooled(results: Sequence[Result], metrics: Collection[str], *, estimate: Estimate = interval) -> dict[str, Interval]:
     """Intervals over the victims of all seeds."""
     empty = Measure(mean=None, low=None, high=None, values=())
     return {name: estimate([result.metrics.get(name, empty).values for result in results]) for name in metrics}

@@ -84,10 +84,11 @@ def worst_case(
         errors: those that ended in an error, where no result says so.
         estimate: from values per seed to an interval.
     """
-    found = {attack: _values(results.get(attack, ()), metric) for attack in attacks}
+    keys = {result.case_id: _but_for_the_attack(result.case) for several in results.values() for result in several}
+    found = {attack: _values(results.get(attack, ()), metric, keys) for attack in attacks}
     usable = {attack: values for attack, values in found.items() if values}
     base = {attack: values for attack, values in usable.items() if attack not in others} or usable
-    times = [(_but_for_the_attack(result.case), result.finished_at) for attack in base for result in results.get(attack, ())]
+    times = [(keys[result.case_id], result.finished_at) for attack in base for result in results.get(attack, ())]
     shared = _shared(base, dict(sorted(times, key=lambda one: one[1])))
     compared = {attack: values for attack, values in base.items() if shared and shared.keys() <= values.keys()}
     sign = known_metrics()[metric].sign
@@ -108,10 +109,10 @@ def worst_case(
     )
 
 
-def _values(results: Sequence[Result], metric: str) -> dict[str, _Values]:
+def _values(results: Sequence[Result], metric: str, keys: Mapping[str, str]) -> dict[str, _Values]:
     """What each victim lost, by the case but for the attack and the number of victims: the first ones are the same."""
     return {
-        _but_for_the_attack(result.case): result.metrics[metric].values
+        keys[result.case_id]: result.metrics[metric].values
         for result in results
         if metric in result.metrics and any(value is not None for value in result.metrics[metric].values)
     }

@@ -18,7 +18,7 @@ from gitbench.judge.worst_case import AUTO, Worst
 from gitbench.publish import picture
 from gitbench.publish.cost_table import COST, costs, rank, usefulness
 from gitbench.publish.details import attack_settings, blind_guess, measured_by_others, raised_flags, single_victims, undefended_attacks
-from gitbench.publish.summary import LEGEND, bounded, gated_figure, strongest_attack, summary_rows, summary_table
+from gitbench.publish.summary import LEGEND, SummaryRow, bounded, gated_figure, strongest_attack, summary_rows, summary_table
 from gitbench.publish.table import Table, canonical, markdown_table
 from gitbench.run.profiles import PROFILES
 from gitbench.store.folder import LARGEST, read_file, write_atomic
@@ -98,7 +98,8 @@ def files(table: Table) -> dict[str, str]:
     """What a table is written as, by paths within its folder: the picture, and the Markdown that shows it."""
     name = file_name(table.dataset, table.model, table.conditions)
     ordered = canonical(table)
-    return {_picture_of(name): picture.draw(ordered), name: _rendered(ordered)}
+    rows = summary_rows(ordered)
+    return {_picture_of(name): picture.draw(ordered, rows), name: _rendered(ordered, rows)}
 
 
 def is_leaderboard(path: Path) -> bool:
@@ -134,12 +135,12 @@ def _picture_of(name: str) -> str:
 
 def render(table: Table) -> str:
     """The Markdown of one leaderboard, the same whatever order its cells were measured in."""
-    return _rendered(canonical(table))
+    ordered = canonical(table)
+    return _rendered(ordered, summary_rows(ordered))
 
 
-def _rendered(table: Table) -> str:
-    worsts = {defense: table.worst(defense) for defense in table.defenses}
-    rows = summary_rows(table, worsts)
+def _rendered(table: Table, rows: Sequence[SummaryRow]) -> str:
+    worsts = table.worsts
     name = file_name(table.dataset, table.model, table.conditions)
     lines = [
         *_head(table),

@@ -13,7 +13,7 @@ from gitbench.identity.case import UNDEFENDED
 from gitbench.judge.statistics import Interval
 from gitbench.judge.verdict import side
 from gitbench.publish.report.cells import standing_of
-from gitbench.publish.summary import SummaryRow, bounded, summary_rows, worst_shown
+from gitbench.publish.summary import SummaryRow, bounded, worst_shown
 from gitbench.publish.table import Table
 
 _LEFT, _RIGHT, _TOP = 310, 640, 62  # of the plot, in pixels; names stand left of it, figures right
@@ -76,11 +76,10 @@ def title(table: Table) -> str:
     return printable(f"{_measure(table)} of every attack on every defense, with 95 % intervals: {of}", keep="")
 
 
-def draw(table: Table) -> str:
-    """The SVG of a canonical table."""
+def draw(table: Table, rows: Sequence[SummaryRow]) -> str:
+    """The SVG of a canonical table and its ranked rows."""
     import jinja2
 
-    rows = summary_rows(table, {defense: table.worst(defense) for defense in table.defenses})
     scale, left_out, bottom = _scale(table, rows), 0, _TOP
     groups: list[tuple[int, str, list[PictureLine]]] = []
     for row in rows:
@@ -133,10 +132,9 @@ def _description(table: Table, rows: Sequence[SummaryRow]) -> str:
 
 def _attacks(table: Table, defense: str) -> list[str]:
     """Of a defense, what got most first; what has no figure last."""
-    means = {attack: table.mean(defense, attack).mean for row, attack in table.results if row == defense}
-    named = [attack for row, attack in table.cells if row == defense]
+    means = {attack: table.mean(defense, attack).mean for attack in table.row(defense)}
     sign = table.metric.sign
-    return sorted(named, key=lambda attack: math.inf if (mean := means.get(attack)) is None else -sign * mean)
+    return sorted(table.attacks_on(defense), key=lambda attack: math.inf if (mean := means.get(attack)) is None else -sign * mean)
 
 
 def _lines(table: Table, row: SummaryRow, attacks: Sequence[str], scale: _Scale, top: int) -> list[PictureLine]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gitbench.core import figures
@@ -47,10 +47,10 @@ class SummaryRow:
     lost: Percent | None
 
 
-def summary_rows(table: Table, worsts: Mapping[str, Worst]) -> list[SummaryRow]:
+def summary_rows(table: Table) -> list[SummaryRow]:
     """A row for each defense, ranked."""
     drops = measured_drops(table)
-    found = [_row(table, defense, worst, drops.get(defense)) for defense, worst in worsts.items()]
+    found = [_row(table, defense, worst, drops.get(defense)) for defense, worst in table.worsts.items()]
     return sorted(found, key=lambda row: rank(table, row.defense, row.worst))
 
 
@@ -75,7 +75,7 @@ def summary_table(table: Table, rows: Sequence[SummaryRow]) -> str:
 def strongest_attack(table: Table, defense: str) -> tuple[str, float] | None:
     """The attack with the largest mean, and that mean; None where nothing was measured."""
     sign = table.metric.sign
-    found = {attack: table.mean(defense, attack).mean for row, attack in table.results if row == defense}
+    found = {attack: table.mean(defense, attack).mean for attack in table.row(defense)}
     known = {attack: mean for attack, mean in found.items() if mean is not None}
     name = max(known, key=lambda attack: sign * known[attack], default=None)
     return None if name is None else (name, known[name])
@@ -130,7 +130,7 @@ def _of_control(found: Standing) -> str:
 
 def _identified(table: Table, defense: str) -> ShareFound | None:
     shares = []
-    for results in (results for (row, _), results in table.results.items() if row == defense):
+    for results in table.row(defense).values():
         share = identified(value for result in results if (one := result.metrics.get(IDENTIFICATION)) for value in one.values)
         shares += [share] if share is not None else []
     return max(shares, key=lambda one: (one.share, one.high), default=None)

@@ -46,7 +46,7 @@ class Table:
     errors: Mapping[tuple[str, str], str] = field(default_factory=dict)
     others: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
-    @property
+    @functools.cached_property
     def metric(self) -> Metric:
         """The first that is gated: the one whose values the cells show."""
         return known_metrics()[next(iter(self.gate))]
@@ -85,13 +85,20 @@ class Table:
             return True
         return bool(self.others) and any(result.case_id in self.others for result in self.results.get((defense, attack), ()))
 
+    def attacks_on(self, defense: str) -> Sequence[str]:
+        """The attacks of a row, whether they were measured or not."""
+        return self._attacks_on.get(defense, ())
+
     def row(self, defense: str) -> Mapping[str, Sequence[Result]]:
         """Attack to results of one defense."""
         return self._rows.get(defense, {})
 
     def mean(self, defense: str, attack: str) -> Interval:
         """The mean of a cell that was measured, over victims and seeds, of the metric that is shown."""
-        return pooled(self.results[defense, attack], self.gate, estimate=self.estimate)[self.metric.name]
+        if (defense, attack) not in self._means:
+            metric = self.metric.name
+            self._means[defense, attack] = pooled(self.results[defense, attack], (metric,), estimate=self.estimate)[metric]
+        return self._means[defense, attack]
 
     def certified(self, defense: str, attack: str) -> float | None:
         """The share of a cell's victims whose reconstruction is certified; None where no attacker could tell, or nobody asked."""
@@ -106,8 +113,20 @@ class Table:
         return rows
 
     @functools.cached_property
+    def _attacks_on(self) -> Mapping[str, Sequence[str]]:
+        rows: dict[str, list[str]] = {}
+        for defense, attack in self.cells:
+            rows.setdefault(defense, []).append(attack)
+        return rows
+
+    @functools.cached_property
     def _submissions(self) -> frozenset[str]:
         return frozenset(filter(is_submission, self.attacks))
+
+    @functools.cached_property
+    def _means(self) -> dict[tuple[str, str], Interval]:
+        """Those that were asked for."""
+        return {}
 
     @functools.cached_property
     def _verdicts(self) -> dict[tuple[str, str], Judgement]:
@@ -130,6 +149,11 @@ class Table:
             found = judge_results(self.results[defense, attack], control, gate=self.gate, estimate=self.estimate)
             self._verdicts[defense, attack] = found
         return self._verdicts[defense, attack]
+
+    @functools.cached_property
+    def worsts(self) -> Mapping[str, Worst]:
+        """The worst case of each row."""
+        return {defense: self.worst(defense) for defense in self.defenses}
 
     def worst(self, defense: str) -> Worst:
         """The worst case of a row, over all attacks that the threat model lets run."""

@@ -61,7 +61,7 @@ def setting_of(table: Table, *, redact: bool | None) -> SettingMeasured:
 
 def rows_of(table: Table, setting: SettingMeasured, cells: Sequence[CellMeasured]) -> tuple[DefenseInSetting, ...]:
     """A row for each defense; the undefended one is the yardstick."""
-    worsts = {defense: table.worst(defense) for defense in table.defenses}
+    worsts = table.worsts
     by_defense: dict[str, list[CellMeasured]] = {}
     for cell in cells:
         by_defense.setdefault(cell.defense, []).append(cell)
