@@ -70,6 +70,10 @@ BREAKS = (
     ),
     Break(defense="topk(rate=0.01)", rounds=(1, 16), fooled="ridge", adaptive="ridge", how="what is late comes in the end"),
     Break(
+        defense="ats()", fooled="recursion(adapt=False)", adaptive="auto",
+        how="try what may have been drawn, and search the image behind",
+    ),
+    Break(
         defense="none", client="fedavg(steps=5, lr=0.1, batch_size=4)", batch_size=4, fooled=PLAIN_RIDGE, adaptive="ridge",
         how="rehearse the local steps",
     ),

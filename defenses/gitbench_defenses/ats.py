@@ -44,8 +44,9 @@ class Ats(Defense):
     The truth of a measurement are the private images, not the transformed ones: what is shifted out of an image is lost to the
     attacker, and what is merely darker is a worse picture of it by squared error, though not to the eye.
 
-    What an attacker knows: the policy; what it drew it does not. It gets the transformed image at best. Known break: transformed images
-    are reconstructed in early training all the same (Balunović et al., ICLR 2022, arXiv 2111.04706).
+    What an attacker knows: the policy; what it drew it does not. Known breaks: transformed images are reconstructed in early training all
+    the same (Balunović et al., ICLR 2022, arXiv 2111.04706); and a policy has few outcomes, so that they can be tried one by one, and the
+    image behind be searched (``auto``, docs/breaks.md).
 
     Args:
         policy: numbers from 0 to 49, joined by ``-``; lists of them, joined by ``+``.

@@ -90,6 +90,10 @@ class Whitened:
         """Whether neighbouring coordinates are neighbouring directions of a covariance, rather than pixels."""
         return self._directions is not None
 
+    def inverse_curvature(self, deviation: float) -> torch.Tensor:
+        """Of the posterior of one image that was seen with an error of this deviation in each pixel, by coordinates: ``(n,)``."""
+        return 1 / (1 + (self._spread / deviation).square())
+
     def coordinates(self, images: torch.Tensor) -> torch.Tensor:
         """Of images ``(V, B, C, H, W)``: ``(V, B n)``."""
         return (self._turned(images.flatten(2) - self._mean) / self._spread).flatten(1)

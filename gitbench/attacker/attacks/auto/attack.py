@@ -14,6 +14,7 @@ import torch
 from gitbench.attacker.attack import Attack, Candidates, Fits, Fitted, State, load_attack
 from gitbench.attacker.attacks.auto.criterion import Criterion
 from gitbench.attacker.attacks.auto.own_inputs import OwnInputs
+from gitbench.attacker.attacks.auto.preparation import images_behind, looks_behind
 from gitbench.attacker.attacks.git.attack import Git
 from gitbench.attacker.attacks.ig import IG
 from gitbench.attacker.attacks.lti import LTI
@@ -34,6 +35,7 @@ from gitbench.core.errors import AttackError, ModelError, NotGrantedError
 from gitbench.core.progress import Progress, TimeUp
 
 _WITHOUT_PARAMETERS = ("git", "lti", "ridge")  # best first, where nothing can be matched for want of parameters
+_PREPARED = "prepared"
 _MOST_CLASSES = 20  # of which each is tried where labels cannot be read
 _SURE = 0.99  # of rehearsed batches whose labels are read right
 _EXPLAINED = 4.0  # squared deviations of an entry
@@ -102,12 +104,18 @@ class Auto(Attack):
         kinds: tuple[type[Attack], ...] = (Ridge, Recursion, LTI, Git)  # cheapest first
         return {kind.name: load_attack(kind.name, profile=self.options.profile) for kind in kinds}
 
+    @functools.cached_property
+    def _prepared(self) -> Attack:
+        """What reconstructs the images that were differentiated, where a defense has transformed them."""
+        return load_attack("recursion(adapt=False)", profile=self.options.profile)
+
     def memory(self, observation: Observation) -> int:
         """Of the least demanding part: one that does not fit is left out (:meth:`_fitted`)."""
         return min((prior.memory(prior.seen_of(observation)) for prior in self._that_can_run(observation).values()), default=0)
 
     def _that_can_run(self, observation: Observation) -> dict[str, Attack]:
-        return {name: prior for name, prior in self._priors.items() if prior.requires <= observation.granted}
+        found = {name: prior for name, prior in self._priors.items() if prior.requires <= observation.granted}
+        return found | {_PREPARED: self._prepared} if looks_behind(observation) else found
 
     def _fitted(self, observation: Observation, *, generator: torch.Generator, progress: Progress, fits: Fits | None) -> Fitted:
         """The states of all parts under their own names, so that they share what they learn with the attacks alone."""
@@ -124,14 +132,15 @@ class Auto(Attack):
         return Fitted(state, seconds)
 
     def run(self, observation: Observation, state: State, *, generator: torch.Generator, progress: Progress) -> torch.Tensor | Candidates:
-        priors = {name: prior for name, prior in self._priors.items() if f"{name}." in state}
+        priors = {name: prior for name, prior in self._that_can_run(observation).items() if f"{name}." in state}
 
         def candidate(name: str, observation: Observation) -> torch.Tensor:
             prefix = f"{name}."
             own = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix) and key != prefix}
             # Granted labels are no part's own to ask for: what would infer them takes them.
             known = observation.restricted(priors[name].requires | priors[name].uses | {"labels"})
-            return _inputs(priors[name].run(known, own, generator=generator, progress=progress))
+            seen = known if priors[name].adapt else known.oblivious()
+            return _inputs(priors[name].run(seen, own, generator=generator, progress=progress))
 
         if "parameters" not in observation.granted:
             best = next((name for name in _WITHOUT_PARAMETERS if name in priors), None)
@@ -146,6 +155,9 @@ class Auto(Attack):
             found: dict[str, torch.Tensor] = {}
             for name in priors:
                 found[name] = candidate(name, stack)
+                if name == _PREPARED:
+                    image = Gaussian.stored(state, f"{name}.image")
+                    found[name] = images_behind(found[name], stack, image, iterations=budget.posterior, progress=progress)
                 search.consider(found[name])
             solvable = "ridge" in found and can_be_solved(stack)
             if solvable and switches(stack.model):  # there the other searches take long and come less near
