@@ -74,6 +74,10 @@ BREAKS = (
         how="try what may have been drawn, and search the image behind",
     ),
     Break(
+        defense="mixup()", fooled="recursion(adapt=False)", adaptive="auto",
+        how="read the mixed label, and take the public partner out of the average",
+    ),
+    Break(
         defense="none", client="fedavg(steps=5, lr=0.1, batch_size=4)", batch_size=4, fooled=PLAIN_RIDGE, adaptive="ridge",
         how="rehearse the local steps",
     ),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gitbench import Data, Defense, Observation, load_defense, load_model
-from gitbench.attacker.attacks.auto.preparation import images_behind, looks_behind
+from gitbench import Data, Defense, Observation, Split, client_update, load_attack, load_defense, load_model
+from gitbench.attacker.attacks.auto.preparation import as_prepared, images_behind, looks_behind, mixed_labels, unmixed
+from gitbench.attacker.learning import NoCheckpoint
 from gitbench.attacker.tools.priors import of_spectrum
 from gitbench.clients.update import Update
 from gitbench.core.progress import silent
@@ -56,6 +57,59 @@ def test_the_image_behind_a_shift_is_found(tiny: Data) -> None:
     assert errors[1].mean() < (truth - tiny.public.inputs.mean(0)).square().mean() / 2  # the other goes on from there
 
 
+def noisy(count: int, seed: int) -> torch.Tensor:
+    """In their prior's coordinates these do not resemble each other, as photographs do not."""
+    return torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def mixes() -> Data:
+    labels = torch.randint(4, (200,), generator=torch.Generator().manual_seed(0))
+    return Data(Split(noisy(200, 1), labels), Split(noisy(6, 2), labels[:6]), classes=4, name="noise")
+
+
+def test_an_average_with_a_public_image_is_taken_apart(mixes: Data) -> None:
+    observation = observed(mixes, "mixup()")
+    fitted = observation.without_update().public.inputs  # the others play victims
+    for weights in ([0.3, 0.7], [0.2, 0.8], [0.5, 0.2, 0.3]):
+        others = fitted[torch.arange(6 * (len(weights) - 1))].unflatten(0, (6, -1))
+        averages = weights[0] * mixes.private.inputs[:6] + torch.einsum("k,vkchw->vchw", torch.tensor(weights[1:]), others)
+        found = unmixed(averages[:, None], observation, of_spectrum(fitted))
+        error = (found[:, 0] - mixes.private.inputs[:6]).square().mean((1, 2, 3))
+        # Least squares counts what the private image has in common with the others to their weights.
+        assert error.median() < 0.01, weights
+    alone = unmixed(mixes.private.inputs[:6, None], observation, of_spectrum(fitted))
+    assert torch.equal(alone[:, 0], mixes.private.inputs[:6])
+
+
+def test_the_mixed_label_is_read_off_the_update(mixes: Data) -> None:
+    class Half(Defense):
+        def prepare(self, inputs, labels, *, generator):
+            return inputs, torch.full((*labels.shape, 4), 0.25) + 0.5 * torch.nn.functional.one_hot(labels, 4) - 0.125
+
+    model = load_model("mlp(hidden=(8,))", mixes)
+    truth, labels = mixes.private.inputs[:3, None], mixes.private.labels[:3, None]
+    update = client_update(model, truth, labels, defense=Half(), generator=make_generator(0))
+    observation = Observation(update=update, model=model, input_shape=mixes.input_shape, public=mixes.public, defense=Half())
+    sent = Half().prepare(truth, labels, generator=make_generator(0))[1]
+    found = mixed_labels(observation)
+    assert found is not None
+    torch.testing.assert_close(found, sent / sent.sum(-1, keepdim=True), atol=1e-4, rtol=0)
+    assert torch.equal(as_prepared(observation).labels, found)
+
+
+def test_the_recursion_takes_mixed_labels(mixes: Data) -> None:
+    model = load_model("mlp(hidden=(8,))", mixes)
+    mixture = 0.6 * mixes.private.inputs[:3, None] + 0.4 * mixes.public.inputs[:3, None]
+    labels = torch.nn.functional.one_hot(torch.tensor([[0], [1], [2]]), 4) * 0.6 + 0.1
+    update = client_update(model, mixture, labels, defense=load_defense("none"), generator=make_generator(0))
+    observation = Observation(update=update, model=model, input_shape=mixes.input_shape, public=mixes.public, labels=labels)
+    attack = load_attack("recursion(limit=64, iterations=5)")
+    state = attack.fit(observation.without_update(), generator=make_generator(1), progress=silent, checkpoint=NoCheckpoint())
+    found = attack.run(observation, state, generator=make_generator(1), progress=silent)
+    torch.testing.assert_close(found, mixture, atol=1e-3, rtol=0)
+
+
 def test_what_has_no_slope_is_no_error(tiny: Data) -> None:
     sent = tiny.private.inputs[:6, None].round()
     found = images_behind(sent, observed(tiny, Rounds()), of_spectrum(tiny.public.inputs), iterations=4, progress=silent)
@@ -65,7 +119,8 @@ def test_what_has_no_slope_is_no_error(tiny: Data) -> None:
 def test_it_is_tried_where_an_image_alone_was_transformed(tiny: Data) -> None:
     assert looks_behind(observed(tiny, Shifts()))
     assert looks_behind(observed(tiny, load_defense("ats() | gaussian_noise(std=0.01)")))
-    for defense in ("none", "dp_sgd(noise_multiplier=1.0)", "mixup()", "instahide()", "soteria(rate=0.5)"):
+    assert looks_behind(observed(tiny, "mixup()"))
+    for defense in ("none", "dp_sgd(noise_multiplier=1.0)", "soteria(rate=0.5)"):
         assert not looks_behind(observed(tiny, defense)), defense
     assert not looks_behind(observed(tiny, None))
     assert not looks_behind(observed(tiny, Shifts(), batch_size=2))

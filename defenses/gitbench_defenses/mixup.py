@@ -21,9 +21,10 @@ class Mixup(Defense):
     (``partners='public'``); the paper's code permutes the batch (``partners='batch'``), where an image may be its own partner, so that a
     batch of one is not mixed at all. The truth of a measurement are the private images, not the averages.
 
-    What an attacker knows: how weights are drawn, and the public images; not which were taken. It gets the average at best. Known
-    breaks: mixing alone was found insecure by the authors of InstaHide (arXiv 2010.02772), and mixed labels can be read off the last
-    layer's gradient of a single image (Wang et al., ICLR 2024, arXiv 2402.03124).
+    What an attacker knows: how weights are drawn, and the public images; not which were taken. Known breaks: mixing alone was found
+    insecure by the authors of InstaHide (arXiv 2010.02772), and mixed labels can be read off the last layer's gradient of a single image
+    (Wang et al., ICLR 2024, arXiv 2402.03124). With the label the average is reconstructed, and a partner that the attacker has too is
+    taken out of it (``auto``, docs/breaks.md); what is left of partners that are nobody's but the client's is the average.
 
     Args:
         k: images in each average, at least 1, which mixes nothing.

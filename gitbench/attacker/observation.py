@@ -310,7 +310,7 @@ class Observation:
 
         Args:
             rows: ``(N,)`` which.
-            labels: ``(N, B)``.
+            labels: ``(N, B)``, or probabilities ``(N, B, classes)``, which not every attack can do with.
         """
         contents = self._contents
         statistics = contents.batchnorm_statistics

@@ -14,7 +14,7 @@ import torch
 from gitbench.attacker.attack import Attack, Candidates, Fits, Fitted, State, load_attack
 from gitbench.attacker.attacks.auto.criterion import Criterion
 from gitbench.attacker.attacks.auto.own_inputs import OwnInputs
-from gitbench.attacker.attacks.auto.preparation import images_behind, looks_behind
+from gitbench.attacker.attacks.auto.preparation import as_prepared, images_behind, looks_behind
 from gitbench.attacker.attacks.git.attack import Git
 from gitbench.attacker.attacks.ig import IG
 from gitbench.attacker.attacks.lti import LTI
@@ -139,7 +139,7 @@ class Auto(Attack):
             own = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix) and key != prefix}
             # Granted labels are no part's own to ask for: what would infer them takes them.
             known = observation.restricted(priors[name].requires | priors[name].uses | {"labels"})
-            seen = known if priors[name].adapt else known.oblivious()
+            seen = as_prepared(known) if name == _PREPARED else known
             return _inputs(priors[name].run(seen, own, generator=generator, progress=progress))
 
         if "parameters" not in observation.granted:

@@ -86,12 +86,13 @@ class _Estimation:
 
     def images(self) -> Images:
         labels = infer_labels(self._observation)
+        likeliest = labels.argmax(-1) if labels.is_floating_point() else labels
         known = "start.weight" in self._state
-        start = linear_image(self._observation, labels, self._state, progress=self._progress) if known else None
+        start = linear_image(self._observation, likeliest, self._state, progress=self._progress) if known else None
         mean = self._prior.mean.float().reshape(self._observation.input_shape)
-        best = mean.expand(*labels.shape, -1, -1, -1) if start is None else start
+        best = mean.expand(*likeliest.shape, -1, -1, -1) if start is None else start
         if labels.shape[1] == 1:
-            best, matched = self._or_walked(best, labels)
+            best, matched = self._or_walked(best, labels, likeliest)
         else:  # images of one class start alike, and would stay so
             best, labels, matched = self._or_sparse(best + _APART * randn_like(best, self._generator), labels)
         left = (~matched).nonzero().flatten()
@@ -101,9 +102,9 @@ class _Estimation:
             best = found
         return Images(best, start, matched)
 
-    def _or_walked(self, best: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _or_walked(self, best: torch.Tensor, labels: torch.Tensor, likeliest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The walk's images where they are better, and which of them reproduce the update."""
-        walked = self._walked(labels)
+        walked = self._walked(likeliest)
         if walked is None:
             return best, torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
         posterior = self._posterior(labels, self._stages[-1][0])

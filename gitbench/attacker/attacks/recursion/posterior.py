@@ -35,7 +35,7 @@ class Posterior:
 
     Args:
         observation: needs ``parameters``.
-        labels: ``(V, B)``.
+        labels: ``(V, B)``, or probabilities ``(V, B, classes)``.
         prior: of one image.
         deviation: ``{name: (V,)}`` of the error of one entry of the update.
     """
@@ -45,7 +45,7 @@ class Posterior:
         self._observed = observation.update
         self._expectation, self._client = observation.expectation, observation.client
         self._labels = labels
-        self._shape = (*labels.shape, *observation.input_shape)
+        self._shape = (*labels.shape[:2], *observation.input_shape)
         self._prior = Whitened(prior)
         self._deviation = deviation
         self._aim = self._flat(self._observed.tensors)
