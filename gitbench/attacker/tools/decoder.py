@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -79,6 +81,17 @@ class Decoder(Attack):
             with torch.device("meta"):
                 network = self._untrained(observation)
         return sum(parameter.numel() for parameter in network.parameters())
+
+    def widths(self, observation: Observation) -> list[int]:
+        """Entries of what each stage returns of one code."""
+        network: Any = self._own(observation) if self.options.generator else self._untrained(observation)
+        features: tuple[torch.Tensor, ...] = (torch.zeros(1, network.latent),)
+        found = []
+        with torch.no_grad():
+            for stage in network.stages:
+                features = through([stage], *features)
+                found.append(sum(feature.numel() for feature in features))
+        return found
 
     def _untrained(self, observation: Observation) -> nn.Module:
         return Generator(observation.input_shape, latent=self.options.latent, channels=self.options.channels)
