@@ -42,7 +42,10 @@ class GIFD(Attack):
     uses = frozenset({"defense"})
     fit_uses = frozenset({"public"})
     profiles = {
-        "quick": {"latent_iterations": 40, "restarts": 1, "iterations": 80, "channels": 16, "epochs": 10, "limit": 2048},
+        "quick": {
+            "latent_iterations": 40, "restarts": 1, "iterations": 80, "lr": 1.0, "radii": (2.0, 3.0, 4.0),
+            "channels": 16, "epochs": 10, "limit": 2048,
+        },
         "paper": {
             "latent_iterations": 1000, "restarts": 4, "iterations": 12_000, "distance": "cosine", "tv": 1e-4,
             "channels": 64, "epochs": 200, "generator_lr": 2e-4, "adversarial": 0.01, "limit": 50_000,
@@ -63,10 +66,11 @@ class GIFD(Attack):
         """
 
         schedule: str = "ramp"
+        tv: float = 1e-3
         iterations: int = 1000
-        lr: float = 0.1
+        lr: float = 0.3
         distance: Distance = "layerwise"
-        radii: Sequence[float] = (0.5, 1.0, 1.5)
+        radii: Sequence[float] = (0.3, 0.6, 0.9)
         staged: bool = True
 
         def __post_init__(self) -> None:
