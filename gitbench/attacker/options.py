@@ -150,6 +150,8 @@ class GeneratedOptions(GeneratorOptions):
         schedule: ``cosine``; ``step``: tenfold down after 3/8, 5/8 and 7/8 of the iterations; ``ramp``: up over the first twentieth and
             down along a cosine over the last three quarters.
         tv: weight of total variation.
+        mapping: of a generator whose classes are not the task's, which class stands for a label is read off the update; False
+            numbers them as the task's.
     """
 
     latent_iterations: int = 300
@@ -157,6 +159,7 @@ class GeneratedOptions(GeneratorOptions):
     restarts: int = 2
     schedule: str = "cosine"
     tv: float = 0.01
+    mapping: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -16,6 +16,7 @@ from gitbench.attacker.observation import Observation
 from gitbench.attacker.options import GeneratedOptions
 from gitbench.attacker.tools.decoder import Decoder
 from gitbench.attacker.tools.generated import CodeSearch, GeneratedSearch, Matching, Whole
+from gitbench.attacker.tools.label_mapping import classes_for
 from gitbench.attacker.tools.labels import infer_labels
 from gitbench.attacker.tools.matching import DISTANCES, Distance, Objective
 from gitbench.attacker.tools.optimisation import SCHEDULES, Best
@@ -103,13 +104,15 @@ class GIAS(Attack):
 
     def run(self, observation: Observation, state: State, *, generator: torch.Generator, progress: Progress) -> Candidates:
         whole = Whole(self._decoder.network(observation, state))
-        matching = functools.partial(Objective(observation, distance=self.options.distance), labels=infer_labels(observation))
+        labels = infer_labels(observation)
+        matching = functools.partial(Objective(observation, distance=self.options.distance), labels=labels)
+        classes = classes_for(observation, whole.network, labels, mapped=self.options.mapping)
         # Victims come first, so that one victim's codes are the same however many others there are.
         shape = (observation.victims, self.options.restarts, observation.batch_size, whole.latent)
         starts = torch.randn(shape, generator=generator).to(observation.device)
-        codes = CodeSearch(matching, self.options, whole.network, starts, progress)
+        codes = CodeSearch(matching, self.options, whole.network, starts, progress, classes=classes)
         codes.run()
-        parameters = ParameterSearch(matching, self.options, whole.network, codes.best, progress)
+        parameters = ParameterSearch(matching, self.options, whole.network, codes.best, progress, classes=classes)
         parameters.run()
         return Candidates(parameters.best.found[0].clamp(0, 1), still_improving=parameters.falling.still)
 
@@ -123,10 +126,21 @@ class ParameterSearch(GeneratedSearch):
         network: is copied.
         codes: what :class:`CodeSearch` found.
         progress: told after each step.
+        classes: what the first stage takes beside the codes, each ``(V, B, ...)``.
     """
 
-    def __init__(self, matching: Matching, options: GIAS.Options, network: nn.Module, codes: Best, progress: Progress) -> None:
+    def __init__(
+        self,
+        matching: Matching,
+        options: GIAS.Options,
+        network: nn.Module,
+        codes: Best,
+        progress: Progress,
+        *,
+        classes: tuple[torch.Tensor, ...] = (),
+    ) -> None:
         images, self._codes = codes.found
+        self._classes = classes
         super().__init__(
             "gias: parameters", Best(len(images), images.device), iterations=options.iterations,
             schedule=options.schedule, progress=progress,
@@ -141,9 +155,10 @@ class ParameterSearch(GeneratedSearch):
 
     def images(self) -> torch.Tensor:
         names = [name for name, _ in self.network.named_parameters()]
-        made: torch.Tensor = vmap(self._image)(dict(zip(names, self.points, strict=True)), self._codes.flatten(0, 1))
+        given = (one.flatten(0, 1) for one in (self._codes, *self._classes))
+        made: torch.Tensor = vmap(self._image)(dict(zip(names, self.points, strict=True)), *given)
         return made.reshape(*self._codes.shape[:2], *made.shape[1:])
 
-    def _image(self, own: Mapping[str, torch.Tensor], code: torch.Tensor) -> torch.Tensor:
-        made: torch.Tensor = functional_call(self.network, dict(own), (code[None],))[0]
+    def _image(self, own: Mapping[str, torch.Tensor], *given: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = functional_call(self.network, dict(own), tuple(one[None] for one in given))[0]
         return made

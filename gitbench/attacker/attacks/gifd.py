@@ -16,6 +16,7 @@ from gitbench.attacker.options import GeneratedOptions
 from gitbench.attacker.tools.decoder import Decoder
 from gitbench.attacker.tools.generated import CodeSearch, GeneratedSearch, Matching, Whole, made, stages_of
 from gitbench.attacker.tools.generator import through
+from gitbench.attacker.tools.label_mapping import classes_for
 from gitbench.attacker.tools.labels import infer_labels
 from gitbench.attacker.tools.matching import DISTANCES, Distance, Objective
 from gitbench.attacker.tools.optimisation import SCHEDULES, Best
@@ -69,7 +70,7 @@ class GIFD(Attack):
         tv: float = 1e-3
         iterations: int = 1000
         lr: float = 0.3
-        distance: Distance = "layerwise"
+        distance: Distance = "cosine"
         radii: Sequence[float] = (0.3, 0.6, 0.9)
         staged: bool = True
 
@@ -102,11 +103,13 @@ class GIFD(Attack):
 
     def run(self, observation: Observation, state: State, *, generator: torch.Generator, progress: Progress) -> Candidates:
         options, whole = self.options, Whole(self._decoder.network(observation, state))
-        matching = functools.partial(Objective(observation, distance=options.distance), labels=infer_labels(observation))
+        labels = infer_labels(observation)
+        matching = functools.partial(Objective(observation, distance=options.distance), labels=labels)
+        classes = classes_for(observation, whole.network, labels, mapped=options.mapping)
         # Victims come first, so that one victim's codes are the same however many others there are.
         shape = (observation.victims, options.restarts, observation.batch_size, whole.latent)
         starts = torch.randn(shape, generator=generator).to(observation.device)
-        codes = CodeSearch(matching, options, whole.network, starts, progress, what="gifd")
+        codes = CodeSearch(matching, options, whole.network, starts, progress, classes=classes, what="gifd")
         if not options.staged:
             codes.iterations += options.iterations // options.restarts
         codes.run()
@@ -114,13 +117,12 @@ class GIFD(Attack):
         best, falling = Best(len(images), images.device), codes.falling.still
         best.offer(codes.best.losses, images)
         if options.staged:
-            falling = self._stages(matching, whole.network, code, best, progress)
+            falling = self._stages(matching, whole.network, (code, *classes), best, progress)
         return Candidates(best.found[0].clamp(0, 1), still_improving=falling)
 
-    def _stages(self, matching: Matching, network: nn.Module, code: torch.Tensor, best: Best, progress: Progress) -> bool:
+    def _stages(self, matching: Matching, network: nn.Module, features: tuple[torch.Tensor, ...], best: Best, progress: Progress) -> bool:
         """Search one stage's features after the other's; whether the last search was still falling."""
         options, stages = self.options, stages_of(network)
-        features: tuple[torch.Tensor, ...] = (code,)
         falling = False
         for stage in range(1, len(stages)):
             with torch.no_grad():

@@ -85,7 +85,7 @@ class Decoder(Attack):
     def widths(self, observation: Observation) -> list[int]:
         """Entries of what each stage returns of one code."""
         network: Any = self._own(observation) if self.options.generator else self._untrained(observation)
-        features: tuple[torch.Tensor, ...] = (torch.zeros(1, network.latent),)
+        features: tuple[torch.Tensor, ...] = (torch.zeros(1, network.latent), *_classes(network, 1))
         found = []
         with torch.no_grad():
             for stage in network.stages:
@@ -104,7 +104,7 @@ class Decoder(Attack):
         try:
             network: Staged = factory(shape)
             with torch.no_grad():
-                found = through(network.stages, torch.zeros(2, network.latent))
+                found = through(network.stages, torch.zeros(2, network.latent), *_classes(network, 2))
         except Exception as error:
             raise AttackError(f"The generator {named!r} cannot be used: its factory, or a stage, raised {error!r}.") from error
         if not isinstance(network, nn.Module) or len(found) != 1 or found[0].shape != (2, *shape):
@@ -113,3 +113,9 @@ class Decoder(Attack):
                 f"got {type(network).__name__} and {[tuple(one.shape) for one in found]}."
             )
         return network
+
+
+def _classes(network: object, count: int) -> tuple[torch.Tensor, ...]:
+    """Any classes for so many codes, where a generator takes some."""
+    classes: int = getattr(network, "classes", 0)
+    return (torch.eye(classes)[:1].expand(count, -1),) if classes else ()

@@ -39,6 +39,7 @@ class CodeSearch(GeneratedSearch):
         network: makes the images; a :class:`gitbench.attacker.tools.generator.Staged`.
         starts: codes ``(V, restarts, B, latent)``.
         progress: told after each step.
+        classes: what the first stage takes beside the codes, each ``(V, B, ...)``.
         what: the search is called where progress is told.
     """
 
@@ -50,6 +51,7 @@ class CodeSearch(GeneratedSearch):
         starts: torch.Tensor,
         progress: Progress,
         *,
+        classes: tuple[torch.Tensor, ...] = (),
         what: str = "gias",
     ) -> None:
         super().__init__(
@@ -57,7 +59,7 @@ class CodeSearch(GeneratedSearch):
             schedule=options.schedule, progress=progress,
         )  # fmt: skip
         self.matching, self.tv = matching, options.tv
-        self._stages = stages_of(network)
+        self._stages, self._classes = stages_of(network), classes
         self._starts = starts
         self._lr = options.latent_lr
 
@@ -65,14 +67,14 @@ class CodeSearch(GeneratedSearch):
         self.start(self._starts[:, restart], lr=self._lr)
 
     def images(self) -> torch.Tensor:
-        return made(self._stages, self.points)
+        return made(self._stages, (*self.points, *self._classes))
 
     def keep(self, images: torch.Tensor, losses: torch.Tensor) -> None:
         self.best.offer(losses, images, self.points[0])
 
 
 class Whole(nn.Module):
-    """All stages of a generator as one module: codes ``(N, latent)`` to images.
+    """All stages of a generator as one module: codes ``(N, latent)``, and classes where it has any, to images.
 
     Args:
         network: a :class:`gitbench.attacker.tools.generator.Staged`.
@@ -84,8 +86,8 @@ class Whole(nn.Module):
         self.network = network
         self.latent = staged.latent
 
-    def forward(self, codes: torch.Tensor) -> torch.Tensor:
-        return through(stages_of(self.network), codes)[0]
+    def forward(self, codes: torch.Tensor, *classes: torch.Tensor) -> torch.Tensor:
+        return through(stages_of(self.network), codes, *classes)[0]
 
 
 def stages_of(network: nn.Module) -> Sequence[nn.Module]:

@@ -29,7 +29,8 @@ class Staged(Protocol):
         """One after the other they make images: the first reads codes ``(N, latent)``, each other one what the stage before returned.
 
         That is a tensor ``(N, ...)`` or a tuple of such tensors, which are the arguments of the next. The last returns images
-        ``(N, C, H, W)`` in [0, 1]. What of an image depends on that image's row alone, so no BatchNorm in train mode.
+        ``(N, C, H, W)`` in [0, 1]. What of an image depends on that image's row alone, so no BatchNorm in train mode. A generator with
+        an attribute ``classes`` above 0 is given the class, one-hot ``(N, classes)``, as the second argument of its first stage.
         """
 
 
