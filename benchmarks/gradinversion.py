@@ -1,6 +1,6 @@
 """gradinversion step by step, and on large models and images: docs/attacks.md has the tables.
 
-python benchmarks/gradinversion.py steps TINYIMAGENET [--victims 2] [--batch-size 8] [--seeds 4] [--iterations 200] [--trained-epochs 3]
+python benchmarks/gradinversion.py steps TINYIMAGENET [--victims 2] [--batch-size 8] [--seeds 4] [--iterations 200] [--models DIR]
 python benchmarks/gradinversion.py large IMAGENET [--iterations 40]
 
 ``steps``: gradients alone with labels drawn at random, then labels restored, BatchNorm statistics and the group, each added to the
@@ -39,7 +39,11 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--iterations", type=int, default=200)
-    parser.add_argument("--trained-epochs", type=int, default=3)
+    parser.add_argument("--trained-epochs", type=int, default=2)
+    parser.add_argument("--width", type=int, default=8, help="of the resnet's first block")
+    parser.add_argument("--limit", type=int, default=20, help="images of a class, public and private")
+    parser.add_argument("--models", type=Path, help="folder that keeps the trained model")
+    parser.add_argument("--row", type=int, action="append", help="of gradinversion's, counted from 0 (default: all)")
     parser.add_argument("--options", default="", help="of gradinversion, for all rows: 'tv=0.03, lr=0.1'")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
@@ -48,19 +52,23 @@ def main() -> None:
 
 
 def steps(given: argparse.Namespace) -> None:
-    data = gitbench.load_dataset(f"folder(path={given.path!r}, size=64)")
+    data = gitbench.load_dataset(f"folder(path={given.path!r}, size=64, limit={given.limit})")
     if given.split == "public":
         data = Data(data.public, data.public, data.classes, data.name)
     start = time.perf_counter()
-    model = gitbench.load_model(f"resnet(trained_epochs={given.trained_epochs})", data, seed=0)
+    model = gitbench.load_model(f"resnet(width={given.width}, trained_epochs={given.trained_epochs})", data, seed=0, cache=given.models)
     print(f"model: {time.perf_counter() - start:.0f} s\n", flush=True)
     inputs, labels = distinct(data.private, given.victims, given.batch_size)
     update = gitbench.client_update(model, inputs, labels)
     seen = Observation(update=update, model=model, input_shape=data.input_shape, batch_size=given.batch_size, public=data.public)
     print("| attack | PSNR | LPIPS | identification | s a victim |\n|" + " --- |" * 5, flush=True)
     seconds = 0.0
-    for spec in rows(given):
+    for number, spec in enumerate(rows(given)):
+        if given.row and number not in given.row:
+            continue
         seconds = shown(spec, seen, inputs, data)
+    if given.row:
+        return
     # ig for as long as the last row took, as one of its iterations takes on this machine now.
     once = timed(f"ig(iterations={max(5, given.iterations // 20)})", seen) / max(5, given.iterations // 20)
     shown(f"ig(iterations={max(1, math.floor(seconds / once))})", seen, inputs, data)
@@ -104,6 +112,8 @@ def timed(spec: str, seen: Observation) -> float:
 
 def spread(values: torch.Tensor, digits: int) -> str:
     found = interval([values.tolist()])
+    if found.low is None or found.high is None:  # of a single victim
+        return f"{found.mean:.{digits}f}"
     return f"{found.mean:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
 
 
