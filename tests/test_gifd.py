@@ -292,3 +292,15 @@ def test_a_class_is_read_off_the_update_where_it_is_not_the_tasks(data: Data, tm
 def test_a_generator_with_classes(spec: str, data: Data, tmp_path: Path) -> None:
     path = write(tmp_path / "conditional.py", CONDITIONAL)
     assert run(load_attack(spec.format(path)), observe(data, batch=2)).shape == (3, 2, *data.input_shape)
+
+
+@pytest.mark.parametrize(
+    "spec", ["gifd(iterations=30, latent_iterations=10, epochs=1", "gradinversion(iterations=40, seeds=1, group_every=5"]
+)
+def test_the_defense_is_played_where_it_is_known(spec: str, data: Data) -> None:
+    observation = observe(data, defense="pruning(rate=0.8)")
+    objective = Objective(observation, distance="cosine")
+    adapted, oblivious = (
+        objective(run(load_attack(f"{spec}, adapt={adapt})"), observation), infer_labels(observation)).mean() for adapt in (True, False)
+    )
+    assert adapted < oblivious

@@ -113,7 +113,7 @@ class GradInversion(Refiner):
         """Pixels of all seeds, a few gradients of each victim, and the activations of the candidates that are differentiated at once."""
         per_victim = _bytes_of_one(observation)
         pixels = observation.victims * self.options.seeds * observation.batch_size * math.prod(observation.input_shape)
-        return 20 * pixels + 4 * observation.entries * observation.victims + max(per_victim, min(_ROOM, per_victim * observation.victims))
+        return 20 * pixels + 8 * observation.entries * observation.victims + max(per_victim, min(_ROOM, per_victim * observation.victims))
 
     def refine(
         self, observation: Observation, start: torch.Tensor | None, *, generator: torch.Generator, progress: Progress
