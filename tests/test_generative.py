@@ -190,7 +190,7 @@ def test_copies_of_a_batch_are_private(data: Data) -> None:
 def test_parameters_never_match_worse_than_the_code(data: Data, lr: float) -> None:
     attack = GIAS(**FAST_GIAS, lr=lr)
     observation = observe(data, victims=4)
-    network = attack._generator(observation)
+    network = Generator(data.input_shape, latent=16, channels=4)
     network.load_state_dict(dict(fit(attack, observation)))
     matching = matching_of(observation)
     best = search_codes(attack, network, matching, victims=4)
@@ -210,7 +210,7 @@ def test_restarts_are_chosen_by_matching_loss(data: Data) -> None:
 
     def losses(restarts: int) -> torch.Tensor:
         attack = GIAS(**{**FAST_GIAS, "restarts": restarts})
-        network = attack._generator(observation)
+        network = Generator(data.input_shape, latent=16, channels=4)
         network.load_state_dict(dict(state))
         return search_codes(attack, network, matching_of(observation), victims=4).losses
 

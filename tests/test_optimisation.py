@@ -94,9 +94,12 @@ def test_out_of_time_with_nothing_found_is_told() -> None:
 
 
 def test_schedules() -> None:
-    cosine, step = Bowl([5.0], iterations=80), Bowl([5.0], iterations=80, schedule="step")
-    for search in (cosine, step):
+    cosine, step, ramp = (Bowl([5.0], iterations=80, schedule=schedule) for schedule in ("cosine", "step", "ramp"))
+    for search in (cosine, step, ramp):
         search.run()
+    assert max(ramp.rates[:80]) == pytest.approx(0.1)
+    assert ramp.rates[:4] == pytest.approx([0.1 * (done + 1) / 81 / 0.05 for done in range(4)])
+    assert ramp.rates[79] < 0.001
     assert cosine.rates[:80] == pytest.approx([0.05 * (1 + math.cos(math.pi * index / 80)) for index in range(80)])
     assert step.rates[:80] == pytest.approx([0.1 * 0.1 ** sum(index >= 80 * eighths // 8 for eighths in (3, 5, 7)) for index in range(80)])
 
@@ -133,7 +136,14 @@ def test_the_order_of_a_gradients_entries_in_memory_changes_no_step() -> None:
 
 
 @pytest.mark.parametrize(
-    "attack", ["ig(iterations=9, restarts=2)", "dlg(iterations=9)", "gias(latent_iterations=4, iterations=5, epochs=1, limit=40)"]
+    "attack",
+    [
+        "ig(iterations=9, restarts=2)",
+        "dlg(iterations=9)",
+        "gias(latent_iterations=4, iterations=5, epochs=1, limit=40)",
+        "gifd(latent_iterations=4, iterations=5, epochs=1, limit=40)",
+        "gradinversion(iterations=9, seeds=2, group_every=2)",
+    ],
 )
 @pytest.mark.parametrize("steps", [1, 6])
 def test_an_attack_that_is_out_of_time_shows_what_it_has(attack: str, steps: int, data: Data) -> None:

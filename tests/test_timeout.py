@@ -127,6 +127,8 @@ def time_is_up(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], None]:
         ("ridge+ig(iterations=1000000)", "ig"),
         ("gias(latent_iterations=1000000, epochs=1)", "gias: codes"),
         ("gias(iterations=1000000, epochs=1)", "gias: parameters"),
+        ("gifd(latent_iterations=1000000, epochs=1)", "gifd: codes"),
+        ("gifd(iterations=1000000, epochs=1)", "gifd: stage 1"),
     ],
 )
 def test_iterative_attacks_give_their_best_so_far(

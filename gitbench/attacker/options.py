@@ -105,3 +105,64 @@ class PublicOptions(AdaptiveOptions):
     def __post_init__(self) -> None:
         self.check_least(20, "limit")
         self.check_share("holdout")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorOptions(PublicOptions):
+    """Of an attack that searches a generator of images.
+
+    Args:
+        generator: ``module:factory`` or ``path/to/file.py:factory``: a function of ``input_shape`` that returns a generator of your own
+            (:class:`gitbench.attacker.tools.generator.Staged`). Empty: ours, trained on the public images.
+        latent: dimensions of the code. This and what follows is of ours.
+        channels: of its last hidden layer; twice and four times as many before.
+        epochs: of its training.
+        batch_size: of its training.
+        generator_lr: of its training.
+        kl: weight, beside the mean squared error of a pixel, of the divergence of a code dimension from N(0, 1).
+        adversarial: weight of the adversarial loss; 0 trains none.
+    """
+
+    generator: str = ""
+    latent: int = 128
+    channels: int = 32
+    epochs: int = 30
+    batch_size: int = 64
+    generator_lr: float = 3e-3
+    kl: float = 1e-5
+    adversarial: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_least(1, "latent", "channels", "epochs", "batch_size")
+        self.check_positive("generator_lr")
+        self.check_least(0, "kl", "adversarial")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratedOptions(GeneratorOptions):
+    """Of an attack that searches a generator by matching gradients.
+
+    Args:
+        latent_iterations: steps of the search for the code, per restart.
+        latent_lr: its first step size.
+        restarts: random codes.
+        schedule: ``cosine``; ``step``: tenfold down after 3/8, 5/8 and 7/8 of the iterations; ``ramp``: up over the first twentieth and
+            down along a cosine over the last three quarters.
+        tv: weight of total variation.
+        mapping: of a generator whose classes are not the task's, which class stands for a label is read off the update; False
+            numbers them as the task's.
+    """
+
+    latent_iterations: int = 300
+    latent_lr: float = 0.1
+    restarts: int = 2
+    schedule: str = "cosine"
+    tv: float = 0.01
+    mapping: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_least(1, "latent_iterations", "restarts")
+        self.check_positive("latent_lr")
+        self.check_least(0, "tv")

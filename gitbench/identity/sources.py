@@ -30,6 +30,8 @@ TELLING = (
     "gitbench.judge.flags",  # raised from the figures whenever a result is judged
     "gitbench.store",  # results on disk: cost, pictures
 )
+# Options that name code, as module:name or file.py:name, which is then part of what is measured.
+CODE_OPTIONS: Mapping[Kind, tuple[str, ...]] = {"attack": ("generator",)}
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,11 @@ def part_digest(kind: Kind, part: Part, *, read: Callable[[Target], Written] = w
     """
     found = read(locate(kind, part))
     arguments = {**found.defaults, **dict(part.arguments)}
-    return with_files(found.digest, kind, Part(part.target, tuple(arguments.items())))
+    source = found.digest
+    for named in (arguments.get(option) for option in CODE_OPTIONS.get(kind, ())):
+        if isinstance(named, str) and ":" in named:
+            source = hashlib.sha256(f"{source} {read(locate(kind, Part(named))).digest}".encode()).hexdigest()[:16]
+    return with_files(source, kind, Part(part.target, tuple(arguments.items())))
 
 
 def with_files(source: str, kind: Kind, part: Part) -> str:

@@ -40,6 +40,7 @@ class Profile:
 _WEAK = ("pruning(rate=0.5)", "parameter_drift(epochs=1, samples=64)")
 _KNOWN = tuple(f"*/{defense}/*" for defense in _WEAK)
 _ATTACKS = ("auto", "git", "lti", "gias", "ridge", "ig", "dlg")
+_LONGER = ("gifd", "gradinversion")  # that take too long for the profile quick
 _HYBRIDS = ("git+ig", "lti+ig", "gias+ig", "ridge+ig")
 _STRONGER = ("gaussian_noise(std=0.01)", "gaussian_noise(std=0.1)", "clipping(max_norm=1.0)", "pruning(rate=0.9)", "pruning(rate=0.99)")
 
@@ -58,7 +59,7 @@ PROFILES: dict[str, Profile] = {
         dataset=("photos",),
         model=("lenet", "mlp", "resnet"),
         defense=("none", "dp_sgd(noise_multiplier=1.0)", *_WEAK, *_STRONGER),
-        attack=(*_ATTACKS, "recursion", "git+ig"),
+        attack=(*_ATTACKS, *_LONGER, "recursion", "git+ig"),
         known_leaks=(*_KNOWN, *(f"*/{defense}/*" for defense in _STRONGER)),
         victims=32,
         most_victims=128,
@@ -67,7 +68,7 @@ PROFILES: dict[str, Profile] = {
         dataset=("photos",),
         model=("lenet", "mlp", "resnet", "vit"),
         defense=("none", "dp_sgd(noise_multiplier=1.0)", *_WEAK, *_STRONGER),
-        attack=(*_ATTACKS, "recursion", *_HYBRIDS),
+        attack=(*_ATTACKS, *_LONGER, "recursion", *_HYBRIDS),
         known_leaks=(*_KNOWN, *(f"*/{defense}/*" for defense in _STRONGER)),
         victims=100,
         most_victims=256,

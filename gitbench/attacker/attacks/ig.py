@@ -44,7 +44,7 @@ class IG(Refiner):
             start_lr: the same after a prior, whose image is worth keeping.
             tv: weight of total variation.
             start_tv: the same after a prior, which is smooth already.
-            schedule: ``cosine``, or ``step``: tenfold down after 3/8, 5/8 and 7/8 of the iterations.
+            schedule: ``cosine``; ``step``: tenfold down after 3/8, 5/8 and 7/8 of the iterations; ``ramp``: up, then down along a cosine.
             distance: ``layerwise``, ``cosine`` or ``l2``.
             signed: use the sign of the gradient.
         """

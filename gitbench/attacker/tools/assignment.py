@@ -25,3 +25,16 @@ def assigned(found: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
 def matched_error(found: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     """Mean squared error under each batch's best assignment, differentiable in ``found``; arguments of :func:`assigned`."""
     return (found - assigned(found, images)).square().mean()
+
+
+def aligned(candidates: torch.Tensor, reference: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Which of a batch's candidates stands for which of another reconstruction of the same batch: ``(B,)``, nearest in squared error.
+
+    Args:
+        candidates: ``(B, ...)``.
+        reference: ``(B, ...)``; entry ``i`` of what is returned is the candidate for image ``i`` of these.
+        labels: ``(B,)`` of both: only images of one label are exchanged.
+    """
+    costs = torch.cdist(reference.flatten(1), candidates.flatten(1)).square()
+    costs = costs + (labels[:, None] != labels) * (1 + costs.max()) * len(labels)
+    return torch.from_numpy(linear_sum_assignment(costs.double().cpu().numpy())[1]).to(labels.device)

@@ -1,23 +1,52 @@
-"""A generator of images: the decoder of a variational autoencoder, trained on public images."""
+"""Generators of images in stages: their protocol, and ours, the decoder of a variational autoencoder that public images train."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from gitbench.core.random import seeded
+
 _SCALES = 3  # it starts at an eighth of the image's sides
 ADVERSARIAL_BETAS = (0.5, 0.999)
 """Of Adam, as DCGANs are trained."""
 
 
+class Staged(Protocol):
+    """What ``gias`` and ``gifd`` need of a generator. It is a ``torch.nn.Module`` and leaves gradients on."""
+
+    latent: int
+    """Dimensions of a code; codes are drawn from N(0, 1)."""
+
+    @property
+    def stages(self) -> Sequence[nn.Module]:
+        """One after the other they make images: the first reads codes ``(N, latent)``, each other one what the stage before returned.
+
+        That is a tensor ``(N, ...)`` or a tuple of such tensors, which are the arguments of the next. The last returns images
+        ``(N, C, H, W)`` in [0, 1]. What of an image depends on that image's row alone, so no BatchNorm in train mode. A generator with
+        an attribute ``classes`` above 0 is given the class, one-hot ``(N, classes)``, as the second argument of its first stage.
+        """
+
+
+def through(stages: Sequence[nn.Module], *features: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """What the last of the stages returns of the first one's arguments, as a tuple."""
+    for stage in stages:
+        found = stage(*features)
+        features = found if isinstance(found, tuple) else (found,)
+    return features
+
+
 class Generator(nn.Module):
     """The DCGAN's generator without BatchNorm, for images of any size: codes ``(N, latent)`` to images in [0, 1].
 
-    It starts at an eighth of the sides, rounded up, and crops what is too much.
+    It starts at an eighth of the sides, rounded up, and crops what is too much. Its stages (:class:`Staged`) are the linear layer and each
+    of the three transposed convolutions, with the activation behind it.
 
     Args:
         shape: ``(C, H, W)`` of the images.
@@ -27,17 +56,35 @@ class Generator(nn.Module):
 
     def __init__(self, shape: tuple[int, int, int], *, latent: int, channels: int) -> None:
         super().__init__()
-        colours, self.height, self.width = shape
+        self.latent = latent
+        colours, height, width = shape
         widths = _widths(channels)
         side = 2**_SCALES
-        rows, columns = -(-self.height // side), -(-self.width // side)
+        rows, columns = -(-height // side), -(-width // side)
         layers: list[nn.Module] = [nn.Linear(latent, widths[0] * rows * columns), nn.ReLU(), nn.Unflatten(1, (widths[0], rows, columns))]
         for before, after in itertools.pairwise(widths):
             layers += [nn.ConvTranspose2d(before, after, 4, stride=2, padding=1), nn.ReLU()]
-        self.layers = nn.Sequential(*layers, nn.ConvTranspose2d(widths[-1], colours, 4, stride=2, padding=1), nn.Sigmoid())
+        self.layers = nn.Sequential(
+            *layers, nn.ConvTranspose2d(widths[-1], colours, 4, stride=2, padding=1), nn.Sigmoid(), _Crop(height, width)
+        )
+        self._ends = (0, 3, *range(5, len(layers) + 1, 2), len(self.layers))
+
+    @property
+    def stages(self) -> Sequence[nn.Module]:
+        """See :class:`Staged`."""
+        return [self.layers[first:last] for first, last in itertools.pairwise(self._ends)]
 
     def forward(self, codes: torch.Tensor) -> torch.Tensor:
         images: torch.Tensor = self.layers(codes)
+        return images
+
+
+class _Crop(nn.Module):
+    def __init__(self, height: int, width: int) -> None:
+        super().__init__()
+        self.height, self.width = height, width
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         return images[..., : self.height, : self.width]
 
 
@@ -49,6 +96,12 @@ class Autoencoder(nn.Module):
         self.generator = generator
         self.encoder = _convolutions(shape, channels, 2 * latent)
         self.discriminator = _convolutions(shape, channels, 1)
+
+    @classmethod
+    def seeded_by(cls, generator: torch.Generator, shape: tuple[int, int, int], *, latent: int, channels: int) -> Autoencoder:
+        """One whose parameters are drawn by ``generator``."""
+        with seeded(generator):
+            return cls(Generator(shape, latent=latent, channels=channels), shape, latent, channels)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images through their mean codes."""

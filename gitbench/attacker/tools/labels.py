@@ -93,6 +93,26 @@ def greedy_counts(observation: Observation) -> torch.Tensor:
     return counts
 
 
+def restored_labels(observation: Observation) -> torch.Tensor:
+    """Distinct labels ``(V, B)``, sorted, as GradInversion reads them (Yin et al., arXiv 2104.07586).
+
+    Of the last layer's weight each class has a row of gradients, whose least entry is the more negative the more surely the class is in
+    the batch, where features are not negative.
+
+    Raises:
+        ModelError: there is no such gradient, or the batch is larger than the number of classes.
+    """
+    name, layer = last_layer(observation.architecture)
+    weight, batch = observation.update.tensors.get(f"{name}.weight"), observation.batch_size
+    if weight is None or batch > weight.shape[1]:
+        found = "none" if weight is None else f"{weight.shape[1]} classes"
+        raise ModelError(
+            f"labels='restored' needs the gradient of the weight of {name!r} ({type(layer).__name__}) with at least {batch} classes, "
+            f"got {found}: each class is found once. Use labels='inferred'."
+        )
+    return weight.flatten(2).amin(2).topk(batch, dim=1, largest=False).indices.sort(dim=1).values
+
+
 def _counts(observation: Observation) -> torch.Tensor:
     granted, batch = observation.granted, observation.batch_size
     name, linear = last_layer(observation.architecture)

@@ -10,7 +10,7 @@ import torch
 
 from gitbench.core.progress import Progress, TimeUp
 
-SCHEDULES = ("cosine", "step")
+SCHEDULES = ("cosine", "step", "ramp")
 _STILL = 0.05
 
 
@@ -133,7 +133,8 @@ class AdamOptimisation(Optimisation):
         best: where what is found is kept.
         iterations: of a restart.
         progress: told after each of them.
-        schedule: ``cosine``, or ``step``: tenfold down after 3/8, 5/8 and 7/8 of the iterations.
+        schedule: ``cosine``; ``step``: tenfold down after 3/8, 5/8 and 7/8 of the iterations; ``ramp``: up over the first twentieth and
+            down along a cosine over the last three quarters.
         restarts: how often the search begins.
     """
 
@@ -141,18 +142,21 @@ class AdamOptimisation(Optimisation):
 
     def __init__(self, what: str, best: Best, *, iterations: int, progress: Progress, schedule: str, restarts: int = 1) -> None:
         super().__init__(what, best, iterations=iterations, progress=progress, restarts=restarts)
-        self._cosine = schedule == "cosine"
+        self._kind = schedule
 
     def start(self, *points: torch.Tensor, lr: float) -> None:
         """Begin at copies of these points."""
         self.points = [point.detach().clone().requires_grad_() for point in points]
         self._adam = torch.optim.Adam(self.points, lr=lr, fused=True)
+        self._schedule = self._rates()
+
+    def _rates(self) -> torch.optim.lr_scheduler.LRScheduler:
+        if self._kind == "cosine":
+            return torch.optim.lr_scheduler.CosineAnnealingLR(self._adam, self.iterations)
+        if self._kind == "ramp":
+            return torch.optim.lr_scheduler.LambdaLR(self._adam, lambda done: _ramp((done + 1) / (self.iterations + 1)))
         milestones = [self.iterations * eighths // 8 for eighths in (3, 5, 7)]
-        self._schedule: torch.optim.lr_scheduler.LRScheduler = (
-            torch.optim.lr_scheduler.CosineAnnealingLR(self._adam, self.iterations)
-            if self._cosine
-            else torch.optim.lr_scheduler.MultiStepLR(self._adam, milestones, gamma=0.1)
-        )
+        return torch.optim.lr_scheduler.MultiStepLR(self._adam, milestones, gamma=0.1)
 
     @abstractmethod
     def images(self) -> torch.Tensor:
@@ -198,3 +202,8 @@ class AdamOptimisation(Optimisation):
         losses = self.loss(images)
         self.falling.see(self.iterations, losses)
         self.keep(images, losses)
+
+
+def _ramp(share: float) -> float:
+    """Of the first step size, after a share of the iterations in (0, 1]."""
+    return min(1.0, share / 0.05) * 0.5 * (1 - math.cos(math.pi * min(1.0, (1 - share) / 0.75)))
