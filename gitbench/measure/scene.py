@@ -25,7 +25,7 @@ class Scene:
     Args:
         public: of the data, on the device.
         original: the model before the defense has changed it.
-        inputs: of the victims, ``(V, B, C, H, W)``, those of all clients behind an update.
+        inputs: of the victims, ``(V, B, *shape)``, those of all clients behind an update.
         labels: theirs, ``(V, B)``.
     """
 
@@ -57,6 +57,7 @@ class Scene:
             defense=self.defense if "defense" in knowledge else None,
             batchnorm_statistics=batchnorm_statistics(model, self.inputs) if "batchnorm_statistics" in knowledge else None,
             parameters="parameters" in knowledge,
+            modality=self.data.modality,
         )
 
     def rehearsed(self, model: nn.Module) -> Observation:
@@ -69,11 +70,12 @@ class Scene:
             public=self.public,
             client=self.client,
             defense=self.defense,
+            modality=self.data.modality,
         )
 
 
 def victims_of(case: Case, data: Data, client: Client) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs ``(V, B, C, H, W)`` and labels ``(V, B)`` of a case's victims, of all clients behind an update.
+    """Inputs ``(V, B, *shape)`` and labels ``(V, B)`` of a case's victims, of all clients behind an update.
 
     Raises:
         DataError: the private split is too small.

@@ -16,7 +16,8 @@ from gitbench.clients.datasets.npz import read_array
 from gitbench.core.errors import AttackError, GitbenchError, StoreError
 from gitbench.core.text import shown
 from gitbench.identity.case import Case
-from gitbench.judge.verdict import DEFAULT_GATE, exposures, judge_results
+from gitbench.identity.known_modalities import default_gate
+from gitbench.judge.verdict import exposures, judge_results
 from gitbench.measure.evaluator import Evaluator
 from gitbench.publish.manifest import Claim, read_claim
 from gitbench.store.folder import Store, write_atomic
@@ -48,13 +49,14 @@ def score_submission(path: Path, *, store: Store | None = None, device: str = "a
     found = read_reconstructions(path.parent / claim.inputs, shape)
     case = _case(path, claim, hashlib.sha256(found.numpy().tobytes()).hexdigest()[:16])
     result = chain.score(case, found)
-    judgement = judge_results([result], None if case.is_control else [], gate=DEFAULT_GATE)
+    gate = default_gate(case.dataset)
+    judgement = judge_results([result], None if case.is_control else [], gate=gate)
     judged = result.model_copy(
         update={
-            "gate": dict(DEFAULT_GATE),
+            "gate": gate,
             "verdict": judgement.verdict,
             "verdict_reason": judgement.reason,
-            "exposure": exposures([result], DEFAULT_GATE),
+            "exposure": exposures([result], gate),
             "settings": {"author": repr(claim.author), "name": repr(claim.name)},
         }
     )
