@@ -40,7 +40,7 @@ class SelfAttention(nn.Module):
         return mixed
 
 
-class TransformerBlock(nn.Module):
+class TextBlock(nn.Module):
     """Attention and a perceptron, each behind a LayerNorm and beside a skip connection (pre-norm)."""
 
     def __init__(self, width: int, heads: int, *, causal: bool) -> None:

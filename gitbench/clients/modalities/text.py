@@ -19,7 +19,7 @@ PAD = 0
 _ATTACKS = ("embeddings", "dager", "dlg", "tag")
 _MODELS = ("transformer", "encoder")
 _DEFENSES = ("none", "dp_sgd(noise_multiplier=1.0)", "gaussian_noise(std=0.1)", "pruning(rate=0.5)", "frozen_embeddings")
-_KNOWN = ("*/pruning(rate=0.5)/*", "*/frozen_embeddings/*")
+_KNOWN = ("*/gaussian_noise(std=0.1)/*", "*/pruning(rate=0.5)/*", "*/frozen_embeddings/*")
 _MATRIX = {
     "dataset": ("text",),
     "model": _MODELS,
