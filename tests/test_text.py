@@ -219,3 +219,7 @@ def test_a_run_on_text(pytester: pytest.Pytester) -> None:
     assert control["verdict"] == "leaks"
     assert "pydoc_data.topics" in control["settings"]["data.text"]
     assert len(list((pytester.path / ".gitbench" / "pictures").glob("*.png"))) == 2
+
+
+def test_auto_takes_what_explains_the_update(text: Data) -> None:
+    assert scores(text, "auto", "encoder")["exact_match"] == 1

@@ -139,7 +139,7 @@ FLAGS: dict[str, Flag] = {
         ),
         Flag(
             "beyond-rank-limit",
-            "a batch has at least as many tokens as the first query layer is wide: every token's vector lies in the span of its gradient",
+            "a batch has at least as many tokens as the first query layer's input has dimensions: every vector lies in its gradient's span",
             "dager's test tells nothing apart there, and it gives up: the cell says nothing about the defense",
             "lower --gitbench-batch-size or the length of the dataset, or use a wider model",
         ),

@@ -25,7 +25,7 @@ _PRECISION = 1e-3
 # Of the whole update's norm: more than a tensor has that is zero but for rounding, such as a bias before BatchNorm (1e-9 was seen), and
 # less than one that says something (3e-4 was seen).
 _ROUNDING = 1e-6
-_NEIGHBOURS = 64  # of a discrete input, that must not explain the update as well
+_NEIGHBOURS = 16  # of a discrete input, that must not explain the update as well
 
 
 def certified(attack: Attack, observation: Observation, inputs: torch.Tensor, *, exact: bool = True) -> tuple[bool, ...] | None:
@@ -37,7 +37,7 @@ def certified(attack: Attack, observation: Observation, inputs: torch.Tensor, *,
 
     Explaining an update is not enough where it says less than there is to know: after pruning, or of a large batch, wrong images explain
     it too. So the update must determine the images, as far as can be told: :func:`gitbench.measure.determined.determined` says what is
-    asked, and what is not. Where inputs are discrete, none of 64 others next to them may explain the update as well. The
+    asked, and what is not. Where inputs are discrete, none of 16 others next to them may explain the update as well. The
     other error is the smaller one: where labels are not found, or images not put in their order, a reconstruction that is right goes
     without a certificate.
 

@@ -30,7 +30,8 @@ class Dager(Attack):
     whose vectors depend on the tokens before (in a causal model, token by token) or around (otherwise: the sequences of a batch are
     searched, and single ones need no search).
 
-    Where a batch has as many tokens as the layer is wide, everything lies in the span: the attack returns the most frequent public
+    Where a batch has as many tokens as these vectors have dimensions (one less than the layer is wide where a LayerNorm makes their
+    mean zero), everything lies in the span: the attack returns the most frequent public
     tokens, with the flag ``beyond-rank-limit``. Under noise the main directions are taken, as many as there are tokens, and the
     nearest tokens.
     """
@@ -64,11 +65,10 @@ class Dager(Attack):
                 f"and there is none in the update of {type(observation.model).__name__}. Use dlg or tag."
             )
         slots = observation.batch_size * observation.input_shape[0]
-        width = observation.update.tensors[f"{names[0]}.weight"].shape[2]
-        if slots >= width:
+        search = _SpanSearch(observation, names[:2], slots, self.options.tolerance)
+        if slots >= search.dimensions:
             guess = observation.modality.blind(observation.public.inputs)
             return Candidates(guess.expand(observation.victims, observation.batch_size, -1).clone(), flags=frozenset({"beyond-rank-limit"}))
-        search = _SpanSearch(observation, names[:2], slots, self.options.tolerance)
         found = []
         for victim in range(observation.victims):
             found.append(search.of_victim(victim))
@@ -96,6 +96,7 @@ class _SpanSearch:
         (first,) = layer_inputs(self._model, names[:1], same)
         self._offset = first.shape[1] - self._length  # a start vector comes before the tokens
         self._table = first[:, self._offset :].double()  # (vocabulary, L, d): of each token at each position
+        self.dimensions = int(torch.linalg.matrix_rank(self._table.flatten(0, 1), rtol=_ZERO))
         self._causal = self._is_causal(same[:2])
 
     def of_victim(self, victim: int) -> torch.Tensor:

@@ -26,11 +26,11 @@ class Embeddings(Attack):
     Which tokens there are is read off exactly where nothing blurs the gradient; the longest rows are taken otherwise. Where learned
     positions are added to the vectors, the gradient of a single sequence's position is that of the vector there, and a token's row is
     the sum over its places: a system of linear equations, whose solution is the sequence itself, in its order. In a batch a row's
-    length beside that of an average place says how often its token is there.
+    length beside those of the others says how often its token is there.
 
-    Where the embedding is frozen, the head of a language model tells as much: the gradient of its bias is what is predicted minus how
-    often each token is the next one (iDLG's observation). A classifier that hides its embedding leaves nothing to this attack, and it
-    returns the most frequent public tokens.
+    The head of a language model says that better, and does so where the embedding is frozen, too: the gradient of its bias is what is
+    predicted minus how often each token is the next one (iDLG's observation). A classifier that hides its embedding leaves nothing to
+    this attack, and it returns the most frequent public tokens.
     """
 
     name = "embeddings"
@@ -57,7 +57,8 @@ class Embeddings(Attack):
             ordered = _in_order(observation, rows) if observation.batch_size == 1 else None
             if ordered is not None:
                 return ordered
-            weights = rows.double().norm(dim=2)
+            told = _from_the_head(observation, slots)
+            weights = rows.double().norm(dim=2) if told is None else told
         weights[:, PAD] = 0
         return torch.stack([_spread(row, slots) for row in weights]).reshape(-1, observation.batch_size, length)
 
