@@ -17,7 +17,7 @@ from gitbench.clients.client import client_update
 from gitbench.clients.data import Data
 from gitbench.clients.datasets.text import PINNED
 from gitbench.clients.task import data_for
-from gitbench.core.errors import DataError
+from gitbench.core.errors import AttackError, DataError
 from gitbench.core.random import make_generator
 from gitbench.identity.case import code_digest
 from gitbench.identity.known_metrics import known_metrics
@@ -223,3 +223,22 @@ def test_a_run_on_text(pytester: pytest.Pytester) -> None:
 
 def test_auto_takes_what_explains_the_update(text: Data) -> None:
     assert scores(text, "auto", "encoder")["exact_match"] == 1
+
+
+def test_tokens_that_others_reconstructed_are_scored(text: Data, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    from gitbench.publish.submission import score_submission
+
+    claim = {
+        "kind": "gitbench submission", "schema": 1, "name": "mine", "author": "somebody", "inputs": "found.safetensors",
+        "dataset": TEXT, "model": "encoder", "defense": "none", "victims": 8,
+    }  # fmt: skip
+    (tmp_path / "claim.json").write_text(json.dumps(claim))
+    truth, _ = gitbench.draw_victims(text.private, victims=8, batch_size=1, seed=0)
+    save_file({"inputs": truth}, tmp_path / "found.safetensors")
+    found = score_submission(tmp_path / "claim.json")
+    assert (found.verdict, found.gate, found.metrics["exact_match"].mean) == ("leaks", {"token_gain": 0.1}, 1)
+    save_file({"inputs": truth.float()}, tmp_path / "found.safetensors")
+    with pytest.raises(AttackError, match="to be integers"):
+        score_submission(tmp_path / "claim.json")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import datetime
-import functools
 import platform
 import time
 from collections.abc import Callable
@@ -20,7 +19,6 @@ from gitbench.attacker.attack import load_attack, settings
 from gitbench.attacker.fit_cache import FitCache
 from gitbench.attacker.observation import Observation
 from gitbench.attacker.tools.rehearsal import rehearse
-from gitbench.clients.client import gradients
 from gitbench.clients.data import Data, load_dataset
 from gitbench.clients.defense import Defense, fresh, load_defense
 from gitbench.clients.model import load_model
@@ -32,6 +30,7 @@ from gitbench.clients.trained import sent_share
 from gitbench.core.deadline import Deadline, checked
 from gitbench.core.errors import ConfigError, told
 from gitbench.core.memory import peak_memory_mb, reset_peak
+from gitbench.core.modality import Modality
 from gitbench.core.progress import Progress, TimeUp, silent
 from gitbench.core.random import make_generator
 from gitbench.identity.case import Case
@@ -43,6 +42,7 @@ from gitbench.measure.scene import Scene, victims_of
 from gitbench.measure.scoring import measures_of
 from gitbench.measure.training_cost import measure_training
 from gitbench.measure.utility import measure_utility
+from gitbench.measure.warm import warm_up
 from gitbench.store.folder import Store
 from gitbench.store.result import NOT_JUDGED, TIMED_OUT, Cost, Environment, Result, Training, failed
 
@@ -125,6 +125,14 @@ class Evaluator:
         scene = self._scene(case, defense)
         return observed(scene, scene.shared_model())
 
+    def modality(self, case: Case) -> Modality:
+        """What kind of data a case is about.
+
+        Raises:
+            DataError: the dataset cannot be used.
+        """
+        return self._load_data(case.dataset).modality
+
     def truth(self, case: Case) -> torch.Tensor:
         """The private inputs of a case's victims ``(V, B, *shape)``.
 
@@ -149,7 +157,7 @@ class Evaluator:
         inputs, found = self.truth(case), reconstruction.to(self.device)
         measures, baselines, flags = measures_of(found, inputs, self._load_data(case.dataset))
         if self.store:
-            self.store.save_picture(case.case_id, self._load_data(case.dataset).modality.picture(inputs, found))
+            self.store.save_picture(case.case_id, self.modality(case).picture(inputs, found))
         return self._flagged(Result(metrics=measures, baselines=baselines, flags=tuple(flags), **self._unjudged(case)))
 
     def training(self, case: Case, defense: Defense | None = None) -> Training | None:
@@ -335,13 +343,6 @@ def observed(scene: Scene, model: nn.Module, *, show: Callable[[nn.Module], None
         show=show,
     )
     return scene.observation(update, model)
-
-
-@functools.cache
-def warm_up() -> None:
-    """Have torch import what it imports at first use (seconds): no case's time, and no place for an alarm to ring."""
-    gradients(nn.utils.skip_init(nn.Linear, 1, 2), torch.zeros(1, 1, 1), torch.zeros(1, 1, dtype=torch.long))
-    torch.optim.Adam([torch.zeros(1, requires_grad=True)])
 
 
 def _now() -> str:
