@@ -60,7 +60,7 @@ def bag() -> Iterator[str]:
 
 def searches() -> Iterator[str]:
     """Batch 1, length 16."""
-    settings = itertools.product(("transformer", "encoder"), ("dlg", "tag"))
+    settings = itertools.product(("transformer", "encoder"), ("dlg", "tag", "lamp"))
     yield from (attacked(attack, model, length=LENGTH, batch=1, victims=16) for model, attack in settings)
 
 

@@ -179,7 +179,7 @@ def test_a_frozen_embedding_hides_a_classifiers_tokens_and_no_language_models(te
     assert scores(text, "dager", "encoder", defense="frozen_embeddings")["exact_match"] == 1
 
 
-@pytest.mark.parametrize("attack", ["dlg(iterations=15)", "tag(iterations=5)"])
+@pytest.mark.parametrize("attack", ["dlg(iterations=15)", "tag(iterations=5)", "lamp(iterations=6, every=3, moves=2)"])
 def test_searches_return_tokens_and_the_same_for_the_same_seed(attack: str, text: Data) -> None:
     for model in SMALL:
         observation, inputs = observed(text, model, victims=2)

@@ -9,10 +9,8 @@ import torch
 from gitbench.attacker.attack import Candidates, Refiner
 from gitbench.attacker.observation import Observation
 from gitbench.attacker.options import LabelOptions
-from gitbench.attacker.tools.labels import infer_labels
+from gitbench.attacker.tools.embedding_search import EmbeddingSearch
 from gitbench.attacker.tools.matching import Objective
-from gitbench.attacker.tools.optimisation import AdamOptimisation, Best
-from gitbench.clients.task import own_targets
 from gitbench.core.progress import Progress
 
 _TINY = 1e-12
@@ -57,36 +55,23 @@ class TAG(Refiner):
     def refine(
         self, observation: Observation, start: torch.Tensor | None, *, generator: torch.Generator, progress: Progress
     ) -> torch.Tensor | Candidates:
-        search = _EmbeddingSearch(observation, self.options, start, generator, progress)
+        options = self.options
+        search = _TagSearch(
+            "tag", observation, start, iterations=options.iterations, lr=options.lr, known=options.labels == "known",
+            generator=generator, progress=progress,
+        )  # fmt: skip
+        search.alpha = options.alpha
+        search.objective = Objective(observation, distance="l2")
         search.run()
-        found = observation.modality.leave(observation.model, search.best.found[0])
-        return Candidates(found, still_improving=search.falling.still)
+        return Candidates(search.found, still_improving=search.falling.still)
 
 
-class _EmbeddingSearch(AdamOptimisation):
-    def __init__(
-        self, observation: Observation, options: TAG.Options, start: torch.Tensor | None, generator: torch.Generator, progress: Progress
-    ) -> None:
-        self._objective = Objective(observation, distance="l2")
-        self._labels = None
-        if own_targets(observation.model) is None:
-            self._labels = observation.labels if options.labels == "known" else infer_labels(observation)
-        self._observation, self._options, self._first, self._generator = observation, options, start, generator
-        best = Best(observation.victims, observation.device)
-        super().__init__("tag", best, iterations=options.iterations, schedule="cosine", progress=progress)
-
-    def begin(self, restart: int) -> None:
-        modality, model = self._observation.modality, self._observation.model
-        inner = modality.inner_shape(model, self._observation.input_shape)
-        shape = (self._observation.victims, self._observation.batch_size, *inner)
-        drawn = modality.start(model, shape, init="normal", generator=self._generator).to(self._observation.device)
-        self.start(drawn if self._first is None else modality.enter(model, self._first), lr=self._options.lr * float(drawn.std()))
-
-    def images(self) -> torch.Tensor:
-        return self.points[0]
+class _TagSearch(EmbeddingSearch):
+    alpha: float
+    objective: Objective
 
     def loss(self, images: torch.Tensor) -> torch.Tensor:
-        apart = self._objective.differences(images, self._labels)
+        apart = self.objective.differences(images, self.labels)
         squared = [one.square().sum(1) / observed.square().sum(1).clamp_min(_TINY) for one, observed in apart]
         absolute = [one.abs().sum(1) / observed.abs().sum(1).clamp_min(_TINY) for one, observed in apart]
-        return torch.stack(squared).sum(0) + self._options.alpha * torch.stack(absolute).sum(0)
+        return torch.stack(squared).sum(0) + self.alpha * torch.stack(absolute).sum(0)
