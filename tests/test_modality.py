@@ -62,6 +62,7 @@ def test_what_does_not_fit_is_told_without_an_import() -> None:
         == "the attack ridge is one on image data, and the dataset is one of signal data"
     )
     assert misfit("signal", **{**waves, "model": "lenet"}) == "the model lenet takes image data, and the dataset is one of signal data"
+    assert misfit("signal", **waves, defense="sign | mixup").startswith("the defense mixup is one on image data")
     assert misfit("image", attack=f"{HERE}:Mean", model="lenet").startswith("the attack signals.py:Mean is one on signal data")
 
 
@@ -83,6 +84,11 @@ def test_an_attack_on_other_data_is_an_error_that_names_it() -> None:
     assert found.error == "The attack ridge is one on image data, and this is signal data."
     found = gitbench.evaluate(attack="dlg", model="lenet", dataset="tests_waves", victims=2)
     assert found.error == "The model 'lenet' takes image data, and the dataset is one of signal data."
+
+
+def test_a_defense_of_other_data_is_refused_by_name() -> None:
+    found = gitbench.evaluate(attack="dlg(iterations=1)", defense="mixup", model="tests_wave_model", dataset="tests_waves", victims=2)
+    assert found.error == "The defense mixup is one on image data, and this is signal data."
 
 
 def test_a_dataset_must_say_which_data_it_has() -> None:

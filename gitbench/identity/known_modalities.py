@@ -90,18 +90,20 @@ def declared_modality(dataset: str) -> str:
     return found if isinstance(found, str) else USUAL
 
 
-def misfit(modality: str, *, attack: str, model: str) -> str:
-    """Why an attack or a model cannot do data of a modality; empty where nothing is said against it.
+def misfit(modality: str, *, attack: str, model: str, defense: str = "none") -> str:
+    """Why an attack, a model or a defense cannot do data of a modality; empty where nothing is said against it.
 
     Args:
         modality: its name.
         attack: SPEC.
         model: SPEC.
+        defense: SPEC.
     """
-    for part in parse_spec("attack", attack).parts:
-        taken = _declared("attack", part, "modalities")
+    several: tuple[tuple[Kind, str], ...] = (("attack", attack), ("defense", defense))
+    for kind, part in ((one, part) for one, text in several for part in parse_spec(one, text).parts):
+        taken = _declared(kind, part, "modalities")
         if isinstance(taken, tuple) and modality not in taken:
-            return f"the attack {part.label} is one on {' and '.join(map(str, taken))} data, and the dataset is one of {modality} data"
+            return f"the {kind} {part.label} is one on {' and '.join(map(str, taken))} data, and the dataset is one of {modality} data"
     part = parse_spec("model", model).parts[0]
     taken = _declared("model", part, "modality")
     if isinstance(taken, str) and modality != taken:

@@ -11,7 +11,7 @@ from torch import nn
 from gitbench.attacker.observation import Observation
 from gitbench.clients.client import batchnorm_statistics
 from gitbench.clients.data import Data, Split, draw_victims
-from gitbench.clients.defense import Defense
+from gitbench.clients.defense import Defense, check_fits
 from gitbench.clients.procedure import Client
 from gitbench.clients.update import Update
 from gitbench.core.random import make_generator, seeded
@@ -37,6 +37,9 @@ class Scene:
     defense: Defense
     inputs: torch.Tensor
     labels: torch.Tensor
+
+    def __post_init__(self) -> None:
+        check_fits(self.defense, self.data.modality.name)
 
     def shared_model(self) -> nn.Module:
         """The model of server and client. The values of layers that a defense makes anew follow from the case's seed."""

@@ -166,7 +166,8 @@ class Runner:
         """Why a cell cannot be: its attack or model does other kinds of data, or needs what is not granted. A stored result had it all."""
         if all(self._bench.stored(case) for case in cell.cases):
             return ""
-        unfit = misfit(declared_modality(str(cell.dataset)), attack=str(cell.attack), model=str(cell.model))
+        named = {"attack": str(cell.attack), "model": str(cell.model), "defense": str(cell.defense)}
+        unfit = misfit(declared_modality(str(cell.dataset)), **named)
         if unfit:
             return unfit
         from gitbench.attacker.attack import load_attack
