@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import datetime
+import functools
 import platform
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from gitbench.attacker.attack import load_attack, settings
 from gitbench.attacker.fit_cache import FitCache
 from gitbench.attacker.observation import Observation
 from gitbench.attacker.tools.rehearsal import rehearse
+from gitbench.clients.client import gradients
 from gitbench.clients.data import Data, load_dataset
 from gitbench.clients.defense import Defense, fresh, load_defense
 from gitbench.clients.model import load_model
@@ -26,7 +28,6 @@ from gitbench.clients.output import output_of
 from gitbench.clients.procedure import load_client
 from gitbench.clients.rounds import client_rounds
 from gitbench.clients.task import data_for
-from gitbench.clients.trained import sent_share
 from gitbench.core.deadline import Deadline, checked
 from gitbench.core.errors import ConfigError, told
 from gitbench.core.memory import peak_memory_mb, reset_peak
@@ -40,9 +41,9 @@ from gitbench.measure.conformance import check_conformance
 from gitbench.measure.fingerprint import fingerprint
 from gitbench.measure.scene import Scene, victims_of
 from gitbench.measure.scoring import measures_of
+from gitbench.measure.told import told_of
 from gitbench.measure.training_cost import measure_training
 from gitbench.measure.utility import measure_utility
-from gitbench.measure.warm import warm_up
 from gitbench.store.folder import Store
 from gitbench.store.result import NOT_JUDGED, TIMED_OUT, Cost, Environment, Result, Training, failed
 
@@ -256,7 +257,7 @@ class Evaluator:
                 peak_memory_mb=peak_memory_mb(self.device),
             ),
             certified=certified(attack, observation, found.inputs, exact=character is None or character.exact),
-            settings={**settings(attack), **data.modality.told(), **_of_the_model(model)},
+            settings={**settings(attack), **data.modality.told(), **told_of(model)},
             timeout=deadline.seconds if deadline.over else None,
             **self._unjudged(case),
         )
@@ -306,13 +307,6 @@ def _of_defense(case: Case, defense: Defense) -> _Key:
     return case.dataset, case.model, case.client, case.seed, case.batch_size, case.rounds, f"{defense!r} {case.code['defense']}"
 
 
-def _of_the_model(model: nn.Module) -> dict[str, str]:
-    """What of the model stands beside every figure: its mode, where its logits are, and the share that is sent where a part is not."""
-    told = {"model.mode": "train" if model.training else "eval", "model.output": str(output_of(model))}
-    share = sent_share(model)
-    return told if share == 1 else {**told, "model.sent": f"{share:.2%}"}
-
-
 def resolve_device(device: str) -> torch.device:
     """``auto`` takes the GPU where there is one.
 
@@ -343,6 +337,13 @@ def observed(scene: Scene, model: nn.Module, *, show: Callable[[nn.Module], None
         show=show,
     )
     return scene.observation(update, model)
+
+
+@functools.cache
+def warm_up() -> None:
+    """Have torch import what it imports at first use (seconds): no case's time, and no place for an alarm to ring."""
+    gradients(nn.utils.skip_init(nn.Linear, 1, 2), torch.zeros(1, 1, 1), torch.zeros(1, 1, dtype=torch.long))
+    torch.optim.Adam([torch.zeros(1, requires_grad=True)])
 
 
 def _now() -> str:

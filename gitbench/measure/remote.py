@@ -29,9 +29,8 @@ from gitbench.core.spec import KINDS, Kind, parse_spec
 from gitbench.identity.case import Case, code_digest, core_digest
 from gitbench.identity.known_metrics import digest_of_metrics
 from gitbench.identity.names import register
-from gitbench.measure.evaluator import EVERY_MODEL, Evaluator, observed
+from gitbench.measure.evaluator import EVERY_MODEL, Evaluator, observed, warm_up
 from gitbench.measure.task import Conditions, Reply, Task
-from gitbench.measure.warm import warm_up
 from gitbench.store.folder import Store
 from gitbench.store.result import TIMED_OUT, Result
 
