@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from gitbench.clients.update import Update as Update
     from gitbench.core.errors import GitbenchError as GitbenchError
     from gitbench.core.metric import Metric as Metric
+    from gitbench.core.modality import Modality as Modality
     from gitbench.core.random import make_generator as make_generator
     from gitbench.core.random import randn_like as randn_like
     from gitbench.measure.scoring import score as score
@@ -54,6 +55,7 @@ _WHERE = {
     "Defense": "clients.defense",
     "GitbenchError": "core.errors",
     "Metric": "core.metric",
+    "Modality": "core.modality",
     "ModelFactory": "clients.model",
     "Observation": "attacker.observation",
     "Reconstruction": "attacker.attack",

@@ -52,8 +52,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_first_steps(command: _Command) -> None:
-    start = command("init", lambda given: scaffold(given.folder), "write a first defense, its test and [tool.gitbench]; overwrites nothing")
+    start = command(
+        "init",
+        lambda given: scaffold(given.folder, kind=given.kind),
+        "write a first defense, its test and [tool.gitbench]; overwrites nothing",
+    )
     start.add_argument("folder", metavar="DIR", type=Path, nargs="?", default=Path(), help="where to (default: this folder)")
+    start.add_argument("--text", dest="kind", action="store_const", const="text", default="image", help="for models of text, not of images")
     listing = command(
         "list", lambda given: _list(given.kind), "show the attacks, defenses, models, datasets and metrics that are installed"
     )

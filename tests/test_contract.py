@@ -18,6 +18,7 @@ from gitbench.core.errors import DataError
 from gitbench.core.random import make_generator
 from gitbench.core.spec import Kind, Part, parse_spec
 from gitbench.identity.known_metrics import known_metrics
+from gitbench.identity.known_modalities import declared_modality, misfit
 from gitbench.identity.loading import load_part
 from gitbench.identity.names import entry_points
 from helpers import make_data, pair
@@ -45,9 +46,23 @@ DEFENSES = [
     "precision(dtype='float16')",
     "dropout(rate=0.5, layers='all')",
 ]
-ATTACKS = [ARGUMENTS.get(name, name) for name in sorted(entry_points("attack"))]
-MODELS = [ARGUMENTS.get(name, name) for name in sorted(entry_points("model"))]
-DATASETS = sorted(entry_points("dataset"))
+
+
+def _of_images(kind: Kind) -> list[str]:
+    """The components that can do images; those of text are in test_text.py."""
+    names = sorted(entry_points(kind))
+    if kind == "dataset":
+        return [name for name in names if declared_modality(name) == "image"]
+    other = "dlg" if kind == "model" else "mlp"
+    given = {name: ARGUMENTS.get(name, name) for name in names}
+    fits = {name: misfit("image", **{"attack": other, "model": other, kind: spec}) for name, spec in given.items()}
+    return [given[name] for name in names if not fits[name]]
+
+
+ATTACKS = _of_images("attack")
+MODELS = _of_images("model")
+DATASETS = _of_images("dataset")
+METRICS = [name for name, metric in known_metrics().items() if metric.modality == "image"]
 
 
 def victims(data: Data, count: int = 3, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
@@ -236,7 +251,7 @@ def test_dataset_loads_or_says_what_is_missing(name: str, tmp_path, tiny_npz) ->
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (3, 7, 9)])
-@pytest.mark.parametrize("name", known_metrics())
+@pytest.mark.parametrize("name", METRICS)
 def test_metric_is_finite_of_each_image_alone_and_leaks_most_on_a_copy(name: str, shape: tuple[int, int, int]) -> None:
     metric = known_metrics()[name]
     found, truth = pair(shape, count=5)

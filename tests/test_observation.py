@@ -83,7 +83,7 @@ def test_ridge_needs_no_parameters(data: Data) -> None:
         (lambda shape: None, "returned NoneType"),
         (lambda shape: torch.zeros(1), r"returned \(1,\), expected a tensor \(2, 1, 3, 8, 8\)"),
         (lambda shape: torch.full(shape, torch.nan), "NaN"),
-        (lambda shape: torch.full(shape, 2.0), r"pixels in \[2, 2\]"),
+        (lambda shape: torch.full(shape, 2.0), r"values in \[2, 2\]"),
     ],
 )
 def test_a_malformed_reconstruction_is_named(data: Data, output, message: str) -> None:

@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 
+from gitbench.clients.modalities.image import ImageData
 from gitbench.core.errors import AttackError
 from gitbench.identity.known_metrics import known_metrics
 from gitbench.measure.pixel_error import PSNR_CAP
@@ -122,7 +123,7 @@ def test_all_images_non_finite() -> None:
 def test_assignment_is_the_best_permutation(batch: int) -> None:
     truth = smooth(3 * batch, (1, 6, 6)).reshape(3, batch, 1, 6, 6)
     found = smooth(3 * batch, (1, 6, 6), seed=9).reshape(truth.shape)
-    order = assign(found, truth)
+    order = assign(found, truth, ImageData())
     for victim in range(3):
         costs = {
             chosen: sum(

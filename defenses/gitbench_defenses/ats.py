@@ -53,6 +53,7 @@ class Ats(Defense):
     """
 
     name = "ats"
+    modalities = ("image",)
 
     def __init__(self, *, policy: str = "3-1-7+43-18-18") -> None:
         self.policy = policy

@@ -46,6 +46,7 @@ class Dropout(Defense):
     """
 
     name = "dropout"
+    modalities = ("image",)
     needs_batch = True
     needs_per_example = True  # which tells that nothing came before, and what follows may ask for it
 

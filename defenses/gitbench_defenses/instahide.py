@@ -38,6 +38,7 @@ class InstaHide(Defense):
     """
 
     name = "instahide"
+    modalities = ("image",)
 
     def __init__(self, *, k: int = 4, largest: float = 0.65, partners: Literal["public", "batch"] = "public") -> None:
         if not isinstance(k, int) or k < 1:

@@ -33,6 +33,7 @@ class Mixup(Defense):
     """
 
     name = "mixup"
+    modalities = ("image",)
 
     def __init__(self, *, k: int = 2, alpha: float = 1.0, partners: Literal["public", "batch"] = "public") -> None:
         if not isinstance(k, int) or k < 1:

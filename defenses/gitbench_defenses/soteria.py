@@ -36,6 +36,7 @@ class Soteria(Defense):
     """
 
     name = "soteria"
+    modalities = ("image",)
     needs_batch = True
 
     def __init__(self, *, rate: float, layer: str | None = None) -> None:

@@ -32,12 +32,14 @@ class Candidates:
     """What :meth:`Attack.run` may return in place of the tensor alone.
 
     Args:
-        inputs: ``(V, B, C, H, W)`` in [0, 1].
+        inputs: ``(V, B, *shape)``; of images ``(V, B, C, H, W)`` in [0, 1].
         still_improving: the attack's own objective was still falling when its budget ended.
+        flags: names in :data:`gitbench.judge.flags.FLAGS` that the attack raises itself.
     """
 
     inputs: torch.Tensor
     still_improving: bool = False
+    flags: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -45,16 +47,18 @@ class Reconstruction:
     """What an attack makes of an observation.
 
     Args:
-        inputs: ``(V, B, C, H, W)`` in [0, 1]; the order within a batch means nothing.
+        inputs: ``(V, B, *shape)``; the order within a batch means nothing.
         fit_seconds: spent on the attack's own training.
         attack_seconds: spent on the victims.
         still_improving: the attack's own objective was still falling when its budget ended.
+        flags: names in :data:`gitbench.judge.flags.FLAGS` that the attack raises itself.
     """
 
     inputs: torch.Tensor
     fit_seconds: float
     attack_seconds: float
     still_improving: bool = False
+    flags: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,8 @@ class Attack(Component):
     :attr:`profiles` changes for the others. A subclass may define a constructor of its own instead.
     """
 
+    modalities: tuple[str, ...] | None = ("image",)
+    """Names of the kinds of data that the attack can do; None for one that does whatever can be optimised."""
     requires: frozenset[Knowledge] = frozenset()
     """Knowledge without which the attack cannot run."""
     uses: frozenset[Knowledge] = frozenset()
@@ -149,6 +155,9 @@ class Attack(Component):
             AttackError: the attack raised, needs more memory than there is, or returned something
                 malformed; the message names it.
         """
+        kind = observation.modality.name
+        if self.modalities is not None and kind not in self.modalities:
+            raise AttackError(f"The attack {self!r} is one on {' and '.join(self.modalities)} data, and this is {kind} data.")
         missing = self.requires - observation.granted
         if missing:
             raise NotGrantedError(f"The attack {self!r} needs {', '.join(sorted(missing))}, which the threat model does not grant.")
@@ -170,7 +179,7 @@ class Attack(Component):
         candidates = found if isinstance(found, Candidates) else Candidates(found)
         self._check(candidates.inputs, observation)
         seconds = time.perf_counter() - start
-        return Reconstruction(candidates.inputs.detach(), fitted.seconds, seconds, candidates.still_improving)
+        return Reconstruction(candidates.inputs.detach(), fitted.seconds, seconds, candidates.still_improving, candidates.flags)
 
     def seen_of(self, observation: Observation) -> Observation:
         """What of an observation this attack sees: what it names, and a plain gradient where it does not adapt."""
@@ -199,7 +208,7 @@ class Attack(Component):
         return {}
 
     def run(self, observation: Observation, state: State, *, generator: torch.Generator, progress: Progress) -> torch.Tensor | Candidates:
-        """Reconstruct: ``(V, B, C, H, W)`` in [0, 1]."""
+        """Reconstruct: ``(V, B, *shape)``, valid inputs; of images ``(V, B, C, H, W)`` in [0, 1]."""
         raise TypeError(f"The attack {self!r} must define run(self, observation, state, *, generator, progress).")
 
     def _fitted(self, observation: Observation, *, generator: torch.Generator, progress: Progress, fits: Fits | None) -> Fitted:
@@ -238,11 +247,9 @@ class Attack(Component):
         if not isinstance(inputs, torch.Tensor) or inputs.shape != shape:
             found = tuple(inputs.shape) if isinstance(inputs, torch.Tensor) else type(inputs).__name__
             raise AttackError(f"The attack {self!r} returned {found}, expected a tensor {shape}.")
-        if not torch.isfinite(inputs).all():
-            raise AttackError(f"The attack {self!r} returned NaN or infinite pixels, expected values in [0, 1].")
-        low, high = float(inputs.min()), float(inputs.max())
-        if low < 0 or high > 1:
-            raise AttackError(f"The attack {self!r} returned pixels in [{low:.3g}, {high:.3g}], expected [0, 1]. Clamp them.")
+        problem = observation.modality.problem(inputs)
+        if problem:
+            raise AttackError(f"The attack {self!r} returned what is no {observation.modality.noun}: {problem}.")
 
 
 class Refiner(Attack):
@@ -255,7 +262,7 @@ class Refiner(Attack):
     def refine(
         self, observation: Observation, start: torch.Tensor | None, *, generator: torch.Generator, progress: Progress
     ) -> torch.Tensor | Candidates:
-        """Reconstruct from ``start`` ``(V, B, C, H, W)``, or from scratch when it is None."""
+        """Reconstruct from ``start`` ``(V, B, *shape)``, or from scratch when it is None."""
         raise TypeError(f"The attack {self!r} must define refine(self, observation, start, *, generator, progress).")
 
 
@@ -267,6 +274,8 @@ class Hybrid(Attack):
         self.refiner = refiner
         self.requires = prior.requires | refiner.requires
         self.uses = prior.uses | refiner.uses
+        both = [part.modalities for part in (prior, refiner) if part.modalities is not None]
+        self.modalities = tuple(name for name in both[0] if all(name in each for each in both)) if both else None
 
     def __repr__(self) -> str:
         return f"{self.prior!r}+{self.refiner!r}"

@@ -5,23 +5,24 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import nn
 
+from gitbench.attacker.granted import granted_or_raise, not_granted
 from gitbench.attacker.players import Players
 from gitbench.clients.data import Split
 from gitbench.clients.defense import Defense, Expectation, fresh, load_defense
+from gitbench.clients.modalities.image import ImageData
 from gitbench.clients.model import digest_of_values, without_values
 from gitbench.clients.procedure import Client, load_client
 from gitbench.clients.rounds import combined, for_each
 from gitbench.clients.trained import trained_parameters
 from gitbench.clients.update import Update
 from gitbench.core.errors import AttackError, NotGrantedError
+from gitbench.core.modality import Modality
 from gitbench.identity.threat import Knowledge
 
-T = TypeVar("T")
 _KEPT = 64
 BatchNormStatistics = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 
@@ -32,7 +33,7 @@ class _Contents:
     repeats: int
     earlier: tuple[Update, ...]
     model: nn.Module
-    input_shape: tuple[int, int, int]
+    input_shape: tuple[int, ...]
     batch_size: int
     labels: torch.Tensor | None
     public: Split | None
@@ -40,6 +41,7 @@ class _Contents:
     expectation: Expectation | None
     batchnorm_statistics: BatchNormStatistics | None
     parameters: bool
+    modality: Modality
 
 
 class Observation:
@@ -49,7 +51,7 @@ class Observation:
         update: of ``V`` victims, as it was sent; or those of several rounds of the same batches and weights, oldest first.
         earlier: updates of the same victims from rounds before, of other weights say, oldest first.
         model: the attacker's copy of the model under attack (stale under parameter drift).
-        input_shape: ``(C, H, W)`` of one input.
+        input_shape: of one input; of an image ``(C, H, W)``.
         batch_size: inputs per victim, all its clients together; taken from ``labels`` when these are given.
         labels: ``(V, B)``, if granted.
         public: the attacker's own data, if granted.
@@ -57,6 +59,7 @@ class Observation:
         defense: the defense's definition or its SPEC, if granted. It is copied: what a client keeps stays secret.
         batchnorm_statistics: of the private batches, if granted.
         parameters: False keeps the parameters secret: only the architecture is known then.
+        modality: what kind of data an input is; None is an image.
     """
 
     __slots__ = ("_contents", "_update")
@@ -67,7 +70,7 @@ class Observation:
         update: Update | Sequence[Update],
         earlier: Sequence[Update] = (),
         model: nn.Module,
-        input_shape: tuple[int, int, int],
+        input_shape: tuple[int, ...],
         batch_size: int | None = None,
         labels: torch.Tensor | None = None,
         public: Split | None = None,
@@ -75,6 +78,7 @@ class Observation:
         defense: Defense | str | None = None,
         batchnorm_statistics: BatchNormStatistics | None = None,
         parameters: bool = True,
+        modality: Modality | None = None,
     ) -> None:
         client = load_client(client)
         sent = (update,) if isinstance(update, Update) else tuple(update)
@@ -94,6 +98,7 @@ class Observation:
             expectation=None if defense is None else Expectation(fresh(load_defense(defense)), client),
             batchnorm_statistics=batchnorm_statistics,
             parameters=parameters,
+            modality=modality or ImageData(),
         )
         self._combine()
 
@@ -146,8 +151,13 @@ class Observation:
         return 0 if self._update is None else self._update.victims
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
+    def input_shape(self) -> tuple[int, ...]:
         return self._contents.input_shape
+
+    @property
+    def modality(self) -> Modality:
+        """What kind of data an input is."""
+        return self._contents.modality
 
     @property
     def batch_size(self) -> int:
@@ -186,20 +196,20 @@ class Observation:
     def model(self) -> nn.Module:
         """The attacker's copy of the model, with parameters."""
         if not self._contents.parameters:
-            raise _not_granted("parameters")
+            raise not_granted("parameters")
         return self._contents.model
 
     @property
     def labels(self) -> torch.Tensor:
-        return _granted("labels", self._contents.labels)
+        return granted_or_raise("labels", self._contents.labels)
 
     @property
     def public(self) -> Split:
-        return _granted("public", self._contents.public)
+        return granted_or_raise("public", self._contents.public)
 
     @property
     def defense(self) -> Defense:
-        return _granted("defense", self._contents.expectation).defense
+        return granted_or_raise("defense", self._contents.expectation).defense
 
     @property
     def expectation(self) -> Expectation | None:
@@ -213,7 +223,7 @@ class Observation:
 
     @property
     def batchnorm_statistics(self) -> BatchNormStatistics:
-        return _granted("batchnorm_statistics", self._contents.batchnorm_statistics)
+        return granted_or_raise("batchnorm_statistics", self._contents.batchnorm_statistics)
 
     def public_updates(self, indices: torch.Tensor, *, generator: torch.Generator, adapt: bool = True) -> Update:
         """Updates of public examples, as pairs to train on. Needs ``public``, not ``parameters``.
@@ -335,16 +345,3 @@ def _of_the_same_victims(earlier: Sequence[Update], update: Update) -> tuple[Upd
     if wrong:
         raise AttackError(f"Expected earlier updates of the same {len(update)} victims, got one of {wrong[0]}. Stack victims in one order.")
     return tuple(earlier)
-
-
-def _granted(name: Knowledge, value: T | None) -> T:
-    if value is None:
-        raise _not_granted(name)
-    return value
-
-
-def _not_granted(name: Knowledge) -> NotGrantedError:
-    return NotGrantedError(
-        f"The attack read {name!r}, which is not granted to it. Name it in the attack's requires or uses, "
-        "and choose a threat model that grants it (--gitbench-threat)."
-    )

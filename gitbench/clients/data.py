@@ -1,22 +1,25 @@
-"""Images and labels: what the attacker may train on (public) and what leaks (private)."""
+"""Inputs and labels: what the attacker may train on (public) and what leaks (private)."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
+from gitbench.clients.modalities.image import ImageData
 from gitbench.core.component import Component
 from gitbench.core.errors import DataError
+from gitbench.core.modality import Modality
 from gitbench.core.random import make_generator
 from gitbench.identity.loading import build_part, checked_spec
 
 
 @dataclass(frozen=True)
 class Split:
-    """Inputs ``(N, C, H, W)`` float32 in [0, 1] and labels ``(N,)`` int64."""
+    """Inputs ``(N, *shape)`` and labels ``(N,)`` int64. Of images the inputs are ``(N, C, H, W)``, float32 in [0, 1]."""
 
     inputs: torch.Tensor
     labels: torch.Tensor
@@ -30,24 +33,27 @@ class Split:
 
 @dataclass(frozen=True)
 class Data:
-    """A loaded dataset. Public is its train split, private its test split."""
+    """A loaded dataset. Public is its train split, private its test split; ``modality`` says what an input is."""
 
     public: Split
     private: Split
     classes: int
     name: str
+    modality: Modality = field(default_factory=ImageData)
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
-        channels, height, width = self.public.inputs.shape[1:]
-        return channels, height, width
+    def input_shape(self) -> tuple[int, ...]:
+        return tuple(self.public.inputs.shape[1:])
 
 
 class Dataset(Component):
     """Base of the datasets: arguments in the constructor, reading in :meth:`load`."""
 
+    modality: ClassVar[str] = "image"
+    """Name of the kind of data (:class:`gitbench.Modality`): it chooses the matrix and the gate of a run, before anything is loaded."""
+
     def load(self) -> Data:
-        """Read the images.
+        """Read the inputs.
 
         Raises:
             DataError: missing, damaged or malformed files.
@@ -72,20 +78,25 @@ def load_dataset(dataset: str | Dataset) -> Data:
     if data.classes < 2:
         raise DataError(
             f"Expected at least two classes in {built!r}, got {data.classes}: with one there is nothing to tell apart, so that the loss "
-            "and its gradient are zero whatever the image. Add images of another class."
+            f"and its gradient are zero whatever the {data.modality.noun}. Add {data.modality.noun}s of another class."
+        )
+    if built.modality != data.modality.name:
+        raise DataError(
+            f"The class of the dataset {built!r} says that its modality is {built.modality!r}, and its data are {data.modality.name!r}. "
+            "Set the attribute modality of the class, which is read before anything is loaded."
         )
     for which, split in (("public", data.public), ("private", data.private)):
-        _check(f"{which} split of {built!r}", split, data.classes)
+        _check(f"{which} split of {built!r}", split, data)
     if data.public.inputs.shape[1:] != data.private.inputs.shape[1:]:
         raise DataError(
-            f"Expected public and private images of {built!r} of one shape, got "
+            f"Expected public and private {data.modality.noun}s of {built!r} of one shape, got "
             f"{tuple(data.public.inputs.shape[1:])} and {tuple(data.private.inputs.shape[1:])}."
         )
     return data
 
 
 def draw_victims(private: Split, *, victims: int, batch_size: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Private batches without repetition: inputs ``(V, B, C, H, W)`` and labels ``(V, B)``.
+    """Private batches without repetition: inputs ``(V, B, *shape)`` and labels ``(V, B)``.
 
     Raises:
         DataError: the private split is too small.
@@ -136,14 +147,16 @@ def need_path(path: str, what: str) -> Path:
     return found
 
 
-def _check(what: str, split: Split, classes: int) -> None:
-    inputs, labels = split.inputs, split.labels
-    if inputs.ndim != 4 or inputs.dtype != torch.float32 or not len(inputs):
-        raise DataError(f"Expected the {what} to be float32 (N, C, H, W), N > 0, got {inputs.dtype} {tuple(inputs.shape)}.")
+def _check(what: str, split: Split, data: Data) -> None:
+    inputs, labels, modality, classes = split.inputs, split.labels, data.modality, data.classes
+    if inputs.ndim != 2 + modality.axes.count(",") or str(inputs.dtype) != f"torch.{modality.dtype}" or not len(inputs):
+        raise DataError(
+            f"Expected the {what} to be {modality.dtype} (N, {modality.axes}), N > 0, got {inputs.dtype} {tuple(inputs.shape)}."
+        )
     if labels.shape != inputs.shape[:1] or labels.dtype != torch.int64:
         raise DataError(f"Expected int64 labels ({len(inputs)},) for the {what}, got {labels.dtype} {tuple(labels.shape)}.")
-    low, high = float(inputs.min()), float(inputs.max())
-    if not (low >= 0 and high <= 1):
-        raise DataError(f"Expected the {what} in [0, 1], got values in [{low:.3g}, {high:.3g}]. Divide by 255?")
+    problem = modality.problem(inputs)
+    if problem:
+        raise DataError(f"The {what} cannot be used: {problem}.")
     if int(labels.min()) < 0 or int(labels.max()) >= classes:
         raise DataError(f"Expected labels 0..{classes - 1} in the {what}, got {int(labels.min())}..{int(labels.max())}.")

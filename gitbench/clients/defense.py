@@ -55,6 +55,8 @@ class Defense(Component):
     All randomness comes from ``generator``, which lives on the CPU (see :func:`gitbench.randn_like`).
     """
 
+    modalities: tuple[str, ...] | None = None
+    """Names of the kinds of data that it can protect; None for all, which is right where it works on gradients."""
     needs_per_example: bool = False
     """True when :meth:`protect` reads ``update.per_example``."""
     needs_batch: bool = False
@@ -154,6 +156,17 @@ class Defense(Component):
         if not isinstance(other, Defense):
             return NotImplemented
         return Composition(defenses=[part for one in (self, other) for part in (one.defenses if isinstance(one, Composition) else (one,))])
+
+
+def check_fits(defense: Defense, modality: str) -> None:
+    """Refuse a defense that is one on other kinds of data.
+
+    Raises:
+        DefenseError: naming the part that is.
+    """
+    for part in defense.defenses if type(defense) is Composition else (defense,):
+        if part.modalities is not None and modality not in part.modalities:
+            raise DefenseError(f"The defense {part!r} is one on {' and '.join(part.modalities)} data, and this is {modality} data.")
 
 
 def changes_batch(defense: Defense) -> bool:

@@ -8,6 +8,7 @@ import inspect
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from safetensors import SafetensorError
@@ -19,6 +20,7 @@ from torch.nn.parameter import is_lazy
 from gitbench.clients.data import Data
 from gitbench.clients.differentiation import stacked_gradients
 from gitbench.clients.output import output_of, read_output, take_logits
+from gitbench.clients.task import data_for
 from gitbench.clients.trained import freeze, trained_parameters
 from gitbench.clients.training import train
 from gitbench.core.component import Component
@@ -59,8 +61,11 @@ class Normalize(nn.Module):
 class ModelFactory(Component):
     """Base of the built-in models: options in the constructor, the network in :meth:`build`."""
 
+    modality: ClassVar[str] = "image"
+    """Name of the kind of data (:class:`gitbench.Modality`) that the network takes."""
+
     def build(self, data: Data) -> nn.Module:
-        """The network for this data: ``(N, C, H, W)`` in [0, 1] to logits ``(N, classes)``.
+        """The network for this data: inputs ``(N, *data.input_shape)`` to logits ``(N, classes)``.
 
         The global random state is seeded while this runs.
         """
@@ -93,6 +98,8 @@ def load_model(model: str, data: Data, *, seed: int = 0, cache: Path | None = No
         raise SpecError(f"Expected mode of {model!r} to be one of {', '.join(MODES)}, got {mode!r}.")
     with seeded(make_generator(seed, "model")):
         network = _build(Part(part.target, tuple(options.items())), data)
+    data.modality.adapt(network)
+    data = data_for(network, data)
     freeze(network, frozen, model=model)
     trained_parameters(network)
     take_logits(network, data.classes, name=model)
@@ -159,9 +166,11 @@ def _build(part: Part, data: Data) -> nn.Module:
         raise SpecError(f"Expected {part.target!r} to be a factory of a torch.nn.Module, got {found!r}.")
     filled = _filled_in(found, data)
     if isinstance(found, type) and issubclass(found, ModelFactory):
+        if found.modality != data.modality.name:
+            raise ModelError(f"The model {part.label!r} takes {found.modality} data, and the dataset is one of {data.modality.name} data.")
         factory: ModelFactory = build_part("model", part, ModelFactory, **filled)
         return _made(f"build() of the model {part.label!r}", "build(self, data) -> torch.nn.Module", lambda: factory.build(data))
-    signature = f"a function or class that takes the options of the SPEC; {' and '.join(FILLED_IN['model'])} are given if it names them"
+    signature = f"a function or class that takes the options of the SPEC; {', '.join(FILLED_IN['model'])} are given if it names them"
     return _made(f"the model factory {part.label!r}", signature, lambda: found(**{**filled, **dict(part.arguments)}))
 
 
@@ -202,12 +211,12 @@ def _check(network: nn.Module, data: Data, model: str) -> None:
     """That it can be run, differentiated and copied, and what its logits are."""
     inputs, labels = data.public.inputs[:2], data.public.labels[:2]
     try:
-        read_output(network, inputs, data.classes)
+        read_output(network, data.modality.enter(network, inputs), data.classes)
     except ModelError:
         raise
     except Exception as error:
         said = f"{str(error).rstrip('.! ')}{_other_channels(network, data) or _other_sizes(network, data.input_shape)}"
-        raise ModelError(f"The model {model!r} cannot take images of shape {data.input_shape}: {said}") from error
+        raise ModelError(f"The model {model!r} cannot take {data.modality.noun}s of shape {data.input_shape}: {said}") from error
     try:
         copy.deepcopy(network)
         parameters = {name: parameter.detach() for name, parameter in trained_parameters(network).items()}
@@ -216,9 +225,9 @@ def _check(network: nn.Module, data: Data, model: str) -> None:
         raise ModelError(f"The model {model!r} cannot be copied and differentiated: {error}{_of_former_norm(network)}") from error
 
 
-def _other_sizes(network: nn.Module, shape: tuple[int, int, int]) -> str:
+def _other_sizes(network: nn.Module, shape: tuple[int, ...]) -> str:
     """What to do where a network takes images of another size; empty where it takes none of those that are tried."""
-    size = next((side for side in _SIZES if _takes(network, (shape[0], side, side))), None)
+    size = next((side for side in _SIZES if _takes(network, (shape[0], side, side))), None) if len(shape) == 3 else None
     if size is None:
         return ""
     return (
@@ -234,7 +243,7 @@ def _of_former_norm(network: nn.Module) -> str:
     return f" Use torch.nn.utils.parametrizations.weight_norm for {', '.join(found)}." if found else ""
 
 
-def _takes(network: nn.Module, shape: tuple[int, int, int]) -> bool:
+def _takes(network: nn.Module, shape: tuple[int, ...]) -> bool:
     try:
         with torch.no_grad():
             network(next(network.parameters()).new_zeros(2, *shape))
@@ -245,6 +254,8 @@ def _takes(network: nn.Module, shape: tuple[int, int, int]) -> bool:
 
 def _other_channels(network: nn.Module, data: Data) -> str:
     """What to do where the first layer wants another number of channels than the images have; empty where it does not."""
+    if len(data.input_shape) != 3:
+        return ""
     channels, height, width = data.input_shape
     layers = (module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear))
     first = next(layers, None)

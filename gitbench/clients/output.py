@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from gitbench.clients.task import own_targets
 from gitbench.core.errors import ModelError
 
 LOGITS = "logits"
@@ -56,7 +57,7 @@ def take_logits(network: nn.Module, classes: int, *, name: str) -> None:
     """
     for key in [key for key, hook in network._forward_hooks.items() if isinstance(hook, _LogitsHook)]:
         del network._forward_hooks[key]  # of a factory that returns the same network again
-    network.register_forward_hook(_LogitsHook(classes, name), with_kwargs=True)
+    network.register_forward_hook(_LogitsHook(classes, name, positions=own_targets(network) is not None), with_kwargs=True)
 
 
 def read_output(network: nn.Module, inputs: torch.Tensor, classes: int) -> Output:
@@ -64,7 +65,7 @@ def read_output(network: nn.Module, inputs: torch.Tensor, classes: int) -> Outpu
 
     Args:
         network: in the mode in which it is attacked, after :func:`take_logits`.
-        inputs: some images ``(N, C, H, W)``.
+        inputs: some inputs ``(N, ...)`` in their continuous form.
         classes: of the data.
 
     Raises:
@@ -112,13 +113,16 @@ def rename_classifier(model: nn.Module, name: str) -> None:
 class _LogitsHook:
     """A forward hook. Remembers what it took last, and no tensor."""
 
-    def __init__(self, classes: int, name: str) -> None:
+    def __init__(self, classes: int, name: str, *, positions: bool) -> None:
         self._classes = classes
+        self._positions = positions  # one prediction at each of them, (N, positions, classes)
         self.name = name
         self.taken = LOGITS
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: object) -> torch.Tensor:
         rows = len(next(iter((*inputs, *named.values()))))
+        if self._positions and isinstance(output, torch.Tensor) and output.ndim == 3:
+            return output
         logits, self.taken = _taken(output, rows, self._classes, repr(self.name))
         return logits
 
@@ -164,7 +168,7 @@ def _shape(part: object) -> str:
 
 
 def _are_probabilities(logits: torch.Tensor) -> bool:
-    return bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < _CLOSE).all())
+    return bool((logits >= 0).all()) and bool(((logits.sum(-1) - 1).abs() < _CLOSE).all())
 
 
 def _is_sigmoid(node: torch.autograd.graph.Node | None) -> bool:
@@ -176,7 +180,7 @@ def _is_sigmoid(node: torch.autograd.graph.Node | None) -> bool:
 
 def _classifier(network: nn.Module, seen: Mapping[str, object], logits: torch.Tensor) -> str | None:
     """The linear layer that returned the logits, up to a number for each row; or else the last layer of as many outputs."""
-    widths = (logits.shape[1], 1) if logits.shape[1] == 2 else (logits.shape[1],)
+    widths = (logits.shape[-1], 1) if logits.shape[-1] == 2 else (logits.shape[-1],)
     named = [*network.named_modules()]
     linear = [name for name, module in named if isinstance(module, nn.Linear) and module.out_features in widths]
     same = [name for name in linear if _same(seen.get(name), logits)]
@@ -187,6 +191,7 @@ def _classifier(network: nn.Module, seen: Mapping[str, object], logits: torch.Te
 def _same(output: object, logits: torch.Tensor) -> bool:
     if not isinstance(output, torch.Tensor) or output.numel() not in (logits.numel(), len(logits)):
         return False
+    logits = logits.flatten(1)
     flat = output.reshape(len(logits), -1)
     flat = torch.cat([torch.zeros_like(flat), flat], dim=1) if flat.shape[1] < logits.shape[1] else flat
     return torch.allclose(functional.log_softmax(flat, 1), functional.log_softmax(logits, 1), atol=_CLOSE)

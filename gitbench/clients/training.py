@@ -6,9 +6,9 @@ from typing import Literal
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from gitbench.clients.data import Split
+from gitbench.clients.loss import mean_loss
 from gitbench.clients.trained import trained_parameters
 from gitbench.core.random import seeded
 
@@ -33,7 +33,7 @@ def train(
             for chosen in torch.randperm(len(split), generator=generator).split(batch_size):
                 index = chosen.to(split.inputs.device)
                 stepper.zero_grad()
-                functional.cross_entropy(model(split.inputs[index]), split.labels[index]).backward()
+                mean_loss(model(split.inputs[index]), split.labels[index]).backward()
                 stepper.step()
     model.zero_grad()
     model.train(was_training)

@@ -17,6 +17,8 @@ class Metric(Component):
     The attributes are read where nothing is measured: import torch inside :meth:`score`, not beside the class.
     """
 
+    modality: ClassVar[str] = "image"
+    """Name of the kind of data (:class:`gitbench.Modality`) that it is a metric of."""
     unit: ClassVar[str] = ""
     """Its unit, or an empty string. Tables take their digits from it."""
     higher_leaks: ClassVar[bool]

@@ -17,8 +17,8 @@ from typing import Literal, get_args
 
 from gitbench.core.errors import SpecError
 
-Kind = Literal["attack", "defense", "model", "dataset", "client", "metric"]
-KINDS: tuple[Kind, ...] = ("attack", "defense", "model", "dataset", "client")  # what names a cell; a metric is in all of them
+Kind = Literal["attack", "defense", "model", "dataset", "client", "metric", "modality"]
+KINDS: tuple[Kind, ...] = ("attack", "defense", "model", "dataset", "client")  # what names a cell; the others follow from these
 OPERATORS: dict[Kind, str] = {"attack": "+", "defense": "|"}
 
 _A: dict[Kind, str] = {kind: f"an {kind}" if kind == "attack" else f"a {kind}" for kind in get_args(Kind)}

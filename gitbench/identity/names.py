@@ -16,7 +16,7 @@ from gitbench.core.spec import Kind, Part, parse_spec
 from gitbench.identity.bindings import bindings_of
 from gitbench.identity.modules import find_module, module_file
 
-GROUPS: dict[Kind, str] = {kind: f"gitbench.{kind}s" for kind in get_args(Kind)}
+GROUPS: dict[Kind, str] = {kind: f"gitbench.{kind}s" for kind in get_args(Kind)} | {"modality": "gitbench.modalities"}
 _FILE = "_gitbench_file_"
 
 

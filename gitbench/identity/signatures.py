@@ -16,8 +16,8 @@ from gitbench.identity.modules import module_file, parse
 from gitbench.identity.names import Target
 
 # What the loader of a kind gives to whatever asks for it by name: an option may be left out, also where it has no default.
-FILLED_IN: dict[Kind, tuple[str, ...]] = {"model": ("input_shape", "classes")}
-_ROOTS = frozenset({"Attack", "Refiner", "Defense", "Dataset", "Client", "Metric", "ModelFactory", "Component"})
+FILLED_IN: dict[Kind, tuple[str, ...]] = {"model": ("input_shape", "classes", "modality")}
+_ROOTS = frozenset({"Attack", "Refiner", "Defense", "Dataset", "Client", "Metric", "Modality", "ModelFactory", "Component"})
 _TORCH_MODULE = frozenset({"torch.nn.Module", "torch.nn.modules.Module", "torch.nn.modules.module.Module"})
 
 

@@ -34,6 +34,10 @@ TELLING = (
 CODE_OPTIONS: Mapping[Kind, tuple[str, ...]] = {"attack": ("generator",)}
 
 
+# Modules of the standard library that are data: their content differs with Python's version, and so does what is measured.
+CONTENT = ("pydoc_data.topics",)
+
+
 @dataclass(frozen=True)
 class Written:
     """What the text of a component says of every SPEC that names it: the digest of its sources, and options whose default is a text."""
@@ -125,6 +129,8 @@ def closure(target: Target) -> dict[Path, str]:
 def _followed(name: str, package: str, beside: Path | None) -> Path | None:
     """The file of a module that belongs to the same work as a component; None for other people's."""
     top = name.partition(".")[0]
+    if name in CONTENT:
+        return module_file(name)
     if top in sys.stdlib_module_names or any(f"{name}.".startswith(f"{one}.") for one in TELLING):
         return None
     if top in (package, "gitbench"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from gitbench.identity.known_modalities import gain_of
 from gitbench.judge.statistics import FEW, interval, wilson
 from gitbench.store.result import TIMED_OUT, Result
 
@@ -128,6 +129,19 @@ FLAGS: dict[str, Flag] = {
             "labels that can be read off the raw gradient cannot be read off what is sent, on public images",
             "attacks that begin with the label or with the last layer's input (ridge, ig, dlg) begin with a wrong one",
             "believe auto, which tries every label, and lti, which reads all layers",
+        ),
+        Flag(
+            "frozen-embedding",
+            "the token embedding does not train, so that the update has none of the rows that name the tokens of a batch",
+            "what is left names them too: the head of a language model (its bias counts the next tokens) to embeddings, the queries of the "
+            "first layers to dager, and every other layer to dlg and tag",
+            "believe the attack that leaks most; freezing one layer hides nothing that another one tells",
+        ),
+        Flag(
+            "beyond-rank-limit",
+            "a batch has at least as many tokens as the first query layer's input has dimensions: every vector lies in its gradient's span",
+            "dager's test tells nothing apart there, and it gives up: the cell says nothing about the defense",
+            "lower --gitbench-batch-size or the length of the dataset, or use a wider model",
         ),
         Flag(
             "softmax-twice",
@@ -254,7 +268,8 @@ def _training_flags(result: Result) -> set[str]:
 
 def _worse(one: Result, other: Result) -> bool:
     """Whether the first leaks more than the second, victim by victim, with 95 % confidence."""
-    mine, theirs = one.metrics.get("psnr_gain"), other.metrics.get("psnr_gain")
+    name = gain_of(one.metrics)
+    mine, theirs = one.metrics.get(name), other.metrics.get(name)
     if mine is None or theirs is None or len(mine.values) != len(theirs.values):
         return False
     pairs = zip(mine.values, theirs.values, strict=True)

@@ -14,7 +14,9 @@ from gitbench.attacker.tools.labels import class_signal, infer_labels
 from gitbench.clients.client import expected_update
 from gitbench.clients.defense import changes_batch
 from gitbench.clients.model import last_layer
+from gitbench.clients.task import own_targets, targets_for
 from gitbench.clients.update import Update
+from gitbench.core.random import make_generator
 from gitbench.measure.determined import determined
 
 # Of a tensor's norm. Recomputed in another order, or in float64, the update of the truth itself departs by 1e-7 to 4e-5 (measured on
@@ -23,6 +25,7 @@ _PRECISION = 1e-3
 # Of the whole update's norm: more than a tensor has that is zero but for rounding, such as a bias before BatchNorm (1e-9 was seen), and
 # less than one that says something (3e-4 was seen).
 _ROUNDING = 1e-6
+_NEIGHBOURS = 16  # of a discrete input, that must not explain the update as well
 
 
 def certified(attack: Attack, observation: Observation, inputs: torch.Tensor, *, exact: bool = True) -> tuple[bool, ...] | None:
@@ -34,13 +37,14 @@ def certified(attack: Attack, observation: Observation, inputs: torch.Tensor, *,
 
     Explaining an update is not enough where it says less than there is to know: after pruning, or of a large batch, wrong images explain
     it too. So the update must determine the images, as far as can be told: :func:`gitbench.measure.determined.determined` says what is
-    asked, and what is not. The other error is the smaller one: where labels are not found, or images not put in their order, a
-    reconstruction that is right goes without a certificate.
+    asked, and what is not. Where inputs are discrete, none of 16 others next to them may explain the update as well. The
+    other error is the smaller one: where labels are not found, or images not put in their order, a reconstruction that is right goes
+    without a certificate.
 
     Args:
         attack: one that does not adapt takes what it sees for a plain gradient, and so does its certificate.
         observation: what the threat model grants.
-        inputs: the reconstruction ``(V, B, C, H, W)``.
+        inputs: the reconstruction ``(V, B, *shape)``.
         exact: False where the defense draws random numbers, or rounds: neither ever certifies.
 
     Returns:
@@ -65,12 +69,24 @@ def _certified(observation: Observation, inputs: torch.Tensor) -> tuple[bool, ..
         rows = (~found).nonzero()[:, 0]
         if len(rows):
             other[rows] = _explains(observation.of_victims(rows, labels=labels[rows]), ordered[rows], labels[rows])
-        inputs = torch.where(other[:, None, None, None, None], ordered, inputs)
+        inputs = torch.where(other.reshape(-1, *(1,) * (inputs.ndim - 1)), ordered, inputs)
         found = found | other
     for victim in found.nonzero():
         one = observation.of_victims(victim, labels=labels[victim])
-        found[victim] = determined(one, inputs[victim], labels[victim], compared=_telling(one.update))
+        others = observation.modality.neighbours(inputs[victim][0], count=_NEIGHBOURS, generator=make_generator(0, "neighbours"))
+        if others is None:
+            found[victim] = determined(one, inputs[victim], labels[victim], compared=_telling(one.update))
+        else:
+            found[victim] = not _another_explains(observation, victim, others, labels[victim])
     return tuple(found.tolist())
+
+
+def _another_explains(observation: Observation, victim: torch.Tensor, others: torch.Tensor, labels: torch.Tensor) -> bool:
+    """Whether the update of one victim is also that of other batches ``(K, B, *shape)``: then it does not determine the one found."""
+    rows = victim.expand(len(others))
+    follow = own_targets(observation.model) is not None
+    targets = targets_for(observation.model, others) if follow else labels.expand(len(others), *labels.shape[1:])
+    return bool(_explains(observation.of_victims(rows, labels=targets), others, targets).any())
 
 
 def _explains(observation: Observation, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -114,6 +130,8 @@ def _labelled(observation: Observation, inputs: torch.Tensor) -> tuple[torch.Ten
     the model makes of them. Where they are wrong, so may be the labels, and nothing is explained. That is cheaper than to infer
     them from public images, and needs no more than the images to be right.
     """
+    if own_targets(observation.model) is not None:
+        return targets_for(observation.model, inputs), inputs
     name, layer = last_layer(observation.architecture)
     tensors, known, batch = observation.update.tensors, "labels" in observation.granted, inputs.shape[1]
     weight = tensors.get(f"{name}.weight")

@@ -143,7 +143,7 @@ class _Check:
             raise self.error(f"returned {type(batch).__name__} from prepare(), expected inputs and labels", "Return two tensors.")
         inputs, labels = found
         wanted = (len(self._inputs), *self._inputs.shape[2:])
-        if inputs.ndim != 5 or (len(inputs), *inputs.shape[2:]) != wanted or labels.shape[:2] != inputs.shape[:2]:
+        if inputs.ndim != self._inputs.ndim or (len(inputs), *inputs.shape[2:]) != wanted or labels.shape[:2] != inputs.shape[:2]:
             raise self.error(
                 f"returned inputs {tuple(inputs.shape)} and labels {tuple(labels.shape)} from prepare(), expected "
                 f"{tuple(self._inputs.shape)} and {tuple(self._labels.shape)}; only the batch's size may change",
@@ -161,10 +161,10 @@ class _Check:
     def _check_labels(self, labels: torch.Tensor) -> None:
         """Class indices ``(V, B)``, or probabilities ``(V, B, classes)``."""
         if not labels.is_floating_point():
-            fit = labels.ndim == 2
+            fit = labels.ndim == self._labels.ndim
         else:
-            fit = labels.ndim == 3 and labels.shape[2] == classes_of(self._model) and float(labels.min()) >= 0
-            fit = fit and float((labels.sum(2) - 1).abs().max()) < _ROUNDING
+            fit = labels.ndim == self._labels.ndim + 1 and labels.shape[-1] == classes_of(self._model) and float(labels.min()) >= 0
+            fit = fit and float((labels.sum(-1) - 1).abs().max()) < _ROUNDING
         if not fit:
             raise self.error(
                 f"returned {labels.dtype} labels {tuple(labels.shape)} from prepare(), expected class indices (V, B) or probabilities "

@@ -103,7 +103,7 @@ def _prunes(observation: Observation, inputs: torch.Tensor, labels: torch.Tensor
     """Whether the defense makes zeros: tried on noise, whose gradient has none of its own but where an output is off."""
     if observation.expectation is None:
         return False
-    noise = torch.rand(inputs.shape, generator=make_generator(0, "noise")).to(inputs)
+    noise = observation.modality.noise(tuple(inputs.shape), generator=make_generator(0, "noise")).to(inputs)
     defense = observation.expectation.defense
     raw = own_update(observation.model, noise, labels, client=observation.client, defense=defense)
     sent = _expected(observation, noise, labels)

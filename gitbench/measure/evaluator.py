@@ -27,10 +27,11 @@ from gitbench.clients.model import load_model
 from gitbench.clients.output import output_of
 from gitbench.clients.procedure import load_client
 from gitbench.clients.rounds import client_rounds
-from gitbench.clients.trained import sent_share
+from gitbench.clients.task import data_for
 from gitbench.core.deadline import Deadline, checked
 from gitbench.core.errors import ConfigError, told
 from gitbench.core.memory import peak_memory_mb, reset_peak
+from gitbench.core.modality import Modality
 from gitbench.core.progress import Progress, TimeUp, silent
 from gitbench.core.random import make_generator
 from gitbench.identity.case import Case
@@ -40,10 +41,10 @@ from gitbench.measure.conformance import check_conformance
 from gitbench.measure.fingerprint import fingerprint
 from gitbench.measure.scene import Scene, victims_of
 from gitbench.measure.scoring import measures_of
+from gitbench.measure.told import told_of
 from gitbench.measure.training_cost import measure_training
 from gitbench.measure.utility import measure_utility
 from gitbench.store.folder import Store
-from gitbench.store.pictures import picture
 from gitbench.store.result import NOT_JUDGED, TIMED_OUT, Cost, Environment, Result, Training, failed
 
 EVERY_MODEL = "models"
@@ -125,8 +126,16 @@ class Evaluator:
         scene = self._scene(case, defense)
         return observed(scene, scene.shared_model())
 
+    def modality(self, case: Case) -> Modality:
+        """What kind of data a case is about.
+
+        Raises:
+            DataError: the dataset cannot be used.
+        """
+        return self._load_data(case.dataset).modality
+
     def truth(self, case: Case) -> torch.Tensor:
-        """The private images of a case's victims ``(V, B, C, H, W)``.
+        """The private inputs of a case's victims ``(V, B, *shape)``.
 
         Raises:
             DataError: the dataset cannot be used, or is too small.
@@ -140,7 +149,7 @@ class Evaluator:
 
         Args:
             case: whose victims they are of. Its model and defense are named and not built.
-            reconstruction: ``(V, B, C, H, W)`` in [0, 1].
+            reconstruction: ``(V, B, *shape)``; of images ``(V, B, C, H, W)`` in [0, 1].
 
         Raises:
             DataError: the dataset cannot be used, or is too small.
@@ -149,7 +158,7 @@ class Evaluator:
         inputs, found = self.truth(case), reconstruction.to(self.device)
         measures, baselines, flags = measures_of(found, inputs, self._load_data(case.dataset))
         if self.store:
-            self.store.save_picture(case.case_id, picture(inputs, found))
+            self.store.save_picture(case.case_id, self.modality(case).picture(inputs, found))
         return self._flagged(Result(metrics=measures, baselines=baselines, flags=tuple(flags), **self._unjudged(case)))
 
     def training(self, case: Case, defense: Defense | None = None) -> Training | None:
@@ -199,6 +208,7 @@ class Evaluator:
         defense = load_defense(case.defense) if defense is None else fresh(defense)
         original = copy.deepcopy(self._load_model(case, data))  # other cells share it
         client = load_client(case.client)
+        data = data_for(original, data)
         inputs, labels = (tensor.to(self.device) for tensor in victims_of(case, data, client))
         return Scene(case, data, data.public.to(self.device), original, client, defense, inputs, labels)
 
@@ -228,10 +238,11 @@ class Evaluator:
         output = output_of(scene.original)
         if character is not None:
             flags += character.flags
+        flags += [*found.flags, *data.modality.flags(model)]
         if output is not None and output.probabilities:
             flags.append("softmax-twice")
         if self.store:
-            self.store.save_picture(case.case_id, picture(inputs, found.inputs))
+            self.store.save_picture(case.case_id, data.modality.picture(inputs, found.inputs))
         if deadline.over:
             flags.append(TIMED_OUT)
         result = Result(
@@ -246,7 +257,7 @@ class Evaluator:
                 peak_memory_mb=peak_memory_mb(self.device),
             ),
             certified=certified(attack, observation, found.inputs, exact=character is None or character.exact),
-            settings={**settings(attack), **_of_the_model(model)},
+            settings={**settings(attack), **data.modality.told(), **told_of(model)},
             timeout=deadline.seconds if deadline.over else None,
             **self._unjudged(case),
         )
@@ -294,13 +305,6 @@ class Evaluator:
 def _of_defense(case: Case, defense: Defense) -> _Key:
     """What tells one defense of one setting from another, whatever attacks it."""
     return case.dataset, case.model, case.client, case.seed, case.batch_size, case.rounds, f"{defense!r} {case.code['defense']}"
-
-
-def _of_the_model(model: nn.Module) -> dict[str, str]:
-    """What of the model stands beside every figure: its mode, where its logits are, and the share that is sent where a part is not."""
-    told = {"model.mode": "train" if model.training else "eval", "model.output": str(output_of(model))}
-    share = sent_share(model)
-    return told if share == 1 else {**told, "model.sent": f"{share:.2%}"}
 
 
 def resolve_device(device: str) -> torch.device:

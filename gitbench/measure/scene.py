@@ -11,7 +11,7 @@ from torch import nn
 from gitbench.attacker.observation import Observation
 from gitbench.clients.client import batchnorm_statistics
 from gitbench.clients.data import Data, Split, draw_victims
-from gitbench.clients.defense import Defense
+from gitbench.clients.defense import Defense, check_fits
 from gitbench.clients.procedure import Client
 from gitbench.clients.update import Update
 from gitbench.core.random import make_generator, seeded
@@ -25,7 +25,7 @@ class Scene:
     Args:
         public: of the data, on the device.
         original: the model before the defense has changed it.
-        inputs: of the victims, ``(V, B, C, H, W)``, those of all clients behind an update.
+        inputs: of the victims, ``(V, B, *shape)``, those of all clients behind an update.
         labels: theirs, ``(V, B)``.
     """
 
@@ -37,6 +37,9 @@ class Scene:
     defense: Defense
     inputs: torch.Tensor
     labels: torch.Tensor
+
+    def __post_init__(self) -> None:
+        check_fits(self.defense, self.data.modality.name)
 
     def shared_model(self) -> nn.Module:
         """The model of server and client. The values of layers that a defense makes anew follow from the case's seed."""
@@ -57,6 +60,7 @@ class Scene:
             defense=self.defense if "defense" in knowledge else None,
             batchnorm_statistics=batchnorm_statistics(model, self.inputs) if "batchnorm_statistics" in knowledge else None,
             parameters="parameters" in knowledge,
+            modality=self.data.modality,
         )
 
     def rehearsed(self, model: nn.Module) -> Observation:
@@ -69,11 +73,12 @@ class Scene:
             public=self.public,
             client=self.client,
             defense=self.defense,
+            modality=self.data.modality,
         )
 
 
 def victims_of(case: Case, data: Data, client: Client) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs ``(V, B, C, H, W)`` and labels ``(V, B)`` of a case's victims, of all clients behind an update.
+    """Inputs ``(V, B, *shape)`` and labels ``(V, B)`` of a case's victims, of all clients behind an update.
 
     Raises:
         DataError: the private split is too small.

@@ -195,7 +195,7 @@ def training_of(defended: State, undefended: State, course: Course, *, defense: 
     """What :func:`train_defended` found for a defense beside what it found for none, and :func:`first_updates`."""
     right, before = (found["right"].bool() for found in (defended, undefended))
     train, test = course.split
-    guessed = int(course.public.labels[test.to(course.public.labels.device)].bincount().max())
+    guessed = int(course.public.labels[test.to(course.public.labels.device)].flatten().bincount().max())
     sample_rate = min(1.0, course.clients * course.batch_size / max(1, len(train)))
     # The server sees every client's update, so that no other client's noise counts.
     epsilon = defense.privacy_spent(sample_rate=sample_rate, steps=course.rounds, delta=_DELTA)
@@ -248,5 +248,5 @@ def _right(model: nn.Module, course: Course) -> torch.Tensor:
     _, test = course.split
     model.eval()
     rows = test.to(course.public.inputs.device)
-    found = [model(course.public.inputs[part]).argmax(1) == course.public.labels[part] for part in rows.split(64)]
-    return torch.cat(found).to(torch.uint8).cpu()
+    found = [model(course.public.inputs[part]).argmax(-1) == course.public.labels[part] for part in rows.split(64)]
+    return torch.cat(found).flatten().to(torch.uint8).cpu()

@@ -7,9 +7,9 @@ import math
 import torch
 from torch import nn
 from torch.func import functional_call
-from torch.nn import functional
 
 from gitbench.clients.client import gradients
+from gitbench.clients.loss import mean_loss
 from gitbench.clients.trained import trained_parameters
 from gitbench.clients.update import Update
 from gitbench.judge.statistics import interval
@@ -72,7 +72,7 @@ def _descent(
     """The largest fall of the loss along the one direction over that along the other; None where neither is to be had."""
     parameters = {name: parameter.detach() for name, parameter in trained_parameters(model).items()}
     buffers = dict(model.named_buffers())
-    images, targets = inputs.flatten(0, 1), labels.flatten()
+    images, targets = inputs.flatten(0, 1), labels.flatten(0, 1)
     raw_norm, sent_norm = _norm(raw), _norm(sent)
     if raw_norm == 0:
         return None
@@ -85,7 +85,7 @@ def _descent(
         model.eval()
         try:
             with torch.no_grad():
-                return float(functional.cross_entropy(functional_call(model, ({**moved, **buffers},), (images,)), targets))
+                return float(mean_loss(functional_call(model, ({**moved, **buffers},), (images,)), targets))
         finally:
             model.train(was)
 

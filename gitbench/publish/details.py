@@ -94,7 +94,8 @@ def _shown(table: Table) -> list[Metric]:
     known = known_metrics()
     measured = {name for results in table.results.values() for result in results for name in result.metrics}
     others = [name for name in known if name in measured and name not in (*_ATTACK_METRICS, *DEFAULT_GATE)]
-    return [known[name] for name in (*_ATTACK_METRICS, *others)]
+    usual = _ATTACK_METRICS if measured.intersection(_ATTACK_METRICS) or not measured else ()
+    return [known[name] for name in (*usual, *others)]
 
 
 def attack_settings(table: Table) -> str:

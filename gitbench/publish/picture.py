@@ -10,6 +10,7 @@ from importlib import resources
 from gitbench.core import figures
 from gitbench.core.text import printable
 from gitbench.identity.case import UNDEFENDED
+from gitbench.identity.known_modalities import gain_of
 from gitbench.judge.statistics import Interval
 from gitbench.judge.verdict import side
 from gitbench.publish.report.cells import standing_of
@@ -120,7 +121,7 @@ def _measure(table: Table) -> str:
 
 
 def _axis(table: Table) -> str:
-    guess = ", 0 is a blind guess" if table.metric.name == "psnr_gain" else ""
+    guess = ", 0 is a blind guess" if table.metric.name == gain_of([table.metric.name]) else ""
     return f"{_measure(table)}: {'more' if table.metric.higher_leaks else 'less'} is more leakage{guess}"
 
 

@@ -15,11 +15,12 @@ OPTIONS_FILE = "pyproject.toml"
 _SPEC = f"{DEFENSE_FILE}:MyDefense"
 
 
-def scaffold(folder: Path) -> list[str]:
+def scaffold(folder: Path, *, kind: str = "image") -> list[str]:
     """Write what is missing, leave alone what is there, and tell both.
 
     Args:
         folder: where to; made if need be.
+        kind: of the data that the defense is tried on: a modality that has templates.
 
     Returns:
         Lines for people: what was written, what was left alone, what to do next.
@@ -27,20 +28,20 @@ def scaffold(folder: Path) -> list[str]:
     Raises:
         ConfigError: the folder cannot be written to, or its pyproject.toml is no TOML. Nothing is written then.
     """
-    options = folder / OPTIONS_FILE
+    options, tables, defense = folder / OPTIONS_FILE, _template("gitbench.toml", kind), _template("my_defense.py", kind)
     try:
         # Read before anything is written: a damaged file is found while nothing has been done yet.
         present = _tables(options)
-        lines = [_written(folder, DEFENSE_FILE, _template("my_defense.py")), _written(folder, TEST_FILE, _template("test_my_defense.py"))]
+        lines = [_written(folder, DEFENSE_FILE, defense), _written(folder, TEST_FILE, _template("test_my_defense.py", kind))]
         if present is None:
-            lines.append(_written(folder, OPTIONS_FILE, _template("pytest.toml") + "\n" + _template("gitbench.toml")))
+            lines.append(_written(folder, OPTIONS_FILE, _template("pytest.toml", kind) + "\n" + tables))
         elif "gitbench" in present:
             named = _SPEC in str(present["gitbench"])
             lines.append(
                 f"left alone {options}: it has a [tool.gitbench] already{'' if named else f'; for the new defense: {_explicitly()}'}"
             )
         else:
-            lines.append(_appended(options))
+            lines.append(_appended(options, tables))
     except OSError as error:
         raise ConfigError(f"Cannot write to {folder}: {error}. Choose another folder: gitbench init DIR.") from None
     return [*lines, "", *_next(folder)]
@@ -69,11 +70,11 @@ def _written(folder: Path, name: str, text: str) -> str:
     return f"wrote {path}"
 
 
-def _appended(options: Path) -> str:
+def _appended(options: Path, tables: str) -> str:
     before = options.read_bytes()
     newline = b"\r\n" if b"\r\n" in before else b"\n"
     gap = newline if before.endswith(b"\n") or not before else 2 * newline
-    added = gap + _template("gitbench.toml").encode().replace(b"\n", newline)
+    added = gap + tables.encode().replace(b"\n", newline)
     try:
         tomllib.loads((before + added).decode())
     except tomllib.TOMLDecodeError as error:  # for example tool = {...} in one line, which cannot be added to
@@ -98,6 +99,9 @@ def _next(folder: Path) -> list[str]:
     return ["next:", *(f"  {command:{width}}  {text}" for command, text in commands.items())]
 
 
-def _template(name: str) -> str:
+def _template(name: str, kind: str) -> str:
+    """A template of a kind of data, or the one that serves all."""
     # Not .py: these are no modules of ours.
-    return resources.files("gitbench.publish").joinpath("init", f"{name}.txt").read_text(encoding="utf-8")
+    folder = resources.files("gitbench.publish").joinpath("init")
+    own = folder.joinpath(kind, f"{name}.txt")
+    return (own if own.is_file() else folder.joinpath(f"{name}.txt")).read_text(encoding="utf-8")

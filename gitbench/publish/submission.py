@@ -1,4 +1,4 @@
-"""Submissions: images that others reconstructed, scored here (``gitbench score``); and what they start from (``gitbench observe``)."""
+"""Submissions: inputs that others reconstructed, scored here (``gitbench score``); and what they start from (``gitbench observe``)."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from safetensors.torch import save
 
 from gitbench.attacker.observation import Observation
 from gitbench.clients.datasets.npz import read_array
+from gitbench.clients.modalities.image import ImageData
 from gitbench.core.errors import AttackError, GitbenchError, StoreError
+from gitbench.core.modality import Modality
 from gitbench.core.text import shown
 from gitbench.identity.case import Case
-from gitbench.judge.verdict import DEFAULT_GATE, exposures, judge_results
+from gitbench.identity.known_modalities import default_gate
+from gitbench.judge.verdict import exposures, judge_results
 from gitbench.measure.evaluator import Evaluator
 from gitbench.publish.manifest import Claim, read_claim
 from gitbench.store.folder import Store, write_atomic
 from gitbench.store.result import Result
 
 KEY = "inputs"
-_DTYPES = ("F16", "BF16", "F32", "F64")
+_FLOATS, _INTEGERS = ("F16", "BF16", "F32", "F64"), ("U8", "I16", "I32", "I64")
 
 
 def score_submission(path: Path, *, store: Store | None = None, device: str = "auto") -> Result:
@@ -45,16 +48,17 @@ def score_submission(path: Path, *, store: Store | None = None, device: str = "a
     claim = read_claim(path)
     chain = Evaluator(store=store, device=device)
     shape = tuple(chain.truth(_case(path, claim, "")).shape)
-    found = read_reconstructions(path.parent / claim.inputs, shape)
+    found = read_reconstructions(path.parent / claim.inputs, shape, chain.modality(_case(path, claim, "")))
     case = _case(path, claim, hashlib.sha256(found.numpy().tobytes()).hexdigest()[:16])
     result = chain.score(case, found)
-    judgement = judge_results([result], None if case.is_control else [], gate=DEFAULT_GATE)
+    gate = default_gate(case.dataset)
+    judgement = judge_results([result], None if case.is_control else [], gate=gate)
     judged = result.model_copy(
         update={
-            "gate": dict(DEFAULT_GATE),
+            "gate": gate,
             "verdict": judgement.verdict,
             "verdict_reason": judgement.reason,
-            "exposure": exposures([result], DEFAULT_GATE),
+            "exposure": exposures([result], gate),
             "settings": {"author": repr(claim.author), "name": repr(claim.name)},
         }
     )
@@ -63,15 +67,16 @@ def score_submission(path: Path, *, store: Store | None = None, device: str = "a
     return judged
 
 
-def read_reconstructions(path: Path, shape: tuple[int, ...]) -> torch.Tensor:
-    """The tensor ``inputs`` of a safetensors file or npz archive, as float32.
+def read_reconstructions(path: Path, shape: tuple[int, ...], modality: Modality | None = None) -> torch.Tensor:
+    """The tensor ``inputs`` of a safetensors file or npz archive, as float32; of a kind of data that is discrete, as integers.
 
     Args:
         path: the file. Nothing in it is unpickled.
-        shape: ``(V, B, C, H, W)`` of the victims.
+        shape: ``(V, B, *shape)`` of the victims.
+        modality: what kind of data they are; None is images.
 
     Raises:
-        AttackError: it is none, of another shape, not finite, or not in [0, 1].
+        AttackError: it is none, of another shape, not finite, or no inputs of that kind.
         DataError: the archive cannot be read.
     """
     try:
@@ -80,15 +85,18 @@ def read_reconstructions(path: Path, shape: tuple[int, ...]) -> torch.Tensor:
         raise AttackError(f"Cannot read the reconstructions {path}: {error}.") from error
     if not regular:
         raise AttackError(f"Expected reconstructions in {path}, found no regular file.")
-    found = _of_safetensors(path, shape) if path.suffix == ".safetensors" else _of_npz(path)
-    if tuple(found.shape) != shape or not found.is_floating_point():
-        raise AttackError(f"{path}: expected {KEY!r} to be floats {shape}, victims first, got {found.dtype} {tuple(found.shape)}.")
-    found = found.float().contiguous()
+    modality = modality or ImageData()
+    floats = modality.dtype.startswith("float")
+    found = _of_safetensors(path, shape, floats=floats) if path.suffix == ".safetensors" else _of_npz(path, floats=floats)
+    if tuple(found.shape) != shape or found.is_floating_point() != floats:
+        wanted = f"{'floats' if floats else 'integers'} {shape}, victims first"
+        raise AttackError(f"{path}: expected {KEY!r} to be {wanted}, got {found.dtype} {tuple(found.shape)}.")
+    found = (found.float() if floats else found.long()).contiguous()
     if not torch.isfinite(found).all():
-        raise AttackError(f"{path}: {int((~torch.isfinite(found)).sum())} pixels are NaN or infinite, expected values in [0, 1].")
-    low, high = float(found.min()), float(found.max())
-    if low < 0 or high > 1:
-        raise AttackError(f"{path}: pixels lie in [{low:.3g}, {high:.3g}], expected [0, 1]. Clamp them.")
+        raise AttackError(f"{path}: {int((~torch.isfinite(found)).sum())} values are NaN or infinite, expected finite ones.")
+    problem = modality.problem(found)
+    if problem:
+        raise AttackError(f"{path}: {problem}.")
     return found
 
 
@@ -134,16 +142,17 @@ def _case(path: Path, claim: Claim, digest: str) -> Case:
         raise StoreError(f"{path} cannot be used: {error}") from None
 
 
-def _of_safetensors(path: Path, shape: tuple[int, ...]) -> torch.Tensor:
+def _of_safetensors(path: Path, shape: tuple[int, ...], *, floats: bool) -> torch.Tensor:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             names = list(file.keys())
             if names != [KEY]:
                 raise AttackError(f"{path}: expected one tensor, {KEY!r}, found {shown(sorted(names))}.")
             claimed = file.get_slice(KEY)
-            if tuple(claimed.get_shape()) != shape or claimed.get_dtype() not in _DTYPES:  # before any of it is read
+            if tuple(claimed.get_shape()) != shape or claimed.get_dtype() not in (_FLOATS if floats else _INTEGERS):  # unread
                 raise AttackError(
-                    f"{path}: expected {KEY!r} to be floats {shape}, victims first, got {claimed.get_dtype()} {tuple(claimed.get_shape())}."
+                    f"{path}: expected {KEY!r} to be {'floats' if floats else 'integers'} {shape}, victims first, "
+                    f"got {claimed.get_dtype()} {tuple(claimed.get_shape())}."
                 )
             tensor: torch.Tensor = file.get_tensor(KEY)
             return tensor
@@ -151,8 +160,10 @@ def _of_safetensors(path: Path, shape: tuple[int, ...]) -> torch.Tensor:
         raise AttackError(f"{path}: expected a safetensors file, got something else, or half of one: {shown(str(error))}.") from None
 
 
-def _of_npz(path: Path) -> torch.Tensor:
+def _of_npz(path: Path, *, floats: bool) -> torch.Tensor:
     array = read_array(path, KEY)
-    if array.dtype.kind != "f":
-        raise AttackError(f"{path}: expected {KEY!r} to be floats, got {array.dtype}.")
+    if array.dtype.kind not in ("f" if floats else "iu"):
+        raise AttackError(f"{path}: expected {KEY!r} to be {'floats' if floats else 'integers'}, got {array.dtype}.")
+    if not floats:
+        return torch.from_numpy(array.astype("int64"))
     return torch.from_numpy(array.astype("float64" if array.dtype.itemsize > 4 else "float32"))

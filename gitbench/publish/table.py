@@ -10,9 +10,10 @@ from dataclasses import dataclass, field, replace
 from gitbench.core.metric import Metric
 from gitbench.identity.case import Case, Setting, several_rounds
 from gitbench.identity.known_metrics import known_metrics
+from gitbench.identity.known_modalities import gate_of
 from gitbench.judge.sequential import FIRST, at_look, looks
 from gitbench.judge.statistics import Draws, Interval, interval
-from gitbench.judge.verdict import DEFAULT_GATE, Estimate, Judgement, judge_results, pooled
+from gitbench.judge.verdict import Estimate, Judgement, judge_results, pooled
 from gitbench.judge.worst_case import AUTO, Worst, is_auto, is_submission, worst_case
 from gitbench.publish.entries import Entry
 from gitbench.run.config import Config
@@ -227,7 +228,7 @@ def tables(results: Sequence[Result], others: Sequence[Entry] = ()) -> list[Tabl
                 model=case.model,
                 results={cell: [by_seed[seed] for seed in sorted(by_seed)] for cell, by_seed in cells.items()},
                 conditions={**_conditions(case), "seeds": max(len(by_seed) for by_seed in mine)},
-                gate=gates[0] if gates else DEFAULT_GATE,
+                gate=gates[0] if gates else gate_of(mine[0][min(mine[0])].metrics),
                 errors=errors,
                 others=differs,
             )

@@ -229,7 +229,7 @@ def evaluate(
     rounds: int = 1,
     seed: int = 0,
     device: str = "auto",
-    gate: Mapping[str, float] = DEFAULT_GATE,
+    gate: Mapping[str, float] | None = None,
     results: str | Path | None = None,
     timeout: float | None = None,
     progress: Progress = silent,
@@ -245,7 +245,7 @@ def evaluate(
         rounds: how many updates of each victim the attacker sees, each with fresh randomness of the defense.
         seed: of victims, model, defense and attack.
         device: ``auto``, ``cpu`` or ``cuda``.
-        gate: metric name to threshold; with ``accuracy_drop`` the defense is trained under as well.
+        gate: metric name to threshold, None for that of the kind of data; with ``accuracy_drop`` the defense is trained under as well.
         results: folder to keep results in and take them from; None measures anew.
         timeout: seconds for each of the two, past which it is inconclusive and has the flag ``timed-out``; None for no limit.
         progress: told what is going on.
@@ -254,8 +254,8 @@ def evaluate(
         SpecError: a SPEC cannot be read or names something unknown.
         ConfigError: unknown profile, threat model, device or metric, or a number that cannot be.
     """
-    given = {"profile": profile, "threat": threat, "device": device, "threshold": gate, "victims": victims, "batch_size": batch_size}
-    config = make_config({}, {**given, "rounds": rounds})
+    given = {"dataset": dataset, "profile": profile, "threat": threat, "device": device, "threshold": gate}
+    config = make_config({}, {**given, "victims": victims, "batch_size": batch_size, "rounds": rounds})
     if config.sequential:
         raise ConfigError("Expected a number of victims, got 'auto': gitbench.evaluate measures one case. Use pytest --gitbench.")
     case = case_of(

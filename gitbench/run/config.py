@@ -18,14 +18,16 @@ from pydantic import (
 )
 
 from gitbench.core.errors import ConfigError, nearest
+from gitbench.core.modality import Modality
 from gitbench.core.spec import KINDS
 from gitbench.core.text import shown
 from gitbench.identity.case import Setting, several_rounds
 from gitbench.identity.known_metrics import known_metrics
+from gitbench.identity.known_modalities import modality_of
 from gitbench.identity.threat import THREATS
 from gitbench.judge.cost import ACCURACY_DROP
 from gitbench.judge.sequential import FIRST, looks
-from gitbench.run.profiles import PROFILES
+from gitbench.run.profiles import PROFILES, profile_for
 
 _CHOOSING = {"attack", "model", "dataset", "client"}
 
@@ -134,7 +136,7 @@ def make_config(settings: Mapping[str, Any], options: Mapping[str, Any], *, cost
     name = given.get("profile", "quick")
     if not isinstance(name, str) or name not in PROFILES:
         raise ConfigError(f"Unknown profile {shown(name)}.{nearest(str(name), PROFILES)}")
-    profile = PROFILES[name]
+    profile = profile_for(name, _modality(given.get("dataset")))
     merged: dict[str, Any] = {key: value for key, value in vars(profile).items() if key in Config.model_fields} | {"profile": name}
     if _CHOOSING & given.keys():
         merged["batch_size"] = (1,)
@@ -161,6 +163,12 @@ def make_config(settings: Mapping[str, Any], options: Mapping[str, Any], *, cost
         first = error.errors()[0]
         key = ".".join(str(part) for part in (first["loc"] if first["loc"][0] in KINDS else first["loc"][:1]))
         raise ConfigError(f"The option {key.replace('_', '-')} is {shown(first['input'])}: {first['msg']}.") from None
+
+
+def _modality(datasets: object) -> type[Modality]:
+    """Of the datasets that somebody chose; of what is no SPEC that of images, for what follows to refuse it."""
+    texts = [datasets] if isinstance(datasets, str) else datasets if isinstance(datasets, list | tuple) else []
+    return modality_of([text for text in texts if isinstance(text, str)])
 
 
 def parse_thresholds(value: object) -> dict[str, float]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from gitbench.core.modality import Modality
 from gitbench.identity.case import PLAIN_CLIENT
 from gitbench.judge.verdict import DEFAULT_GATE
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Sizes of a run.
+    """Sizes of a run. Those that are built in have images; what is another for data of another kind, its modality says.
 
     Args:
         known_leaks: patterns over cell ids (``dataset/model/defense/attack``).
@@ -75,3 +76,8 @@ PROFILES: dict[str, Profile] = {
         seeds=3,
     ),
 }
+
+
+def profile_for(name: str, modality: type[Modality]) -> Profile:
+    """A profile with what data of a modality change in it: the built-in matrix, and the gate."""
+    return replace(PROFILES[name], **{"threshold": modality.gate, **modality.profiles.get(name, {})})

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gitbench.core.errors import ClusterError
+from gitbench.identity.known_modalities import declared_modality, misfit
 from gitbench.identity.threat import knowledge_of
 from gitbench.judge.sequential import Decision, decide_cell
 from gitbench.judge.verdict import Judgement, pooled, side
@@ -52,7 +53,7 @@ class Runner:
         self._baseline = baseline
         self._bench = Bench.of_run(config, started=started, store=store, progress=progress, executor=cluster)
         if cluster is not None:
-            cells = [cell.cases for cell in selected if not self._not_granted(cell)]
+            cells = [cell.cases for cell in selected if not self._not_measured(cell)]
             cluster.ask(cells, known=self._bench.stored, planned=config.looks, gate=config.threshold)
 
     @staticmethod
@@ -83,10 +84,9 @@ class Runner:
 
     def _outcome(self, cell: Cell, metric: str) -> Outcome:
         status: Status
-        missing = self._not_granted(cell)
-        if missing:
+        reason = self._not_measured(cell)
+        if reason:
             status = "skipped"
-            reason = f"{cell.attack.label} needs {', '.join(missing)}, which the threat model {self._config.threat} does not grant"
             if not cell.is_control and not self._some_control_leaks(cell):
                 reason, status = f"{reason}; and {_NO_CONTROL}", "failed"
             return Outcome(cell=cell.labels, status=status, word=NOT_GRANTED, reason=reason, figures=Figures(metric=metric))
@@ -149,7 +149,7 @@ class Runner:
     def _some_control_leaks(self, cell: Cell) -> bool:
         """Whether an attack that this run measures against this defense has a control that leaks, by every gated metric."""
         for other in self._selected:
-            if (other.setting, other.defense) != (cell.setting, cell.defense) or self._not_granted(other):
+            if (other.setting, other.defense) != (cell.setting, cell.defense) or self._not_measured(other):
                 continue
             control, gate = self._decision(other, control=True), self._config.threshold
             found = pooled(control.results, gate, estimate=control.estimate)
@@ -162,15 +162,21 @@ class Runner:
         cases = [case.control() for case in cell.cases] if control else cell.cases
         return decide_cell(self._bench.measure, cases, planned=self._config.looks, gate=self._config.threshold)
 
-    def _not_granted(self, cell: Cell) -> list[str]:
-        """What the attack needs and the threat model does not grant. A stored result had it all."""
+    def _not_measured(self, cell: Cell) -> str:
+        """Why a cell cannot be: its attack or model does other kinds of data, or needs what is not granted. A stored result had it all."""
         if all(self._bench.stored(case) for case in cell.cases):
-            return []
+            return ""
+        named = {"attack": str(cell.attack), "model": str(cell.model), "defense": str(cell.defense)}
+        unfit = misfit(declared_modality(str(cell.dataset)), **named)
+        if unfit:
+            return unfit
         from gitbench.attacker.attack import load_attack
 
         attack = load_attack(str(cell.attack), profile=self._config.profile)
-        return sorted(attack.requires - knowledge_of(self._config.threat))
+        missing = sorted(attack.requires - knowledge_of(self._config.threat))
+        needed = f"{cell.attack.label} needs {', '.join(missing)}, which the threat model {self._config.threat} does not grant"
+        return needed if missing else ""
 
 
-NOT_GRANTED = "n/a"  # the word for a cell whose attack needs more than the threat model grants
+NOT_GRANTED = "n/a"  # the word for a cell whose attack needs more than the threat model grants, or does other kinds of data
 _NO_CONTROL = "no other attack of this run passed its control either: nothing was shown about this defense"

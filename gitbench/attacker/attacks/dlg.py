@@ -13,9 +13,10 @@ from gitbench.attacker.observation import Observation
 from gitbench.attacker.options import LabelOptions
 from gitbench.attacker.tools.labels import infer_labels
 from gitbench.attacker.tools.lbfgs import BatchedLbfgs
-from gitbench.attacker.tools.matching import INITS, Init, Objective, initial_images
+from gitbench.attacker.tools.matching import INITS, Init, Objective
 from gitbench.attacker.tools.optimisation import Best, Optimisation
 from gitbench.clients.model import classes_of
+from gitbench.clients.task import own_targets
 from gitbench.core.progress import Progress
 
 _PRECISION = 1e-10
@@ -24,6 +25,7 @@ _PRECISION = 1e-10
 class DLG(Refiner):
     """L-BFGS (step 1, no line search) on the squared distance of gradients.
 
+    It searches for inputs in their continuous form: pixels of an image, embeddings of a text, whose nearest tokens are then returned.
     As published, inputs and label logits are optimised together, without regulariser or bounds; the
     300 outer steps of 20 iterations, started from N(0, 1), are the ``paper`` settings. Victims are
     independent: each has its own curvature. One that diverges or stalls starts again at random, within
@@ -31,6 +33,7 @@ class DLG(Refiner):
     """
 
     name = "dlg"
+    modalities = None  # it searches whatever is continuous
     requires = frozenset({"architecture", "parameters"})
     uses = frozenset({"defense", "public"})  # public images for the labels of batches alone
     profiles = {
@@ -71,11 +74,12 @@ class DLG(Refiner):
     ) -> torch.Tensor | Candidates:
         search = _JointSearch(observation, self.options, start, generator, progress)
         search.run()
-        return Candidates(search.images(search.best.found[0]).clamp(0, 1), still_improving=search.falling.still)
+        found = observation.modality.leave(observation.model, search.images(search.best.found[0]))
+        return Candidates(found, still_improving=search.falling.still)
 
 
 class _JointSearch(Optimisation):
-    """Over pixels, and label logits where labels are optimised too, as one flat point per victim."""
+    """Over continuous inputs, and label logits where labels are optimised too, as one flat point per victim."""
 
     def __init__(
         self, observation: Observation, options: DLG.Options, start: torch.Tensor | None, generator: torch.Generator, progress: Progress
@@ -83,16 +87,19 @@ class _JointSearch(Optimisation):
         self._objective = Objective(observation, distance="l2")
         self._options = options
         self._labels: torch.Tensor | None = None
-        if options.labels != "joint":
+        self._follow = own_targets(observation.model) is not None
+        if options.labels != "joint" and not self._follow:
             self._labels = observation.labels if options.labels == "known" else infer_labels(observation)
-        self._start = start
+        self._model, self._modality = observation.model, observation.modality
+        self._start = None if start is None else self._modality.enter(self._model, start).detach()
         self._generator = generator
-        self._shape = (observation.update.victims, observation.batch_size, *observation.input_shape)
+        inner = self._modality.inner_shape(self._model, observation.input_shape)
+        self._shape = (observation.update.victims, observation.batch_size, *inner)
         self._device = observation.device
         self._classes = classes_of(observation.architecture)
         self._pixels = math.prod(self._shape[1:])
         # Matched to float32's precision: the squared distance of the gradients against their square.
-        self._matched = _PRECISION * observation.update.flatten().square().sum(1)
+        self._matched = _PRECISION * self._objective.scale
         super().__init__("dlg", Best(self._shape[0], self._device), iterations=options.iterations, progress=progress)
 
     def begin(self, restart: int) -> None:
@@ -125,19 +132,19 @@ class _JointSearch(Optimisation):
         """The last points are not judged: that would take another gradient."""
 
     def images(self, points: torch.Tensor) -> torch.Tensor:
-        """Of flat points: ``(V, B, C, H, W)``."""
+        """Of flat points: ``(V, B, ...)``, of images ``(V, B, C, H, W)``."""
         return points[:, : self._pixels].reshape(self._shape)
 
     def _drawn(self) -> torch.Tensor:
-        pixels = initial_images((self._shape[0], self._pixels), init=self._options.init, generator=self._generator)
-        free = self._shape[1] * self._classes if self._labels is None else 0
+        pixels = self._modality.start(self._model, self._shape, init=self._options.init, generator=self._generator).flatten(1)
+        free = self._shape[1] * self._classes if self._labels is None and not self._follow else 0
         logits = torch.randn(self._shape[0], free, generator=self._generator)
         return torch.cat([pixels, logits], dim=1).to(self._device)
 
     def _closure(self, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         points = points.detach().requires_grad_(True)
         labels = self._labels
-        if labels is None:
+        if labels is None and not self._follow:
             logits = points[:, self._pixels :].reshape(*self._shape[:2], self._classes)
             labels = functional.softmax(logits, dim=-1)
         losses = self._objective(self.images(points), labels)

@@ -10,7 +10,7 @@ from gitbench.attacker.attack import Candidates, Refiner
 from gitbench.attacker.observation import Observation
 from gitbench.attacker.options import LabelOptions
 from gitbench.attacker.tools.labels import infer_labels
-from gitbench.attacker.tools.matching import DISTANCES, Distance, Objective, initial_images, total_variation
+from gitbench.attacker.tools.matching import DISTANCES, Distance, Objective, total_variation
 from gitbench.attacker.tools.optimisation import SCHEDULES, AdamOptimisation, Best
 from gitbench.core.progress import Progress
 
@@ -88,6 +88,7 @@ class _PixelSearch(AdamOptimisation):
         self._options = options
         self._first = start
         self._generator = generator
+        self._model, self._modality = observation.model, observation.modality
         self._shape = (*self._labels.shape, *observation.input_shape)
         self._device = observation.device
         best = Best(len(self._labels), self._device)
@@ -102,7 +103,7 @@ class _PixelSearch(AdamOptimisation):
             self.start(self._first, lr=options.start_lr)
         else:
             self._tv = options.tv
-            drawn = initial_images(self._shape, init="normal", generator=self._generator)
+            drawn = self._modality.start(self._model, self._shape, init="normal", generator=self._generator)
             self.start(drawn.to(self._device), lr=options.lr)
 
     def images(self) -> torch.Tensor:

@@ -19,7 +19,7 @@ class Module:
     parameters: tuple[str, ...]
 
 
-def modules(architecture: nn.Module, input_shape: tuple[int, int, int]) -> tuple[Module, ...]:
+def modules(architecture: nn.Module, input_shape: tuple[int, ...]) -> tuple[Module, ...]:
     """The blocks of any model in the order in which they run, traceable or not.
 
     Sequences and lists are opened, and so is a wrapper around a single block; what remains is a block. The
@@ -54,7 +54,7 @@ def _blocks(module: nn.Module, name: str, *, opened: bool = True) -> Iterator[tu
         yield from _blocks(found, f"{prefix}{child}", opened=alone)
 
 
-def _order(architecture: nn.Module, names: list[str], input_shape: tuple[int, int, int]) -> list[tuple[int, int]]:
+def _order(architecture: nn.Module, names: list[str], input_shape: tuple[int, ...]) -> list[tuple[int, int]]:
     """A key to sort by for each block: when it first ran, or else after the block that is registered before it."""
     seen: dict[str, int] = {}
 

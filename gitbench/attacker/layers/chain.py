@@ -55,7 +55,7 @@ class Chain:
     normalized: bool
 
 
-def read_chain(model: nn.Module, input_shape: tuple[int, int, int]) -> Chain | None:
+def read_chain(model: nn.Module, input_shape: tuple[int, ...]) -> Chain | None:
     """The chain that a model is, or None when it is something else.
 
     Only nested :class:`torch.nn.Sequential` are read, because only there the order of the modules is

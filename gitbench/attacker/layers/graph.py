@@ -87,7 +87,7 @@ class Step:
         return (self.weight, *(() if self.bias is None else (self.bias,)), *self.others)
 
 
-def steps(architecture: nn.Module, input_shape: tuple[int, int, int]) -> tuple[Step, ...]:
+def steps(architecture: nn.Module, input_shape: tuple[int, ...]) -> tuple[Step, ...]:
     """The layers with a weight in back-propagation order: the last layer first.
 
     Args:
@@ -120,7 +120,7 @@ class _Values(fx.Interpreter):
 
 
 class _Graph:
-    def __init__(self, model: nn.Module, input_shape: tuple[int, int, int]) -> None:
+    def __init__(self, model: nn.Module, input_shape: tuple[int, ...]) -> None:
         self._modules = dict(model.named_modules())
         self._parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         self._own = own_parameters(model)

@@ -10,7 +10,7 @@ from torch import nn
 _GUESSED = 64  # times the image's entries, of a model that does not run without values
 
 
-def activations_of(architecture: nn.Module, input_shape: tuple[int, int, int]) -> int:
+def activations_of(architecture: nn.Module, input_shape: tuple[int, ...]) -> int:
     """Entries of what all layers return of one image.
 
     Args:

@@ -54,7 +54,7 @@ class Generator(nn.Module):
         channels: of the last hidden layer.
     """
 
-    def __init__(self, shape: tuple[int, int, int], *, latent: int, channels: int) -> None:
+    def __init__(self, shape: tuple[int, ...], *, latent: int, channels: int) -> None:
         super().__init__()
         self.latent = latent
         colours, height, width = shape
@@ -91,14 +91,14 @@ class _Crop(nn.Module):
 class Autoencoder(nn.Module):
     """A variational autoencoder around the generator, and the discriminator of adversarial training."""
 
-    def __init__(self, generator: Generator, shape: tuple[int, int, int], latent: int, channels: int) -> None:
+    def __init__(self, generator: Generator, shape: tuple[int, ...], latent: int, channels: int) -> None:
         super().__init__()
         self.generator = generator
         self.encoder = _convolutions(shape, channels, 2 * latent)
         self.discriminator = _convolutions(shape, channels, 1)
 
     @classmethod
-    def seeded_by(cls, generator: torch.Generator, shape: tuple[int, int, int], *, latent: int, channels: int) -> Autoencoder:
+    def seeded_by(cls, generator: torch.Generator, shape: tuple[int, ...], *, latent: int, channels: int) -> Autoencoder:
         """One whose parameters are drawn by ``generator``."""
         with seeded(generator):
             return cls(Generator(shape, latent=latent, channels=channels), shape, latent, channels)
@@ -133,7 +133,7 @@ class Autoencoder(nn.Module):
         return judge + functional.softplus(-functional_call(self.discriminator, frozen, (made,))).mean()
 
 
-def _convolutions(shape: tuple[int, int, int], channels: int, outputs: int) -> nn.Sequential:
+def _convolutions(shape: tuple[int, ...], channels: int, outputs: int) -> nn.Sequential:
     """The generator backwards: from images to ``outputs`` numbers."""
     before, height, width = shape
     layers: list[nn.Module] = []

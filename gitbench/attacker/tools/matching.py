@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal, get_args
 
 import torch
@@ -11,6 +11,8 @@ from gitbench.attacker.observation import Observation
 from gitbench.clients.client import expected_update, gradient_products
 from gitbench.clients.differentiation import Aims, inner_products
 from gitbench.clients.procedures.fedsgd import FedSgd
+from gitbench.clients.task import targets_for
+from gitbench.clients.update import Update
 
 Distance = Literal["l2", "cosine", "layerwise"]
 DISTANCES: tuple[str, ...] = get_args(Distance)
@@ -19,16 +21,6 @@ _SCALE_WEIGHT = 0.03  # chosen on held-out public photos (benchmarks/held_out.py
 _TINY = 1e-24
 Init = Literal["normal", "grey"]
 INITS: tuple[str, ...] = get_args(Init)
-
-
-def initial_images(shape: Sequence[int], *, init: Init, generator: torch.Generator) -> torch.Tensor:
-    """Random starts: ``normal`` is N(0, 1) as DLG and IG were published, ``grey`` is N(0.5, 0.1²).
-
-    Grey starts inside the pixels' range and nearly flat, where a sigmoid network is not saturated
-    (docs/attacks.md has the figures).
-    """
-    drawn = torch.randn(tuple(shape), generator=generator)
-    return 0.5 + 0.1 * drawn if init == "grey" else drawn
 
 
 class Objective:
@@ -47,15 +39,35 @@ class Objective:
     def __init__(self, observation: Observation, *, distance: Distance) -> None:
         self._model = observation.model
         self._observed = observation.update
-        self._aims = Aims(observation.update.tensors)
-        _, self._squares = inner_products(observation.update.tensors, observation.update.tensors)
+        # Of a parameter that candidates go past, nothing can be matched.
+        past = observation.modality.bypassed(self._model)
+        self._compared = {name: tensor for name, tensor in observation.update.tensors.items() if name not in past}
+        self._aims = Aims(self._compared)
+        _, self._squares = inner_products(self._compared, self._compared)
         self._expectation, self._client = observation.expectation, observation.client
         self._distance = distance
 
-    def __call__(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Distances ``(V,)`` of candidates ``(V, B, C, H, W)``; differentiable."""
+    @property
+    def scale(self) -> torch.Tensor:
+        """The squared length of what is compared, ``(V,)``."""
+        return Update(self._compared).flatten().square().sum(1)
+
+    def differences(self, inputs: torch.Tensor, labels: torch.Tensor | None) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Of each tensor how far the candidates' is from the observed one, and that itself, each ``(V, entries)``; arguments as below."""
+        labels = targets_for(self._model, inputs) if labels is None else labels
+        mine = self._expected(inputs, labels)
+        return [((mine[name] - tensor).flatten(1), tensor.flatten(1)) for name, tensor in self._compared.items()]
+
+    def __call__(self, inputs: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        """Distances ``(V,)`` of candidates in their continuous form ``(V, B, ...)``; differentiable.
+
+        Args:
+            inputs: of images the images.
+            labels: as for :func:`gitbench.clients.client.gradients`; None where they follow from the inputs.
+        """
+        labels = targets_for(self._model, inputs) if labels is None else labels
         if self._distance == "l2":
-            mine, theirs = self._expected(inputs, labels), self._observed.tensors
+            mine, theirs = self._expected(inputs, labels), self._compared
             return torch.stack([(mine[name] - tensor).flatten(1).square().sum(1) for name, tensor in theirs.items()]).sum(0)
         dots, squares = self._products(inputs, labels)
         if self._distance == "cosine":
@@ -67,7 +79,7 @@ class Objective:
         """Inner products of the expected update with the observed one and with itself, each ``(tensors, V)``."""
         if type(self._client) is FedSgd and (self._expectation is None or self._expectation.plain):
             return gradient_products(self._model, inputs, labels, self._aims)
-        return inner_products(self._expected(inputs, labels), self._observed.tensors)
+        return inner_products(self._expected(inputs, labels), self._compared)
 
     def _expected(self, inputs: torch.Tensor, labels: torch.Tensor) -> Mapping[str, torch.Tensor]:
         return expected_update(

@@ -159,7 +159,7 @@ def of_spectrum(images: torch.Tensor) -> Gaussian:
     return Gaussian(mean, spread + _PIXEL, directions)
 
 
-def natural(input_shape: tuple[int, int, int]) -> Gaussian:
+def natural(input_shape: tuple[int, ...]) -> Gaussian:
     """What is known of a photograph without having seen one: grey, a spectrum of ``1 / f²``, channels that go together.
 
     Args:

@@ -14,6 +14,7 @@ from gitbench.attacker.tools.labels import infer_labels
 from gitbench.clients.client import blaming, own_update
 from gitbench.clients.defense import Expectation
 from gitbench.clients.model import classes_of
+from gitbench.clients.task import own_targets, targets_for
 from gitbench.clients.update import Update, per_victim
 from gitbench.core.errors import ModelError
 from gitbench.core.random import make_generator, randn_like
@@ -69,6 +70,8 @@ def rehearse(observation: Observation, *, generator: torch.Generator) -> Rehears
     own, expected = own_and_expected(observation, inputs, labels, sent=sent)
     sloped = _has_slope(expectation, own, sent)
     scale, deviation = _scale(sent, expected if sloped else own)
+    if own_targets(observation.model) is not None:  # no attack reads labels that follow from the inputs
+        return Rehearsal(deviation, sloped, scale)
     truth = labels.sort(dim=1).values
     # Together: what infers labels learns from public images first, the same for both.
     read, raw = _read(observation.with_update(Update.cat([sent, own])), truth.repeat(2, 1)).chunk(2)
@@ -92,7 +95,13 @@ def own_and_expected(observation: Observation, inputs: torch.Tensor, labels: tor
 
 
 def sent_for(observation: Observation, inputs: torch.Tensor, *, generator: torch.Generator) -> tuple[torch.Tensor, Update]:
-    """Random labels ``(N, B)``, sorted in each batch, for made up images ``(N, B, C, H, W)``, and what clients would send."""
+    """Random labels ``(N, B)``, sorted in each batch, for made up inputs ``(N, B, *shape)``, and what clients would send.
+
+    Where labels follow from the inputs, those.
+    """
+    if own_targets(observation.model) is not None:
+        labels = targets_for(observation.model, inputs)
+        return labels, observation.protected(_gradients(observation, inputs, labels), generator=generator)
     labels = torch.randint(classes_of(observation.model), inputs.shape[:2], generator=generator).sort(dim=1).values.to(inputs.device)
     return labels, observation.protected(_gradients(observation, inputs, labels), generator=generator)
 
@@ -135,7 +144,8 @@ def _played(observation: Observation, batches: int, generator: torch.Generator) 
         order = torch.randint(len(public), (batches, observation.batch_size), generator=generator)
         rows = order.to(public.inputs.device)
         return public.inputs[rows], public.labels[rows], observation.public_updates(order, generator=generator)
-    inputs = torch.rand((batches, observation.batch_size, *observation.input_shape), generator=generator).to(observation.device)
+    shape = (batches, observation.batch_size, *observation.input_shape)
+    inputs = observation.modality.noise(shape, generator=generator).to(observation.device)
     return inputs, *sent_for(observation, inputs, generator=generator)
 
 

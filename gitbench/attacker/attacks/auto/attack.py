@@ -13,6 +13,7 @@ import torch
 
 from gitbench.attacker.attack import Attack, Candidates, Fits, Fitted, State, load_attack
 from gitbench.attacker.attacks.auto.criterion import Criterion
+from gitbench.attacker.attacks.auto.explained import best_explained, parts_on
 from gitbench.attacker.attacks.auto.own_inputs import OwnInputs
 from gitbench.attacker.attacks.auto.preparation import as_prepared, images_behind, looks_behind
 from gitbench.attacker.attacks.git.attack import Git
@@ -72,9 +73,12 @@ class Auto(Attack):
     doubt. The victims' own truth is not looked at.
 
     Without ``parameters`` nothing can be matched: the strongest attack on public pairs that can be had is all.
+
+    On text the parts are others (:mod:`gitbench.attacker.attacks.auto.explained`).
     """
 
     name = "auto"
+    modalities = ("image", "text")
     requires = frozenset({"architecture"})
     uses = frozenset({"parameters", "public", "defense", "labels", "batchnorm_statistics"})
     profiles = {"quick": {"profile": "quick"}, "paper": {"profile": "paper"}}
@@ -114,7 +118,9 @@ class Auto(Attack):
         return min((prior.memory(prior.seen_of(observation)) for prior in self._that_can_run(observation).values()), default=0)
 
     def _that_can_run(self, observation: Observation) -> dict[str, Attack]:
-        found = {name: prior for name, prior in self._priors.items() if prior.requires <= observation.granted}
+        kind = observation.modality.name
+        fit = {name: prior for name, prior in self._priors.items() if prior.modalities is None or kind in prior.modalities}
+        found = {name: prior for name, prior in fit.items() if prior.requires <= observation.granted}
         return found | {_PREPARED: self._prepared} if looks_behind(observation) else found
 
     def _fitted(self, observation: Observation, *, generator: torch.Generator, progress: Progress, fits: Fits | None) -> Fitted:
@@ -132,6 +138,9 @@ class Auto(Attack):
         return Fitted(state, seconds)
 
     def run(self, observation: Observation, state: State, *, generator: torch.Generator, progress: Progress) -> torch.Tensor | Candidates:
+        others = parts_on(observation.modality.name, profile=self.options.profile)
+        if others:
+            return best_explained(others, observation, generator=generator, progress=progress)
         priors = {name: prior for name, prior in self._that_can_run(observation).items() if f"{name}." in state}
 
         def candidate(name: str, observation: Observation) -> torch.Tensor:

@@ -21,7 +21,7 @@ class Node:
     feeds: tuple[int, ...]
 
 
-def layers_of(architecture: nn.Module, input_shape: tuple[int, int, int], *, module: bool) -> tuple[Step, ...]:
+def layers_of(architecture: nn.Module, input_shape: tuple[int, ...], *, module: bool) -> tuple[Step, ...]:
     """The model's layers; none where it cannot be traced and blocks (``module``) need no graph.
 
     What the graph would show in closed form is then left out.
@@ -43,7 +43,7 @@ def layer_nodes(layers: Sequence[Step]) -> tuple[Node, ...]:
     return tuple(Node(layer.name, layer.parameters, tuple(place[name] for name in layer.feeds)) for layer in layers)
 
 
-def module_nodes(architecture: nn.Module, input_shape: tuple[int, int, int]) -> tuple[Node, ...]:
+def module_nodes(architecture: nn.Module, input_shape: tuple[int, ...]) -> tuple[Node, ...]:
     """One node for each block, in a row."""
     found = modules(architecture, input_shape)[::-1]
     return tuple(Node(block.name, block.parameters, (index - 1,) if index else ()) for index, block in enumerate(found))

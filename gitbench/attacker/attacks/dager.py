@@ -1,0 +1,177 @@
+"""DAGER: exact text from the span of the first layers' query gradients (Petrov et al., arXiv 2405.15586)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from gitbench.attacker.attack import Attack, Candidates, State
+from gitbench.attacker.observation import Observation
+from gitbench.attacker.options import AdaptiveOptions
+from gitbench.attacker.tools.tokens import layer_inputs, query_layers, text_of
+from gitbench.clients.modalities.text import PAD
+from gitbench.core.errors import AttackError
+from gitbench.core.progress import Progress
+from gitbench.core.random import make_generator
+
+_ZERO = 1e-6  # of the largest singular value: what is below is rounding
+_MOST = 64  # tokens of a position; where tokens come again, the span has others of the batch there too
+_TRIED = 256  # sequences that are passed through the model at once
+_STARTS, _SWEEPS = 8, 4  # of the search through the sequences of a model that reads in both directions, for each of a batch
+
+
+class Dager(Attack):
+    """Tests which vectors lie in the span of what a query layer read.
+
+    The gradient of a linear layer's weight is a sum of outer products with the vectors that the layer read: its rows span these, as
+    long as there are fewer of them than the layer is wide. What the first query layer reads at a position depends on the token there
+    alone, so that each of the vocabulary is tested at each position. The tokens that pass are put together by the second query layer,
+    whose vectors depend on the tokens before (in a causal model, token by token) or around (otherwise: the sequences of a batch are
+    searched, and single ones need no search).
+
+    Where a batch has as many tokens as these vectors have dimensions (one less than the layer is wide where a LayerNorm makes their
+    mean zero), everything lies in the span: the attack returns the most frequent public
+    tokens, with the flag ``beyond-rank-limit``. Under noise the main directions are taken, as many as there are tokens, and the
+    nearest tokens.
+    """
+
+    name = "dager"
+    modalities = ("text",)
+    requires = frozenset({"architecture", "parameters", "public"})
+    uses = frozenset({"defense"})
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(AdaptiveOptions):
+        """Of :class:`Dager`.
+
+        Args:
+            tolerance: distance from the span, as a share of the vector's length, below which a token passes the first layer.
+        """
+
+        tolerance: float = 1e-3
+
+        def __post_init__(self) -> None:
+            self.check_positive("tolerance")
+
+    options: Options
+
+    def run(self, observation: Observation, state: State, *, generator: torch.Generator, progress: Progress) -> torch.Tensor | Candidates:
+        names = query_layers(observation.model)
+        sent = [name for name in names if f"{name}.weight" in observation.update.tensors]
+        if not names or sent[:1] != names[:1]:
+            raise AttackError(
+                f"The attack {self!r} reads the gradient of the first query layer (a torch.nn.Linear called query or q_proj), "
+                f"and there is none in the update of {type(observation.model).__name__}. Use dlg or tag."
+            )
+        slots = observation.batch_size * observation.input_shape[0]
+        search = _SpanSearch(observation, names[:2], slots, self.options.tolerance)
+        if slots >= search.dimensions:
+            guess = observation.modality.blind(observation.public.inputs)
+            return Candidates(guess.expand(observation.victims, observation.batch_size, -1).clone(), flags=frozenset({"beyond-rank-limit"}))
+        found = []
+        for victim in range(observation.victims):
+            found.append(search.of_victim(victim))
+            progress("dager", victim + 1, observation.victims)
+        return torch.stack(found)
+
+
+class _SpanSearch:
+    """Of the victims of an observation, one after the other.
+
+    Args:
+        observation: with parameters.
+        names: of the first query layers, one or two.
+        slots: tokens of a batch.
+        tolerance: as in the options.
+    """
+
+    def __init__(self, observation: Observation, names: list[str], slots: int, tolerance: float) -> None:
+        self._model, self._names, self._slots, self._tolerance = observation.model, names, slots, tolerance
+        self._gradients = [observation.update.tensors.get(f"{name}.weight") for name in names]
+        self._batch, (self._length,) = observation.batch_size, observation.input_shape
+        vocabulary = text_of(observation).vocabulary
+        self._padded = bool((observation.public.inputs == PAD).any())
+        same = torch.arange(vocabulary, device=observation.device)[:, None].expand(-1, self._length)
+        (first,) = layer_inputs(self._model, names[:1], same)
+        self._offset = first.shape[1] - self._length  # a start vector comes before the tokens
+        self._table = first[:, self._offset :].double()  # (vocabulary, L, d): of each token at each position
+        self.dimensions = int(torch.linalg.matrix_rank(self._table.flatten(0, 1), rtol=_ZERO))
+        self._causal = self._is_causal(same[:2])
+
+    def of_victim(self, victim: int) -> torch.Tensor:
+        """Its sequences ``(B, L)``."""
+        spans = [None if one is None else _span(one[victim], self._slots) for one in self._gradients]
+        assert spans[0] is not None
+        apart = _distances(self._table, spans[0])  # (vocabulary, L)
+        if not self._padded:
+            apart[PAD] = torch.inf
+        nearest = apart.argsort(0)[: max(2 * self._batch, _MOST)]
+        passed = apart.gather(0, nearest) < self._tolerance
+        passed[: self._batch] = True  # as many as there are sequences, whether they pass or not; fewer may be there
+        exact = apart.gather(0, nearest)[: self._batch] < self._tolerance
+        # Where any token passes, those that do not are no tokens of the batch: sequences share one there.
+        passed[: self._batch] &= exact | ~exact.any(0)
+        choices = [nearest[passed[:, place], place] for place in range(self._length)]
+        if all(len(tokens) == 1 for tokens in choices) or len(spans) == 1 or spans[1] is None:
+            return torch.stack([tokens[torch.arange(self._batch, device=tokens.device) % len(tokens)] for tokens in choices], dim=1)
+        return self._token_by_token(choices, spans[1]) if self._causal else self._searched(choices, spans[1])
+
+    def _second(self, sequences: torch.Tensor) -> torch.Tensor:
+        """How far what the second layer reads of sequences ``(N, L)`` is from a span, by position ``(N, L, d)``."""
+        parts = [layer_inputs(self._model, self._names[1:], some)[0][:, self._offset :] for some in sequences.split(_TRIED)]
+        return torch.cat(parts).double()
+
+    def _is_causal(self, pair: torch.Tensor) -> bool:
+        if len(self._names) < 2:
+            return False
+        other = pair.clone()
+        other[:, -1] = (other[:, -1] + 1) % len(self._table)
+        return torch.allclose(self._second(pair)[:, 0], self._second(other)[:, 0], atol=1e-6)
+
+    def _token_by_token(self, choices: list[torch.Tensor], span: torch.Tensor) -> torch.Tensor:
+        """Prefixes grow by the tokens that keep the second layer's vector in its span; as many are kept as there are sequences."""
+        kept = choices[0][:, None]
+        for place in range(self._length):
+            if place:
+                kept = torch.cat([kept.repeat_interleave(len(choices[place]), 0), choices[place].repeat(len(kept))[:, None]], dim=1)
+            rest = kept.new_full((len(kept), self._length - kept.shape[1]), PAD)
+            apart = _distances(self._second(torch.cat([kept, rest], dim=1))[:, place], span)
+            order = apart.argsort()[: self._batch]
+            exact = order[apart[order] < self._tolerance]
+            kept = kept[exact if len(exact) else order]
+        whole: torch.Tensor = kept[torch.arange(self._batch, device=kept.device) % len(kept)]
+        return whole
+
+    def _searched(self, choices: list[torch.Tensor], span: torch.Tensor) -> torch.Tensor:
+        """From random sequences tokens are exchanged, one place after the other, as long as all vectors come closer to the span."""
+        generator, found = make_generator(0, "dager"), dict[tuple[int, ...], float]()
+        for _ in range(_STARTS * self._batch):
+            sequence = torch.stack([tokens[int(torch.randint(len(tokens), (), generator=generator))] for tokens in choices])
+            best = torch.inf
+            for _ in range(_SWEEPS):
+                before = best
+                for place, tokens in enumerate(choices):
+                    tried = sequence.repeat(len(tokens), 1)
+                    tried[:, place] = tokens
+                    apart = _distances(self._second(tried), span).sum(1)
+                    sequence, best = tried[int(apart.argmin())], float(apart.min())
+                if best >= before:
+                    break
+            found[tuple(sequence.tolist())] = best
+        nearest = sorted(found, key=lambda one: found[one])[: self._batch]
+        return torch.tensor([nearest[row % len(nearest)] for row in range(self._batch)], device=span.device)
+
+
+def _span(gradient: torch.Tensor, slots: int) -> torch.Tensor:
+    """An orthonormal basis ``(r, d)`` of the rows of a weight's gradient: at most as many as there are tokens, besides the start."""
+    _, sizes, rows = torch.linalg.svd(gradient.double(), full_matrices=False)
+    span: torch.Tensor = rows[: min(slots, int((sizes > _ZERO * sizes[0]).sum()))]
+    return span
+
+
+def _distances(vectors: torch.Tensor, span: torch.Tensor) -> torch.Tensor:
+    """How far vectors ``(..., d)`` are from a span, as a share of their lengths."""
+    left = vectors - (vectors @ span.T) @ span
+    apart: torch.Tensor = left.norm(dim=-1) / vectors.norm(dim=-1).clamp_min(1e-30)
+    return apart

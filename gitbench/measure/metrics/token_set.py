@@ -1,0 +1,28 @@
+"""Different tokens, per sequence."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gitbench.core.metric import Metric
+from gitbench.measure.token_counts import of_truth
+
+if TYPE_CHECKING:
+    import torch
+
+
+class TokenSet(Metric):
+    """The share of the different tokens of a sequence that are in the reconstruction anywhere."""
+
+    name, heading = "token_set", "set"
+    modality = "text"
+    higher_leaks = True
+    low, high = 0.0, 1.0
+    tolerance = 0.02
+    summary = "share of the different tokens that are recovered"
+
+    def score(self, found: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        same = truth[:, :, None] == truth[:, None]
+        first = of_truth(truth) & ~same.tril(-1).any(2)
+        there = (truth[:, :, None] == found[:, None]).any(2)
+        return (first & there).double().sum(1) / first.sum(1).clamp_min(1)
