@@ -15,6 +15,7 @@ from gitbench.attacker.attack import Attack, Candidates, Fits, Fitted, State, lo
 from gitbench.attacker.attacks.auto.criterion import Criterion
 from gitbench.attacker.attacks.auto.explained import best_explained, parts_on
 from gitbench.attacker.attacks.auto.own_inputs import OwnInputs
+from gitbench.attacker.attacks.auto.played import with_played_victims
 from gitbench.attacker.attacks.auto.preparation import as_prepared, images_behind, looks_behind
 from gitbench.attacker.attacks.git.attack import Git
 from gitbench.attacker.attacks.ig import IG
@@ -29,9 +30,7 @@ from gitbench.attacker.tools.priors import Gaussian
 from gitbench.attacker.tools.rehearsal import rehearse
 from gitbench.attacker.tools.trust import fitted_shares
 from gitbench.clients.activation import switches
-from gitbench.clients.client import batchnorm_statistics
 from gitbench.clients.model import classes_of
-from gitbench.clients.update import Update
 from gitbench.core.errors import AttackError, ModelError, NotGrantedError
 from gitbench.core.progress import Progress, TimeUp
 
@@ -157,7 +156,7 @@ class Auto(Attack):
                 raise NotGrantedError("The attack auto needs parameters or public data, and the threat model grants neither.")
             return candidate(best, observation)
         budget = _BUDGETS[self.options.profile]
-        stack, played = _with_played_victims(observation, budget.played, generator)
+        stack, played = with_played_victims(observation, budget.played, generator)
         prior = Gaussian.stored(state, "recursion.image") if "recursion.image.mean" in state else None
         search = _Search(stack, prior=prior, generator=generator, progress=progress, seconds=self.options.seconds)
         with contextlib.suppress(TimeUp):  # what was found by then is returned
@@ -322,25 +321,6 @@ class _Search:
 
 def _inputs(found: torch.Tensor | Candidates) -> torch.Tensor:
     return found.inputs if isinstance(found, Candidates) else found
-
-
-def _with_played_victims(observation: Observation, most: int, generator: torch.Generator) -> tuple[Observation, torch.Tensor | None]:
-    """The victims, followed by public images that play victims, and the truth ``(R, B, C, H, W)`` of these."""
-    # Images of a batch have no order: candidates from different attacks cannot be mixed pixel by pixel.
-    if not {"public", "defense"} <= observation.granted or observation.batch_size > 1 or not len(observation.kept):
-        return observation, None
-    kept = observation.kept
-    rows = kept[torch.randperm(len(kept), generator=generator)[:most], None]
-    sent = observation.public_updates(rows, generator=generator)
-    update = Update.cat([observation.update, sent])
-    public, rows = observation.public, rows.to(observation.public.inputs.device)
-    labels = torch.cat([observation.labels, public.labels[rows]]) if "labels" in observation.granted else None
-    statistics = None
-    if "batchnorm_statistics" in observation.granted:
-        theirs = batchnorm_statistics(observation.model, public.inputs[rows])
-        own = observation.batchnorm_statistics
-        statistics = {name: (torch.cat([own[name][0], mean]), torch.cat([own[name][1], var])) for name, (mean, var) in theirs.items()}
-    return observation.with_update(update, labels=labels, batchnorm_statistics=statistics), public.inputs[rows]
 
 
 class _Stopwatch:
