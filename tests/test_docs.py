@@ -235,6 +235,8 @@ def test_files_that_are_shown_exist() -> None:
 def test_the_matrix_of_the_readme_is_what_the_committed_results_say() -> None:
     told = {}
     for result in Store(ROOT / "leaderboards").results():
+        if result.case.dataset != "photos":  # others stand in docs/cost.md
+            continue
         cell, gain = result.case.labels, result.metrics["psnr_gain"]
         told[str(cell)] = figures(Figures(metric="psnr_gain", mean=gain.mean, low=gain.low, high=gain.high))
     shown = {}

@@ -37,9 +37,11 @@ def test_every_public_name_and_component_has_a_page(pages: ModuleType) -> None:
 def test_a_component_has_its_own_rows_of_the_committed_leaderboards(pages: ModuleType) -> None:
     head, *rows = pages.rows_of_defense("pruning")
     assert head[:3] == ["leaderboard", "defense", "verdict"]
-    assert len(rows) == len(pages.boards())
-    assert {row[1] for row in rows} == {"`pruning(rate=0.5)`"}
-    assert pages.rows_of_defense("outpost") == []
+    boards = {board.file for board in pages.boards()}
+    assert len({row[0] for row in rows}) == len(boards)
+    assert {row[1] for row in rows} == {f"`pruning(rate={rate})`" for rate in (0.5, 0.9, 0.99)}
+    assert len(pages.rows_of_defense("outpost")) == 2  # with its heading: it is on one of them
+    assert pages.rows_of_defense("nowhere") == []
     _, *got = pages.rows_of_attack("recursion")
     assert {row[0] for row in got} == {
         f"[photos · {model} · batches of 4](../leaderboards/photos-{model}-batch_size%3D4.md)" for model in ("lenet", "mlp")
