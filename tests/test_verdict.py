@@ -92,8 +92,8 @@ def test_large_similarities_leak(metric: str) -> None:
     assert side(metric, Interval(0.1, 0.0, 0.2), 0.5) == "holds"
 
 
-def test_mse_and_lpips_are_distances() -> None:
-    assert {name for name, info in known_metrics().items() if not info.higher_leaks} == {"mse", "lpips"}
+def test_mse_lpips_and_edits_are_distances() -> None:
+    assert {name for name, info in known_metrics().items() if not info.higher_leaks} == {"mse", "lpips", "edit_distance"}
     assert [figures.arrow(known_metrics()[name]) for name in ("psnr", "mse")] == ["↑", "↓"]
     assert DEFAULT_GATE == GATE
 
