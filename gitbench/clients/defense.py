@@ -158,21 +158,26 @@ class Defense(Component):
         return Composition(defenses=[part for one in (self, other) for part in (one.defenses if isinstance(one, Composition) else (one,))])
 
 
+def parts_of(defense: Defense) -> Sequence[Defense]:
+    """The defenses that one is composed of, from left to right; itself where it is none of several."""
+    return defense.defenses if type(defense) is Composition else (defense,)
+
+
 def check_fits(defense: Defense, modality: str) -> None:
     """Refuse a defense that is one on other kinds of data.
 
     Raises:
         DefenseError: naming the part that is.
     """
-    for part in defense.defenses if type(defense) is Composition else (defense,):
+    for part in parts_of(defense):
         if part.modalities is not None and modality not in part.modalities:
             raise DefenseError(f"The defense {part!r} is one on {' and '.join(part.modalities)} data, and this is {modality} data.")
 
 
 def changes_batch(defense: Defense) -> bool:
     """Whether a defense has a say in which images are differentiated, with which labels."""
-    parts = defense.defenses if type(defense) is Composition else (defense,)
-    return any(type(part).prepare is not Defense.prepare or type(part).prepare_batch is not Defense.prepare_batch for part in parts)
+    overridden = ((type(part).prepare, type(part).prepare_batch) for part in parts_of(defense))
+    return any(hooks != (Defense.prepare, Defense.prepare_batch) for hooks in overridden)
 
 
 def is_random(defense: Defense, update: Update) -> bool:
@@ -227,7 +232,7 @@ class Expectation:
 
     @property
     def _parts(self) -> Sequence[Defense]:
-        return self.defense.defenses if type(self.defense) is Composition else (self.defense,)
+        return parts_of(self.defense)
 
     def _expected(self, update: Update, observed: Update) -> Update:
         """Of what each client sends."""

@@ -11,7 +11,7 @@ from torch import nn
 
 from gitbench.clients.client import after_earlier_rounds, blaming, check_update, local_gradients, protect
 from gitbench.clients.data import Split
-from gitbench.clients.defense import Composition, Defense, changes_batch, load_defense
+from gitbench.clients.defense import Defense, changes_batch, load_defense, parts_of
 from gitbench.clients.procedure import Client, load_client
 from gitbench.clients.update import Update
 from gitbench.core.errors import ConfigError
@@ -86,8 +86,7 @@ def sent_rounds(
 
 def changes_before(defense: Defense) -> bool:
     """Whether a defense has a say before the gradient is taken: then the next round's may be another."""
-    parts = defense.defenses if type(defense) is Composition else (defense,)
-    return changes_batch(defense) or any(type(part).local_model is not Defense.local_model for part in parts)
+    return changes_batch(defense) or any(type(part).local_model is not Defense.local_model for part in parts_of(defense))
 
 
 def combined(updates: Iterable[Update], *, defense: Defense | None) -> Update:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from gitbench.attacker.layers.operators import least_squares_input
 from gitbench.attacker.observation import Observation
 from gitbench.attacker.tools.features import forward_features, principal_directions
 from gitbench.attacker.tools.label_counts import most_likely_counts, most_likely_rescaled_counts
@@ -70,6 +71,24 @@ def infer_labels(observation: Observation) -> torch.Tensor:
     counts = _counts(observation)
     classes = torch.arange(counts.shape[1], device=counts.device)
     return torch.stack([classes.repeat_interleave(row) for row in counts])
+
+
+def read_softmax(observation: Observation, update: Update) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """What the model made of the one example of each victim, and the bias's gradient, which is that minus the label: ``(V, classes)`` both.
+
+    The last layer's input follows from its weight's and its bias's gradient, whatever the update was scaled by. None where the last
+    layer is not linear, has no bias, one logit, or a part that is not sent.
+
+    Args:
+        observation: needs ``parameters``.
+        update: of single examples.
+    """
+    name, layer = last_layer(observation.model)
+    if not isinstance(layer, nn.Linear) or not {f"{name}.bias", f"{name}.weight"} <= set(update.tensors) or layer.out_features == 1:
+        return None
+    weight, delta = (update.tensors[f"{name}.{part}"].double() for part in ("weight", "bias"))
+    logits = least_squares_input(delta, weight) @ layer.weight.detach().double().T + layer.bias.detach().double()
+    return torch.softmax(logits, dim=1), delta
 
 
 def greedy_counts(observation: Observation) -> torch.Tensor:

@@ -16,7 +16,7 @@ from gitbench.attacker.attacks.auto.criterion import Criterion
 from gitbench.attacker.attacks.auto.explained import best_explained, parts_on
 from gitbench.attacker.attacks.auto.own_inputs import OwnInputs
 from gitbench.attacker.attacks.auto.played import with_played_victims
-from gitbench.attacker.attacks.auto.preparation import as_prepared, images_behind, looks_behind
+from gitbench.attacker.attacks.auto.preparation import Behind
 from gitbench.attacker.attacks.git.attack import Git
 from gitbench.attacker.attacks.ig import IG
 from gitbench.attacker.attacks.lti import LTI
@@ -35,7 +35,6 @@ from gitbench.core.errors import AttackError, ModelError, NotGrantedError
 from gitbench.core.progress import Progress, TimeUp
 
 _WITHOUT_PARAMETERS = ("git", "lti", "ridge")  # best first, where nothing can be matched for want of parameters
-_PREPARED = "prepared"
 _MOST_CLASSES = 20  # of which each is tried where labels cannot be read
 _SURE = 0.99  # of rehearsed batches whose labels are read right
 _EXPLAINED = 4.0  # squared deviations of an entry
@@ -108,9 +107,8 @@ class Auto(Attack):
         return {kind.name: load_attack(kind.name, profile=self.options.profile) for kind in kinds}
 
     @functools.cached_property
-    def _prepared(self) -> Attack:
-        """What reconstructs the images that were differentiated, where a defense has transformed them."""
-        return load_attack("recursion(adapt=False)", profile=self.options.profile)
+    def _behind(self) -> Attack:
+        return Behind(profile=self.options.profile, iterations=_BUDGETS[self.options.profile].posterior)
 
     def memory(self, observation: Observation) -> int:
         """Of the least demanding part: one that does not fit is left out (:meth:`_fitted`)."""
@@ -120,7 +118,7 @@ class Auto(Attack):
         kind = observation.modality.name
         fit = {name: prior for name, prior in self._priors.items() if prior.modalities is None or kind in prior.modalities}
         found = {name: prior for name, prior in fit.items() if prior.requires <= observation.granted}
-        return found | {_PREPARED: self._prepared} if looks_behind(observation) else found
+        return found | {"behind": self._behind} if Behind.applies(observation) else found
 
     def _fitted(self, observation: Observation, *, generator: torch.Generator, progress: Progress, fits: Fits | None) -> Fitted:
         """The states of all parts under their own names, so that they share what they learn with the attacks alone."""
@@ -147,8 +145,7 @@ class Auto(Attack):
             own = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix) and key != prefix}
             # Granted labels are no part's own to ask for: what would infer them takes them.
             known = observation.restricted(priors[name].requires | priors[name].uses | {"labels"})
-            seen = as_prepared(known) if name == _PREPARED else known
-            return _inputs(priors[name].run(seen, own, generator=generator, progress=progress))
+            return _inputs(priors[name].run(known, own, generator=generator, progress=progress))
 
         if "parameters" not in observation.granted:
             best = next((name for name in _WITHOUT_PARAMETERS if name in priors), None)
@@ -163,9 +160,6 @@ class Auto(Attack):
             found: dict[str, torch.Tensor] = {}
             for name in priors:
                 found[name] = candidate(name, stack)
-                if name == _PREPARED:
-                    image = Gaussian.stored(state, f"{name}.image")
-                    found[name] = images_behind(found[name], stack, image, iterations=budget.posterior, progress=progress)
                 search.consider(found[name])
             solvable = "ridge" in found and can_be_solved(stack)
             if solvable and switches(stack.model):  # there the other searches take long and come less near

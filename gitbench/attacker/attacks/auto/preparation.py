@@ -1,4 +1,4 @@
-"""The images behind those that were differentiated, where a defense transforms images first."""
+"""The images behind those that were differentiated, where a defense changes images first."""
 
 from __future__ import annotations
 
@@ -7,21 +7,24 @@ import math
 
 import torch
 
-from gitbench.attacker.layers.operators import least_squares_input
+from gitbench.attacker.attack import Attack, Fits, Fitted, State, load_attack
 from gitbench.attacker.observation import Observation
+from gitbench.attacker.options import AttackOptions
+from gitbench.attacker.tools.labels import read_softmax
 from gitbench.attacker.tools.lbfgs import descend
 from gitbench.attacker.tools.priors import Gaussian, Whitened
 from gitbench.clients.data import Split
-from gitbench.clients.defense import Composition, Defense, changes_batch
-from gitbench.clients.model import last_linear
+from gitbench.clients.defense import Defense, changes_batch, parts_of
 from gitbench.clients.update import Batch
 from gitbench.core.progress import Progress
 from gitbench.core.random import make_generator
 
+# All of these were chosen, where there was a choice, on held-out public images (benchmarks/images_behind.py).
 _DRAWS = 64  # of the transformation, for each victim
-_ERRORS = (1.0, 0.3, 0.1, 0.03)  # that are granted to a pixel of the transformed image in turn: chosen on held-out public images
+ERRORS = (1.0, 0.3, 0.1, 0.03)
+"""That are granted to a pixel of the transformed image, one after the other."""
 _HISTORY = 10
-_AT_ONCE = 512  # images
+_AT_ONCE = 2**21  # pixels of candidates, and 32 times as many of public images
 _PARTS = 3  # that are taken out of an average, at most
 _ALIKE = 0.2  # cosine with a public image from which on it is a part: in these coordinates two photographs have less
 _CHANCE = 5.0  # deviations of the cosine of two random directions, which small images exceed by chance
@@ -29,43 +32,68 @@ _AGREE = 0.1  # of a part's weight by the image and by the label
 _LEAST = 0.01  # weight of the private image
 
 
-def looks_behind(observation: Observation) -> bool:
-    """Whether the update is that of an image which the defense made of a single private one, once."""
-    if not {"parameters", "public", "defense"} <= observation.granted or observation.batch_size > 1 or observation.repeats > 1:
-        return False
-    return changes_batch(observation.defense)
+class Behind(Attack):
+    """Part of ``auto``: the image that was differentiated is reconstructed, and then what lies behind it.
 
+    The update is the plain gradient of the changed image, so that ``recursion`` reconstructs that, told nothing of the defense but the
+    label, which may be a mixture. Of images that were averaged with public ones these are taken out (:func:`unmixed`); of images that
+    were transformed what was drawn is tried (:func:`untransformed`).
+    """
 
-def as_prepared(observation: Observation) -> Observation:
-    """The same for an attacker who wants the image that was differentiated, with the label that it has, which may be a mixture."""
-    plain = observation.oblivious()
-    labels = mixed_labels(plain)
-    return plain if labels is None else plain.of_victims(torch.arange(len(labels), device=labels.device), labels=labels)
+    name = "gitbench.attacker.attacks.auto.preparation:Behind"
+    requires = frozenset({"architecture", "parameters", "public", "defense"})
+
+    @staticmethod
+    def applies(observation: Observation) -> bool:
+        """Whether the update is that of an image which the defense made of a single private one, once."""
+        single = observation.batch_size == 1 and observation.repeats == 1
+        return single and Behind.requires <= observation.granted and changes_batch(observation.defense)
+
+    def __init__(self, *, profile: str, iterations: int) -> None:
+        self.options = AttackOptions()
+        self._recursion = load_attack("recursion(adapt=False)", profile=profile)
+        self._iterations = iterations
+
+    def __repr__(self) -> str:
+        return "behind"
+
+    def memory(self, observation: Observation) -> int:
+        return self._recursion.memory(observation)
+
+    def _fitted(self, observation: Observation, *, generator: torch.Generator, progress: Progress, fits: Fits | None) -> Fitted:
+        seen = self._recursion.seen_of(observation)
+        return self._recursion._fitted(seen, generator=generator, progress=progress, fits=fits)
+
+    def run(self, observation: Observation, state: State, *, generator: torch.Generator, progress: Progress) -> torch.Tensor:
+        plain, labels = observation.oblivious(), mixed_labels(observation)
+        if labels is not None:
+            plain = plain.of_victims(torch.arange(len(labels), device=labels.device), labels=labels)
+        found = self._recursion.run(plain, state, generator=generator, progress=progress)
+        assert isinstance(found, torch.Tensor)
+        prior = Gaussian.stored(state, "image")
+        if all(type(part).prepare_batch is Defense.prepare_batch for part in parts_of(observation.defense)):
+            return untransformed(found, observation, prior, iterations=self._iterations, progress=progress)
+        return unmixed(found, observation, prior)
 
 
 def mixed_labels(observation: Observation) -> torch.Tensor | None:
-    """Probabilities ``(V, 1, classes)``: the bias's gradient is softmax minus label, and the last layer's input gives the softmax.
-
-    None where the last layer has no bias, one logit, or a part that is not sent.
-    """
-    name, linear = last_linear(observation.model)
-    if not {f"{name}.bias", f"{name}.weight"} <= set(observation.update.tensors) or linear.out_features == 1:
+    """Probabilities ``(V, 1, classes)``, where the last layer tells: the bias's gradient is softmax minus label."""
+    read = read_softmax(observation, observation.update)
+    if read is None:
         return None
-    weight, delta = (observation.update.tensors[f"{name}.{part}"].double() for part in ("weight", "bias"))
-    logits = least_squares_input(delta, weight) @ linear.weight.detach().double().T + linear.bias.detach().double()
-    found = (torch.softmax(logits, dim=1) - delta).nan_to_num(0.0).clamp(1e-9, 1)
+    softmax, delta = read
+    found = (softmax - delta).nan_to_num(0.0).clamp(1e-9, 1)
     return (found / found.sum(1, keepdim=True)).float()[:, None]
 
 
-def images_behind(
+def untransformed(
     prepared: torch.Tensor, observation: Observation, prior: Gaussian, *, iterations: int, progress: Progress
 ) -> torch.Tensor:
-    """The likeliest images given what became of them.
+    """The likeliest images given what a transformation made of them.
 
-    Where images were mixed with others, see :func:`unmixed`. Else, what the client drew is not known. So the transformation is drawn many
-    times for each victim, and for each draw the most plausible image is searched that it turns into the transformed one: the least of
-    ``|T(x) - z|² / 2σ² + (x - μ)ᵀ Σ⁻¹ (x - μ) / 2``. The draw with the least is believed. Where a draw is wrong, nothing plausible
-    comes near: a bar that a shift left empty, say, is no photograph's.
+    What the client drew is not known. So the transformation is drawn many times for each victim, and for each draw the most plausible
+    image is searched that it turns into the transformed one: the least of ``|T(x) - z|² / 2σ² + (x - μ)ᵀ Σ⁻¹ (x - μ) / 2``. The draw
+    with the least is believed. Where a draw is wrong, nothing plausible comes near: a bar that a shift left empty, say, is no photograph's.
 
     Args:
         prepared: the transformed images ``z``, ``(V, 1, C, H, W)``.
@@ -77,21 +105,14 @@ def images_behind(
     Returns:
         ``(V, 1, C, H, W)`` in [0, 1].
     """
-    if not _by_drawing(observation.defense):
-        return unmixed(prepared, observation, prior)
-    search = _Behind(observation, Whitened(prior), max(1, iterations // len(_ERRORS)))
-    parts = torch.arange(len(prepared), device=prepared.device).split(max(1, _AT_ONCE // _DRAWS))
+    search = _Draws(observation, Whitened(prior), max(1, iterations // len(ERRORS)))
+    at_once = max(1, _AT_ONCE // prepared[0].numel() // _DRAWS)
+    parts = torch.arange(len(prepared), device=prepared.device).split(at_once)
     found = []
     for done, rows in enumerate(parts):
         found.append(search.best(prepared[rows], seed=done))
         progress("auto: images behind", done + 1, len(parts))
     return torch.cat(found)
-
-
-def _by_drawing(defense: Defense) -> bool:
-    """Whether images are transformed by themselves, so that what is drawn can be tried."""
-    parts = defense.defenses if type(defense) is Composition else (defense,)
-    return all(type(part).prepare_batch is Defense.prepare_batch for part in parts)
 
 
 def unmixed(prepared: torch.Tensor, observation: Observation, prior: Gaussian) -> torch.Tensor:
@@ -102,39 +123,54 @@ def unmixed(prepared: torch.Tensor, observation: Observation, prior: Gaussian) -
 
     Args:
         prepared: the averages, ``(V, 1, C, H, W)``.
-        observation: with the public images.
+        observation: with the update, and the public images.
         prior: of one image.
 
     Returns:
         ``(V, 1, C, H, W)`` in [0, 1].
     """
-    public, labels = observation.without_update().public, mixed_labels(observation.oblivious())  # without those that play victims
-    whitened = Whitened(prior)
-    library = whitened.coordinates(public.inputs[:, None].float())
-    least = max(_ALIKE, _CHANCE / math.sqrt(library.shape[1]))
-    lengths = library.norm(dim=1).clamp_min(1e-12)
+    public, labels, whitened = (
+        observation.without_update().public,
+        mixed_labels(observation),
+        Whitened(prior),
+    )  # those that play are not in it
     mixtures = whitened.coordinates(prepared)
-    found = []
-    for victim, mixture in enumerate(mixtures):
-        parts: list[int] = []
-        weights = mixture.new_zeros(0)
-        for _ in range(_PARTS):
-            left = mixture - weights @ library[parts]
-            likeness = (library @ left) / lengths / left.norm().clamp_min(1e-12)
-            best = int(likeness.argmax())
-            if float(likeness[best]) < least or best in parts:
-                break
-            parts.append(best)
-            weights = torch.linalg.lstsq(library[parts].T, mixture[:, None]).solution[:, 0]
-        if labels is not None and len(parts) == 1:
-            told = labels[victim, 0, public.labels[parts[0]]]
-            weights = torch.where((told - weights[0]).abs() < _AGREE, told, weights)
-        own = (1 - weights.sum()).clamp_min(_LEAST)
-        found.append((prepared[victim] - torch.einsum("k,kchw->chw", weights, public.inputs[parts].to(prepared))) / own)
-    return torch.stack(found).nan_to_num(0.5).clamp(0, 1)
+    least = max(_ALIKE, _CHANCE / math.sqrt(mixtures.shape[1]))
+    parts: list[list[int]] = [[] for _ in mixtures]
+    weights = [mixtures.new_zeros(0) for _ in mixtures]
+    left = mixtures.clone()
+    for _ in range(_PARTS):
+        likeness, best = _most_alike(left, public.inputs, whitened)
+        found = [victim for victim in range(len(mixtures)) if float(likeness[victim]) >= least and int(best[victim]) not in parts[victim]]
+        for victim in found:
+            parts[victim].append(int(best[victim]))
+            taken = whitened.coordinates(public.inputs[parts[victim], None].to(prepared))
+            weights[victim] = torch.linalg.lstsq(taken.T, mixtures[victim, :, None]).solution[:, 0]
+            left[victim] = mixtures[victim] - weights[victim] @ taken
+        if not found:
+            break
+    images = []
+    for victim, rows in enumerate(parts):
+        if labels is not None and len(rows) == 1:
+            told = labels[victim, 0, public.labels[rows[0]]]
+            weights[victim] = torch.where((told - weights[victim]).abs() < _AGREE, told, weights[victim])
+        others = torch.einsum("k,kchw->chw", weights[victim], public.inputs[rows].to(prepared))
+        images.append((prepared[victim] - others) / (1 - weights[victim].sum()).clamp_min(_LEAST))
+    return torch.stack(images).nan_to_num(0.5).clamp(0, 1)
 
 
-class _Behind:
+def _most_alike(rows: torch.Tensor, public: torch.Tensor, whitened: Whitened) -> tuple[torch.Tensor, torch.Tensor]:
+    """The largest cosine of each row ``(V, n)`` with a public image, in the prior's coordinates, and which image that is."""
+    rows = torch.nn.functional.normalize(rows, dim=1)
+    cosines = [
+        rows @ torch.nn.functional.normalize(whitened.coordinates(some[:, None].to(rows)), dim=1).T
+        for some in public.split(max(1, 32 * _AT_ONCE // rows.shape[1]))
+    ]
+    largest, which = torch.cat(cosines, dim=1).max(1)
+    return largest, which
+
+
+class _Draws:
     def __init__(self, observation: Observation, prior: Whitened, iterations: int) -> None:
         self._defense, self._model, self._public = observation.defense, observation.model, observation.public
         self._prior, self._iterations = prior, iterations
@@ -145,7 +181,7 @@ class _Behind:
         drawn = _Drawn(self._defense, self._model, self._public, seed)
 
         points = torch.zeros(len(aim), aim[0].numel(), device=aim.device)
-        for error in _ERRORS:
+        for error in ERRORS:
             inverse = self._prior.inverse_curvature(error)
             objective = functools.partial(self._objective, drawn, aim, error)
             points = descend(points, objective, functools.partial(torch.mul, inverse), self._iterations, history=_HISTORY)

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from gitbench.attacker.layers import operators
 from gitbench.attacker.observation import Observation
+from gitbench.attacker.tools.labels import read_softmax
 from gitbench.attacker.tools.rehearsal import departure, own_and_expected, root_mean_squares
-from gitbench.clients.model import last_linear
 from gitbench.clients.update import Update
 
 ROUNDING = 1e-6
@@ -79,19 +78,18 @@ def scales(observation: Observation, update: Update, labels: torch.Tensor) -> to
     """By what factor each victim's gradient was scaled before it was sent, ``(V,)``.
 
     The last layer's input does not depend on it, and tells what the bias's gradient was: softmax minus one-hot.
-    1 where the last layer has no bias, one logit, or a part that is frozen.
+    1 where :func:`gitbench.attacker.tools.labels.read_softmax` cannot tell.
 
     Args:
         observation: needs ``parameters``.
         update: what was sent.
         labels: ``(V,)``.
     """
-    name, linear = last_linear(observation.model)
-    if not {f"{name}.bias", f"{name}.weight"} <= set(update.tensors) or linear.out_features == 1:
+    read = read_softmax(observation, update)
+    if read is None:
         return torch.ones(len(labels), device=labels.device)
-    weight, delta = update.tensors[f"{name}.weight"].double(), update.tensors[f"{name}.bias"].double()
-    logits = operators.least_squares_input(delta, weight) @ linear.weight.detach().double().T + linear.bias.detach().double()
-    own = torch.softmax(logits, dim=1) - functional.one_hot(labels, delta.shape[1])
+    softmax, delta = read
+    own = softmax - functional.one_hot(labels, delta.shape[1])
     found = (delta * own).sum(1) / own.square().sum(1).clamp_min(1e-30)
     return torch.where(found.isfinite() & (found > 1e-6), found, 1.0).float()
 
