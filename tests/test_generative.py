@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 import gitbench
 from gitbench.attacker.attack import load_attack
-from gitbench.attacker.attacks.gias import GIAS, CodeSearch, ParameterSearch
+from gitbench.attacker.attacks.gias import GIAS, ParameterSearch
 from gitbench.attacker.attacks.lti import LTI, UpdateReader
 from gitbench.attacker.learning import NoCheckpoint
 from gitbench.attacker.observation import Observation
 from gitbench.attacker.tools.assignment import matched_error
+from gitbench.attacker.tools.generated import CodeSearch
 from gitbench.attacker.tools.generator import Autoencoder, Generator
 from gitbench.attacker.tools.labels import infer_labels
 from gitbench.attacker.tools.matching import Objective

@@ -232,7 +232,7 @@ def test_identity_names_the_generator(data: Data, tiny_npz: Path) -> None:
     )  # fmt: skip
     attack = load_attack("gifd", profile="quick")
     observed = observe(data).restricted(frozenset({"public"})).without_update()
-    assert identity(case, attack._decoder, observed) == identity(case, load_attack("gias", profile="quick")._decoder, observed)
+    assert identity(case, attack.decoder, observed) == identity(case, load_attack("gias", profile="quick").decoder, observed)
 
 
 # ------------------------------------------------------------------ its classes
@@ -276,7 +276,7 @@ def test_a_class_is_read_off_the_update_where_it_is_not_the_tasks(data: Data, tm
     update = gitbench.client_update(model, inputs, labels)
     seen = Observation(update=update, model=model, input_shape=data.input_shape, batch_size=2, public=data.public)
     attack = GIFD(generator=f"{path}:Own")
-    network = attack._decoder.network(seen, {})
+    network = attack.decoder.network(seen, {})
     (mapped,), (numbered,) = (classes_for(seen, network, labels, mapped=mapped) for mapped in (True, False))
     assert torch.equal(mapped.argmax(-1), (brightness > 0.5).long() * 2)
     assert torch.equal(numbered.argmax(-1), labels % 3)

@@ -137,32 +137,3 @@ class GeneratorOptions(PublicOptions):
         self.check_least(1, "latent", "channels", "epochs", "batch_size")
         self.check_positive("generator_lr")
         self.check_least(0, "kl", "adversarial")
-
-
-@dataclass(frozen=True, kw_only=True)
-class GeneratedOptions(GeneratorOptions):
-    """Of an attack that searches a generator by matching gradients.
-
-    Args:
-        latent_iterations: steps of the search for the code, per restart.
-        latent_lr: its first step size.
-        restarts: random codes.
-        schedule: ``cosine``; ``step``: tenfold down after 3/8, 5/8 and 7/8 of the iterations; ``ramp``: up over the first twentieth and
-            down along a cosine over the last three quarters.
-        tv: weight of total variation.
-        mapping: of a generator whose classes are not the task's, which class stands for a label is read off the update; False
-            numbers them as the task's.
-    """
-
-    latent_iterations: int = 300
-    latent_lr: float = 0.1
-    restarts: int = 2
-    schedule: str = "cosine"
-    tv: float = 0.01
-    mapping: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check_least(1, "latent_iterations", "restarts")
-        self.check_positive("latent_lr")
-        self.check_least(0, "tv")

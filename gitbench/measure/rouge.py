@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from gitbench.measure.token_counts import plain
+from gitbench.measure.token_counts import TextMetric, plain
 
 if TYPE_CHECKING:
     import torch
@@ -17,17 +17,17 @@ class _Tokens:
         return text.split()
 
 
-def rouge(found: torch.Tensor, truth: torch.Tensor, kind: str) -> torch.Tensor:
-    """The F-measure of sequences ``(N, L)``: ``(N,)``.
+class Rouge(TextMetric):
+    """Base: the F-measure (Lin 2004), of tokens in the place of words."""
 
-    Args:
-        found: reconstructions.
-        truth: the true sequences.
-        kind: as the library calls it: ``rouge1``, ``rouge2``, ``rougeL``.
-    """
-    import torch
-    from rouge_score.rouge_scorer import RougeScorer
+    kind: ClassVar[str]
+    """As the library calls it: ``rouge1``, ``rouge2``, ``rougeL``."""
 
-    scorer = RougeScorer([kind], tokenizer=_Tokens())
-    texts = ([" ".join(map(str, row)) for row in plain(one)] for one in (found, truth))
-    return torch.tensor([scorer.score(theirs, mine)[kind].fmeasure for mine, theirs in zip(*texts, strict=True)], dtype=torch.float64)
+    def score(self, found: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        import torch
+        from rouge_score.rouge_scorer import RougeScorer
+
+        scorer = RougeScorer([self.kind], tokenizer=_Tokens())
+        texts = ([" ".join(map(str, row)) for row in plain(one)] for one in (found, truth))
+        shares = [scorer.score(theirs, mine)[self.kind].fmeasure for mine, theirs in zip(*texts, strict=True)]
+        return torch.tensor(shares, dtype=torch.float64)

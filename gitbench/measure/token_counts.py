@@ -1,13 +1,23 @@
-"""How many tokens two sequences share, which several metrics are made of. Padding of the truth does not count."""
+"""What metrics of text are made of: what they share, and how many tokens two sequences do. Padding of the truth does not count."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gitbench.clients.modalities.text import PAD
+from gitbench.core.metric import Metric
+
 if TYPE_CHECKING:
     import torch
 
-PAD = 0
+
+class TextMetric(Metric):
+    """Base of the metrics of text: a share of each sequence, which leaks more the larger it is."""
+
+    modality = "text"
+    higher_leaks = True
+    low, high = 0.0, 1.0
+    tolerance = 0.02
 
 
 def recovered(found: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.func import functional_call, vmap
 
-from gitbench.attacker.attack import Attack, Candidates, Fits, Fitted, State
-from gitbench.attacker.learning import Checkpoint
+from gitbench.attacker.attack import Candidates, State
 from gitbench.attacker.observation import Observation
-from gitbench.attacker.options import GeneratedOptions
-from gitbench.attacker.tools.decoder import Decoder
-from gitbench.attacker.tools.generated import CodeSearch, GeneratedSearch, Matching, Whole
-from gitbench.attacker.tools.label_mapping import classes_for
-from gitbench.attacker.tools.labels import infer_labels
-from gitbench.attacker.tools.matching import DISTANCES, Distance, Objective
-from gitbench.attacker.tools.optimisation import SCHEDULES, Best
+from gitbench.attacker.tools.generated import GeneratedOptions, GeneratedSearch, Matching, Whole
+from gitbench.attacker.tools.generated_attack import GeneratedAttack
+from gitbench.attacker.tools.optimisation import Best
 from gitbench.core.progress import Progress
 
 
-class GIAS(Attack):
+class GIAS(GeneratedAttack):
     """A generator of public images: its latent code is searched first, then its parameters, for each image.
 
     1. A DCGAN generator is trained on the public images alone.
@@ -41,9 +34,6 @@ class GIAS(Attack):
     """
 
     name = "gias"
-    requires = frozenset({"architecture", "parameters", "public"})
-    uses = frozenset({"defense"})
-    fit_uses = frozenset({"public"})
     profiles = {
         "quick": {"latent_iterations": 40, "restarts": 1, "iterations": 80, "channels": 16, "epochs": 10, "limit": 2048},
         "paper": {
@@ -63,56 +53,17 @@ class GIAS(Attack):
         },
     }
 
-    @dataclass(frozen=True, kw_only=True)
-    class Options(GeneratedOptions):
-        """Of :class:`GIAS`.
-
-        Args:
-            iterations: steps of the search for the generator's parameters.
-            lr: its first step size.
-            distance: ``layerwise``, ``cosine`` or ``l2``.
-        """
-
-        iterations: int = 1000
-        lr: float = 3e-3
-        distance: Distance = "layerwise"
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            self.check_choice("schedule", SCHEDULES)
-            self.check_choice("distance", DISTANCES)
-            self.check_least(1, "iterations")
-            self.check_positive("lr")
-
-    options: Options
+    Options = GeneratedOptions
 
     def memory(self, observation: Observation) -> int:
         """A private generator for each image with its gradient and Adam's moments, and a few gradients of each victim."""
-        own = self._decoder.entries(observation)
+        own = self.decoder.entries(observation)
         victims = observation.update.victims
         return 4 * (6 * own * victims * observation.batch_size + 6 * observation.entries * victims)
 
-    def fit(self, observation: Observation, *, generator: torch.Generator, progress: Progress, checkpoint: Checkpoint) -> State:
-        return self._decoder.fit(observation, generator=generator, progress=progress, checkpoint=checkpoint)
-
-    def _fitted(self, observation: Observation, *, generator: torch.Generator, progress: Progress, fits: Fits | None) -> Fitted:
-        return self._decoder._fitted(observation, generator=generator, progress=progress, fits=fits)
-
-    @functools.cached_property
-    def _decoder(self) -> Decoder:
-        return Decoder.of(self.options)
-
     def run(self, observation: Observation, state: State, *, generator: torch.Generator, progress: Progress) -> Candidates:
-        whole = Whole(self._decoder.network(observation, state))
-        labels = infer_labels(observation)
-        matching = functools.partial(Objective(observation, distance=self.options.distance), labels=labels)
-        classes = classes_for(observation, whole.network, labels, mapped=self.options.mapping)
-        # Victims come first, so that one victim's codes are the same however many others there are.
-        shape = (observation.victims, self.options.restarts, observation.batch_size, whole.latent)
-        starts = torch.randn(shape, generator=generator).to(observation.device)
-        codes = CodeSearch(matching, self.options, whole.network, starts, progress, classes=classes)
-        codes.run()
-        parameters = ParameterSearch(matching, self.options, whole.network, codes.best, progress, classes=classes)
+        first = self.search_codes(observation, state, generator=generator, progress=progress)
+        parameters = ParameterSearch(first.matching, self.options, first.whole.network, first.codes.best, progress, classes=first.classes)
         parameters.run()
         return Candidates(parameters.best.found[0].clamp(0, 1), still_improving=parameters.falling.still)
 
@@ -132,7 +83,7 @@ class ParameterSearch(GeneratedSearch):
     def __init__(
         self,
         matching: Matching,
-        options: GIAS.Options,
+        options: GeneratedOptions,
         network: nn.Module,
         codes: Best,
         progress: Progress,

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from gitbench.attacker.attack import Attack, Candidates, Fits, Fitted, State
-from gitbench.attacker.learning import Checkpoint
+from gitbench.attacker.attack import Candidates, State
 from gitbench.attacker.observation import Observation
-from gitbench.attacker.options import GeneratedOptions
-from gitbench.attacker.tools.decoder import Decoder
-from gitbench.attacker.tools.generated import CodeSearch, GeneratedSearch, Matching, Whole, made, stages_of
+from gitbench.attacker.tools.generated import GeneratedOptions, GeneratedSearch, Matching, made, stages_of
+from gitbench.attacker.tools.generated_attack import GeneratedAttack
 from gitbench.attacker.tools.generator import through
-from gitbench.attacker.tools.label_mapping import classes_for
-from gitbench.attacker.tools.labels import infer_labels
-from gitbench.attacker.tools.matching import DISTANCES, Distance, Objective
-from gitbench.attacker.tools.optimisation import SCHEDULES, Best
+from gitbench.attacker.tools.matching import Distance
+from gitbench.attacker.tools.optimisation import Best
 from gitbench.attacker.tools.simplex import onto_l1_ball
 from gitbench.core.progress import Progress, TimeUp
 
 
-class GIFD(Attack):
+class GIFD(GeneratedAttack):
     """A generator of public images is searched by its code, then by the features that each of its stages passes on.
 
     1. The generator of ``gias`` is trained on the public images alone, or taken where ``gias`` has trained it.
@@ -39,9 +34,6 @@ class GIFD(Attack):
     """
 
     name = "gifd"
-    requires = frozenset({"architecture", "parameters", "public"})
-    uses = frozenset({"defense"})
-    fit_uses = frozenset({"public"})
     profiles = {
         "quick": {
             "latent_iterations": 40, "restarts": 1, "iterations": 80, "lr": 1.0, "radii": (2.0, 3.0, 4.0),
@@ -58,9 +50,7 @@ class GIFD(Attack):
         """Of :class:`GIFD`.
 
         Args:
-            iterations: steps of the search for features, all stages together.
-            lr: its first step size, in units of the features' mean absolute value.
-            distance: ``layerwise``, ``cosine`` or ``l2``.
+            lr: of the search for features, all stages together, in units of the features' mean absolute value.
             radii: of the l1 balls, stage by stage, in units of the l1 norm of the features that the search starts from; the last one counts
                 for all that follow. ``()`` searches without balls.
             staged: False searches the code alone, for as many iterations.
@@ -68,7 +58,6 @@ class GIFD(Attack):
 
         schedule: str = "ramp"
         tv: float = 1e-3
-        iterations: int = 1000
         lr: float = 0.3
         distance: Distance = "cosine"
         radii: Sequence[float] = (0.3, 0.6, 0.9)
@@ -76,10 +65,6 @@ class GIFD(Attack):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            self.check_choice("schedule", SCHEDULES)
-            self.check_choice("distance", DISTANCES)
-            self.check_least(1, "iterations")
-            self.check_positive("lr")
             if not all(isinstance(radius, int | float) and radius > 0 for radius in self.radii):
                 raise ValueError(f"expected radii to be numbers > 0, or () for no balls, got {self.radii!r}")
 
@@ -88,36 +73,19 @@ class GIFD(Attack):
     def memory(self, observation: Observation) -> int:
         """The generator with a few copies of each image's features, and a few gradients of each victim."""
         images = observation.victims * observation.batch_size
-        own = self._decoder.entries(observation)
-        return 4 * (2 * own + 8 * images * sum(self._decoder.widths(observation)) + 6 * observation.entries * observation.victims)
-
-    def fit(self, observation: Observation, *, generator: torch.Generator, progress: Progress, checkpoint: Checkpoint) -> State:
-        return self._decoder.fit(observation, generator=generator, progress=progress, checkpoint=checkpoint)
-
-    def _fitted(self, observation: Observation, *, generator: torch.Generator, progress: Progress, fits: Fits | None) -> Fitted:
-        return self._decoder._fitted(observation, generator=generator, progress=progress, fits=fits)
-
-    @functools.cached_property
-    def _decoder(self) -> Decoder:
-        return Decoder.of(self.options)
+        own = self.decoder.entries(observation)
+        return 4 * (2 * own + 8 * images * sum(self.decoder.widths(observation)) + 6 * observation.entries * observation.victims)
 
     def run(self, observation: Observation, state: State, *, generator: torch.Generator, progress: Progress) -> Candidates:
-        options, whole = self.options, Whole(self._decoder.network(observation, state))
-        labels = infer_labels(observation)
-        matching = functools.partial(Objective(observation, distance=options.distance), labels=labels)
-        classes = classes_for(observation, whole.network, labels, mapped=options.mapping)
-        # Victims come first, so that one victim's codes are the same however many others there are.
-        shape = (observation.victims, options.restarts, observation.batch_size, whole.latent)
-        starts = torch.randn(shape, generator=generator).to(observation.device)
-        codes = CodeSearch(matching, options, whole.network, starts, progress, classes=classes, what="gifd")
-        if not options.staged:
-            codes.iterations += options.iterations // options.restarts
-        codes.run()
+        options = self.options
+        more = 0 if options.staged else options.iterations // options.restarts
+        first = self.search_codes(observation, state, generator=generator, progress=progress, more=more)
+        codes = first.codes
         images, code = codes.best.found
         best, falling = Best(len(images), images.device), codes.falling.still
         best.offer(codes.best.losses, images)
         if options.staged:
-            falling = self._stages(matching, whole.network, (code, *classes), best, progress)
+            falling = self._stages(first.matching, first.whole.network, (code, *first.classes), best, progress)
         return Candidates(best.found[0].clamp(0, 1), still_improving=falling)
 
     def _stages(self, matching: Matching, network: nn.Module, features: tuple[torch.Tensor, ...], best: Best, progress: Progress) -> bool:

@@ -3,18 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from gitbench.attacker.options import GeneratedOptions
+from gitbench.attacker.options import GeneratorOptions
 from gitbench.attacker.tools.generator import Staged, through
-from gitbench.attacker.tools.matching import total_variation
-from gitbench.attacker.tools.optimisation import AdamOptimisation, Best
+from gitbench.attacker.tools.matching import DISTANCES, Distance, total_variation
+from gitbench.attacker.tools.optimisation import SCHEDULES, AdamOptimisation, Best
 from gitbench.core.progress import Progress
 
 Matching = Callable[[torch.Tensor], torch.Tensor]
 """Losses ``(V,)`` of images ``(V, B, C, H, W)``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratedOptions(GeneratorOptions):
+    """Of an attack that searches a generator by matching gradients.
+
+    Args:
+        latent_iterations: steps of the search for the code, per restart.
+        latent_lr: its first step size.
+        restarts: random codes.
+        iterations: steps of the search that follows.
+        lr: its first step size.
+        schedule: ``cosine``; ``step``: tenfold down after 3/8, 5/8 and 7/8 of the iterations; ``ramp``: up over the first twentieth and
+            down along a cosine over the last three quarters.
+        distance: ``layerwise``, ``cosine`` or ``l2``.
+        tv: weight of total variation.
+        mapping: of a generator whose classes are not the task's, which class stands for a label is read off the update; False
+            numbers them as the task's.
+    """
+
+    latent_iterations: int = 300
+    latent_lr: float = 0.1
+    restarts: int = 2
+    iterations: int = 1000
+    lr: float = 3e-3
+    schedule: str = "cosine"
+    distance: Distance = "layerwise"
+    tv: float = 0.01
+    mapping: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_choice("schedule", SCHEDULES)
+        self.check_choice("distance", DISTANCES)
+        self.check_least(1, "latent_iterations", "restarts", "iterations")
+        self.check_positive("latent_lr", "lr")
+        self.check_least(0, "tv")
 
 
 class GeneratedSearch(AdamOptimisation):

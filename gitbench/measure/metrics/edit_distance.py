@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gitbench.core.metric import Metric
-from gitbench.measure.token_counts import plain
+from gitbench.measure.token_counts import TextMetric, plain
 
 if TYPE_CHECKING:
     import torch
 
 
-class EditDistance(Metric):
+class EditDistance(TextMetric):
     """Tokens to insert, leave out or replace (Levenshtein), as a share of the longer sequence."""
 
     name, heading = "edit_distance", "edits"
-    modality = "text"
     higher_leaks = False
-    low, high = 0.0, 1.0
-    tolerance = 0.02
     summary = "tokens to insert, leave out or replace, as a share of the longer sequence"
 
     def score(self, found: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gitbench.core.metric import Metric
-from gitbench.measure.token_counts import of_truth
+from gitbench.measure.token_counts import TextMetric, of_truth
 
 if TYPE_CHECKING:
     import torch
 
 
-class ExactMatch(Metric):
+class ExactMatch(TextMetric):
     """1 where all tokens of a sequence are right in their places, 0 otherwise."""
 
     name, heading = "exact_match", "exact"
-    modality = "text"
-    higher_leaks = True
-    low, high = 0.0, 1.0
-    tolerance = 0.02
     summary = "share of the sequences of which every token is right in its place"
 
     def score(self, found: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:

@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from gitbench.core.metric import Metric
-from gitbench.measure.rouge import rouge
-
-if TYPE_CHECKING:
-    import torch
+from gitbench.measure.rouge import Rouge
 
 
-class Rouge1(Metric):
+class Rouge1(Rouge):
     """ROUGE-1, F-measure (Lin 2004), of tokens in the place of words."""
 
     name, heading = "rouge_1", "ROUGE-1"
-    modality = "text"
-    higher_leaks = True
-    low, high = 0.0, 1.0
-    tolerance = 0.02
+    kind = "rouge1"
     summary = "ROUGE-1 (F-measure, Lin 2004) of the tokens"
-
-    def score(self, found: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-        return rouge(found, truth, "rouge1")

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gitbench.core.metric import Metric
-from gitbench.measure.token_counts import recovered
+from gitbench.measure.token_counts import TextMetric, recovered
 
 if TYPE_CHECKING:
     import torch
 
 
-class TokenGain(Metric):
+class TokenGain(TextMetric):
     """The share of tokens that are recovered in any order, minus that of the blind guess."""
 
     name = "token_gain"
-    modality = "text"
-    higher_leaks = True
     low, high = -1.0, 1.0
-    tolerance = 0.02
     summary = "share of the tokens that are recovered in any order, above the blind guess (the most frequent public tokens)"
 
     def score(self, found: torch.Tensor, truth: torch.Tensor, *, blind: torch.Tensor) -> torch.Tensor:

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gitbench.core.metric import Metric
-from gitbench.measure.token_counts import of_truth
+from gitbench.measure.token_counts import TextMetric, of_truth
 
 if TYPE_CHECKING:
     import torch
 
 
-class TokenSet(Metric):
+class TokenSet(TextMetric):
     """The share of the different tokens of a sequence that are in the reconstruction anywhere."""
 
     name, heading = "token_set", "set"
-    modality = "text"
-    higher_leaks = True
-    low, high = 0.0, 1.0
-    tolerance = 0.02
     summary = "share of the different tokens that are recovered"
 
     def score(self, found: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
