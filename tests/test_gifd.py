@@ -23,7 +23,7 @@ from gitbench.attacker.tools.simplex import onto_l1_ball
 from gitbench.clients.data import Data
 from gitbench.core.errors import AttackError, SpecError
 from gitbench.core.progress import silent
-from gitbench.core.random import make_generator
+from gitbench.core.random import make_generator, seeded
 from gitbench.run.bench import case_of
 from helpers import write
 
@@ -120,7 +120,8 @@ def test_the_stages_are_the_generator(shape: tuple[int, int, int]) -> None:
 
 
 def feature_search(observation: Observation, radius: float | None, lr: float = 1.0) -> FeatureSearch:
-    network = Generator(observation.input_shape, latent=16, channels=4).requires_grad_(False)
+    with seeded(make_generator(0)):
+        network = Generator(observation.input_shape, latent=16, channels=4).requires_grad_(False)
     matching = functools.partial(Objective(observation, distance="layerwise"), labels=infer_labels(observation))
     codes = torch.randn(observation.victims, observation.batch_size, 16, generator=make_generator(0))
     features = behind(network.stages[0], (codes,))

@@ -95,7 +95,7 @@ def local_gradients(
 ) -> Update:
     """What the clients compute, before :func:`protect`: with the defense's batch and local model, unprotected, in gradients."""
     if inputs.ndim < 3 or labels.shape[:2] != inputs.shape[:2]:
-        raise ModelError(f"Expected inputs (V, B, C, H, W) and labels (V, B), got {tuple(inputs.shape)} and {tuple(labels.shape)}.")
+        raise ModelError(f"Expected inputs (V, B, *shape) and labels (V, B), got {tuple(inputs.shape)} and {tuple(labels.shape)}.")
     if labels.shape[1] % client.clients:
         raise ModelError(f"Expected images for each of {client.clients} clients alike, got {labels.shape[1]} of each victim.")
     inputs, labels = client.rows(inputs), client.rows(labels)

@@ -8,8 +8,7 @@ import torch
 
 from gitbench.attacker.attack import Candidates, Refiner
 from gitbench.attacker.observation import Observation
-from gitbench.attacker.options import LabelOptions
-from gitbench.attacker.tools.embedding_search import EmbeddingSearch
+from gitbench.attacker.tools.embedding_search import EmbeddingSearch, SearchOptions
 from gitbench.attacker.tools.matching import Objective
 from gitbench.attacker.tools.tokens import text_of
 from gitbench.core.progress import Progress
@@ -33,29 +32,24 @@ class LAMP(Refiner):
     profiles = {"quick": {"iterations": 250}, "paper": {"iterations": 2000, "moves": 200}}
 
     @dataclass(frozen=True, kw_only=True)
-    class Options(LabelOptions):
+    class Options(SearchOptions):
         """Of :class:`LAMP`.
 
         Args:
-            iterations: gradient steps.
-            lr: first step, in units of the start's standard deviation; steps fall to zero as a cosine.
             length: weight of the vectors' length.
             every: gradient steps between moves.
             moves: that are tried each time.
             perplexity: weight of the language model among moves.
         """
 
-        iterations: int = 1000
-        lr: float = 0.2
         length: float = 0.1
         every: int = 50
         moves: int = 20
         perplexity: float = 0.02
 
         def __post_init__(self) -> None:
-            self.check_choice("labels", ("inferred", "known"))
-            self.check_least(1, "iterations", "every", "moves")
-            self.check_positive("lr")
+            super().__post_init__()
+            self.check_least(1, "every", "moves")
             self.check_least(0, "length", "perplexity")
 
     options: Options
@@ -63,24 +57,21 @@ class LAMP(Refiner):
     def refine(
         self, observation: Observation, start: torch.Tensor | None, *, generator: torch.Generator, progress: Progress
     ) -> torch.Tensor | Candidates:
-        options = self.options
-        search = _LampSearch(
-            "lamp", observation, start, iterations=options.iterations, lr=options.lr, known=options.labels == "known",
-            generator=generator, progress=progress,
-        )  # fmt: skip
-        search.prepare(options)
+        search = _LampSearch(observation, start, self.options, generator=generator, progress=progress)
         search.run()
         return Candidates(search.found, still_improving=search.falling.still)
 
 
 class _LampSearch(EmbeddingSearch):
-    def prepare(self, options: LAMP.Options) -> None:
-        """What the loss and the moves are made of."""
+    def __init__(
+        self, observation: Observation, start: torch.Tensor | None, options: LAMP.Options, *, generator: torch.Generator, progress: Progress
+    ) -> None:
+        super().__init__("lamp", observation, start, options, generator=generator, progress=progress)
         self._options = options
-        self._objective = Objective(self.observation, distance="layerwise")
-        text = text_of(self.observation)
-        self._norm = text.table(self.observation.model)[1].weight.detach().norm(dim=1).mean()
-        self._pairs = _pair_losses(self.observation.public.inputs, text.vocabulary)
+        self._objective = Objective(observation, distance="layerwise")
+        text = text_of(observation)
+        self._norm = text.table(observation.model)[1].weight.detach().norm(dim=1).mean()
+        self._pairs = _pair_losses(observation.public.inputs, text.vocabulary)
 
     def loss(self, images: torch.Tensor) -> torch.Tensor:
         lengths = (images.norm(dim=-1) / self._norm).mean((1, 2))

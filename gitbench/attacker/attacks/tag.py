@@ -8,8 +8,7 @@ import torch
 
 from gitbench.attacker.attack import Candidates, Refiner
 from gitbench.attacker.observation import Observation
-from gitbench.attacker.options import LabelOptions
-from gitbench.attacker.tools.embedding_search import EmbeddingSearch
+from gitbench.attacker.tools.embedding_search import EmbeddingSearch, SearchOptions
 from gitbench.attacker.tools.matching import Objective
 from gitbench.core.progress import Progress
 
@@ -31,23 +30,17 @@ class TAG(Refiner):
     profiles = {"quick": {"iterations": 250}, "paper": {"iterations": 2500}}
 
     @dataclass(frozen=True, kw_only=True)
-    class Options(LabelOptions):
+    class Options(SearchOptions):
         """Of :class:`TAG`.
 
         Args:
-            iterations: gradient steps.
-            lr: first step, in units of the start's standard deviation; steps fall to zero as a cosine.
             alpha: weight of the absolute difference.
         """
 
-        iterations: int = 1000
-        lr: float = 0.2
         alpha: float = 0.01
 
         def __post_init__(self) -> None:
-            self.check_choice("labels", ("inferred", "known"))
-            self.check_least(1, "iterations")
-            self.check_positive("lr")
+            super().__post_init__()
             self.check_least(0, "alpha")
 
     options: Options
@@ -55,23 +48,21 @@ class TAG(Refiner):
     def refine(
         self, observation: Observation, start: torch.Tensor | None, *, generator: torch.Generator, progress: Progress
     ) -> torch.Tensor | Candidates:
-        options = self.options
-        search = _TagSearch(
-            "tag", observation, start, iterations=options.iterations, lr=options.lr, known=options.labels == "known",
-            generator=generator, progress=progress,
-        )  # fmt: skip
-        search.alpha = options.alpha
-        search.objective = Objective(observation, distance="l2")
+        search = _TagSearch(observation, start, self.options, generator=generator, progress=progress)
         search.run()
         return Candidates(search.found, still_improving=search.falling.still)
 
 
 class _TagSearch(EmbeddingSearch):
-    alpha: float
-    objective: Objective
+    def __init__(
+        self, observation: Observation, start: torch.Tensor | None, options: TAG.Options, *, generator: torch.Generator, progress: Progress
+    ) -> None:
+        super().__init__("tag", observation, start, options, generator=generator, progress=progress)
+        self._alpha = options.alpha
+        self._objective = Objective(observation, distance="l2")
 
     def loss(self, images: torch.Tensor) -> torch.Tensor:
-        apart = self.objective.differences(images, self.labels)
+        apart = self._objective.differences(images, self.labels)
         squared = [one.square().sum(1) / observed.square().sum(1).clamp_min(_TINY) for one, observed in apart]
         absolute = [one.abs().sum(1) / observed.abs().sum(1).clamp_min(_TINY) for one, observed in apart]
-        return torch.stack(squared).sum(0) + self.alpha * torch.stack(absolute).sum(0)
+        return torch.stack(squared).sum(0) + self._alpha * torch.stack(absolute).sum(0)

@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from gitbench.attacker.observation import Observation
+from gitbench.attacker.options import LabelOptions
 from gitbench.attacker.tools.labels import infer_labels
 from gitbench.attacker.tools.optimisation import AdamOptimisation, Best
 from gitbench.clients.task import own_targets
 from gitbench.core.progress import Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions(LabelOptions):
+    """Of an attack that is such a search.
+
+    Args:
+        iterations: gradient steps.
+        lr: first step, in units of the start's standard deviation; steps fall to zero as a cosine.
+    """
+
+    iterations: int = 1000
+    lr: float = 0.2
+
+    def __post_init__(self) -> None:
+        self.check_choice("labels", ("inferred", "known"))
+        self.check_least(1, "iterations")
+        self.check_positive("lr")
 
 
 class EmbeddingSearch(AdamOptimisation):
@@ -18,9 +39,7 @@ class EmbeddingSearch(AdamOptimisation):
         what: it is called where progress is told.
         observation: needs ``parameters``.
         first: inputs to start at; None draws.
-        iterations: of the search; steps fall to zero as a cosine.
-        lr: first step, in units of the start's standard deviation.
-        known: take the labels that are granted, where they do not follow from the inputs.
+        options: of the attack.
         generator: draws the start.
         progress: told after each iteration.
     """
@@ -30,19 +49,18 @@ class EmbeddingSearch(AdamOptimisation):
         what: str,
         observation: Observation,
         first: torch.Tensor | None,
+        options: SearchOptions,
         *,
-        iterations: int,
-        lr: float,
-        known: bool,
         generator: torch.Generator,
         progress: Progress,
     ) -> None:
         self.observation, self.generator = observation, generator
         self.labels = None
         if own_targets(observation.model) is None:
-            self.labels = observation.labels if known else infer_labels(observation)
-        self._first, self._lr = first, lr
-        super().__init__(what, Best(observation.victims, observation.device), iterations=iterations, schedule="cosine", progress=progress)
+            self.labels = observation.labels if options.labels == "known" else infer_labels(observation)
+        self._first, self._lr = first, options.lr
+        best = Best(observation.victims, observation.device)
+        super().__init__(what, best, iterations=options.iterations, schedule="cosine", progress=progress)
 
     def begin(self, restart: int) -> None:
         modality, model = self.observation.modality, self.observation.model

@@ -8,8 +8,8 @@ from torch import nn
 from gitbench.clients.data import Data
 from gitbench.clients.modalities.text import TextData
 from gitbench.clients.model import ModelFactory
-from gitbench.clients.text_blocks import STD, TextBlock, check_sizes
 from gitbench.clients.token_embedding import TokenEmbedding
+from gitbench.clients.transformer_blocks import STD, TransformerBlock, check_sizes
 
 
 class TextClassifier(nn.Module):
@@ -19,7 +19,7 @@ class TextClassifier(nn.Module):
         super().__init__()
         self.tokens = TokenEmbedding(vocabulary, width)
         self.positions = nn.Parameter(STD * torch.randn(length, width))
-        self.blocks = nn.Sequential(*(TextBlock(width, heads, causal=False) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(TransformerBlock(width, heads) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, classes)
         nn.init.normal_(self.tokens.weight, std=STD)

@@ -9,8 +9,8 @@ from torch.nn import functional
 from gitbench.clients.data import Data
 from gitbench.clients.modalities.text import PAD, TextData
 from gitbench.clients.model import ModelFactory
-from gitbench.clients.text_blocks import STD, TextBlock, check_sizes
 from gitbench.clients.token_embedding import TokenEmbedding
+from gitbench.clients.transformer_blocks import STD, TransformerBlock, check_sizes
 
 _SOFT = 8.0  # in the variance of the table: at less a vector at random is taken for one token, and a search cannot turn
 
@@ -27,7 +27,7 @@ class LanguageModel(nn.Module):
         self.tokens = TokenEmbedding(vocabulary, width)
         self.start = nn.Parameter(STD * torch.randn(width))
         self.positions = nn.Parameter(STD * torch.randn(length + 1, width))
-        self.blocks = nn.Sequential(*(TextBlock(width, heads, causal=True) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(TransformerBlock(width, heads, causal=True) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, vocabulary)
         nn.init.normal_(self.tokens.weight, std=STD)

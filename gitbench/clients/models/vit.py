@@ -2,56 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import nn
 
 from gitbench.clients.data import Data
 from gitbench.clients.model import ModelFactory, Normalize
+from gitbench.clients.transformer_blocks import TransformerBlock
 from gitbench.core.errors import ModelError
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention with separate W_Q, W_K, W_V and output matrices.
-
-    Written out, because the fused kernels cannot be differentiated twice.
-    """
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width)
-        self.value = nn.Linear(width, width)
-        self.out = nn.Linear(width, width)
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        count, length, width = tokens.shape
-
-        def split(projected: torch.Tensor) -> torch.Tensor:
-            return projected.reshape(count, length, self.heads, width // self.heads).transpose(1, 2)
-
-        query, key, value = split(self.query(tokens)), split(self.key(tokens)), split(self.value(tokens))
-        weights = (query @ key.transpose(-2, -1) / math.sqrt(width // self.heads)).softmax(dim=-1)
-        out: torch.Tensor = self.out((weights @ value).transpose(1, 2).reshape(count, length, width))
-        return out
-
-
-class TransformerBlock(nn.Module):
-    """Pre-norm attention and MLP, each with a skip."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width)
-        self.attention = Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        tokens = tokens + self.attention(self.norm1(tokens))
-        out: torch.Tensor = tokens + self.mlp(self.norm2(tokens))
-        return out
 
 
 class PatchEmbedding(nn.Module):

@@ -1,4 +1,4 @@
-"""The blocks of the built-in text models: attention written out, so that it can be differentiated twice, and read layer by layer."""
+"""The blocks of the built-in transformers: attention written out, because the fused kernels cannot be differentiated twice."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ STD = 0.02
 """Standard deviation of initial embeddings, as in GPT-2 and BERT."""
 
 
-class SelfAttention(nn.Module):
+class Attention(nn.Module):
     """Multi-head self-attention, ``(N, L, d)`` to the same.
 
     Args:
@@ -18,14 +18,14 @@ class SelfAttention(nn.Module):
         causal: whether a position sees only itself and those before it.
     """
 
-    def __init__(self, width: int, heads: int, *, causal: bool) -> None:
+    def __init__(self, width: int, heads: int, *, causal: bool = False) -> None:
         super().__init__()
         self.heads = heads
         self.causal = causal
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
-        self.output = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         query, key, value = (
@@ -36,17 +36,17 @@ class SelfAttention(nn.Module):
             length = inputs.shape[-2]
             later = torch.ones(length, length, dtype=torch.bool, device=inputs.device).triu(1)
             scores = scores.masked_fill(later, -torch.inf)
-        mixed: torch.Tensor = self.output((scores.softmax(-1) @ value).transpose(-3, -2).flatten(-2))
+        mixed: torch.Tensor = self.out((scores.softmax(-1) @ value).transpose(-3, -2).flatten(-2))
         return mixed
 
 
-class TextBlock(nn.Module):
+class TransformerBlock(nn.Module):
     """Attention and a perceptron, each behind a LayerNorm and beside a skip connection (pre-norm)."""
 
-    def __init__(self, width: int, heads: int, *, causal: bool) -> None:
+    def __init__(self, width: int, heads: int, *, causal: bool = False) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
-        self.attention = SelfAttention(width, heads, causal=causal)
+        self.attention = Attention(width, heads, causal=causal)
         self.norm2 = nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
 
