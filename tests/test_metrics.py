@@ -143,6 +143,20 @@ def test_copies_of_the_truth_are_no_rivals_but_ties_are() -> None:
     assert identification(torch.full((1, 1, 4, 4), 0.4), white, private=white).tolist() == [1.0]  # nothing to take it for
 
 
+@pytest.mark.parametrize("noise", [0.0, 1e-6, 0.05, 0.5])
+def test_identification_is_what_comparing_every_pair_finds(noise: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    private = torch.rand(40, 3, 4, 4, generator=generator)
+    private[30:] = private[3]  # eleven copies of one image
+    truth = private[:6]
+    found = (truth + noise * torch.randn(truth.shape, generator=generator)).clamp(0, 1)
+    expected = []
+    for own, guess in zip(truth.double(), found.double(), strict=True):
+        rivals = [float((guess - other).square().sum()) for other in private.double() if not torch.equal(own, other)]
+        expected.append(float(float((guess - own).square().sum()) < min(rivals)))
+    assert identification(found, truth, private=private).tolist() == expected
+
+
 @given(seed=st.integers(0, 999), low=st.floats(0.01, 0.9), step=st.floats(1.05, 10))
 def test_psnr_falls_as_noise_grows(seed: int, low: float, step: float) -> None:
     truth = smooth(2, (3, 8, 8), seed).double()

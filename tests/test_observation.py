@@ -109,3 +109,14 @@ def test_public_updates_pass_through_the_defense_with_fresh_randomness(data: Dat
     first, second = (found.public_updates(indices, generator=generator).flatten() for _ in range(2))
     assert (first - raw).std().item() == pytest.approx(0.5, rel=0.1)
     assert not torch.allclose(first, second)
+
+
+def test_what_is_learned_of_public_data_is_learned_once_for_all_victims(data: Data) -> None:
+    whole = observation(data, frozenset({"architecture", "parameters", "public", "defense", "labels"}))
+    drawn = iter(range(9))
+
+    def learned(one: gitbench.Observation) -> int:
+        return one.learned("a number", lambda: next(drawn))
+
+    assert [learned(whole), learned(whole.with_update(whole.update)), learned(whole.restricted(KNOWLEDGE - {"labels"}))] == [0, 0, 0]
+    assert [learned(whole.undefended()), learned(whole.restricted(KNOWLEDGE - {"public"})), learned(whole)] == [1, 2, 0]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar, cast
 
 import torch
 from torch import nn
 
+from gitbench.attacker.contents import BatchNormStatistics, Contents
 from gitbench.attacker.granted import granted_or_raise, not_granted
 from gitbench.attacker.players import Players
 from gitbench.clients.data import Split
@@ -24,24 +24,7 @@ from gitbench.core.modality import Modality
 from gitbench.identity.threat import Knowledge
 
 _KEPT = 64
-BatchNormStatistics = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
-
-
-@dataclass(frozen=True)
-class _Contents:
-    sent: tuple[Update, ...]
-    repeats: int
-    earlier: tuple[Update, ...]
-    model: nn.Module
-    input_shape: tuple[int, ...]
-    batch_size: int
-    labels: torch.Tensor | None
-    public: Split | None
-    client: Client
-    expectation: Expectation | None
-    batchnorm_statistics: BatchNormStatistics | None
-    parameters: bool
-    modality: Modality
+Learned = TypeVar("Learned")
 
 
 class Observation:
@@ -84,7 +67,7 @@ class Observation:
         sent = (update,) if isinstance(update, Update) else tuple(update)
         if not sent:
             raise AttackError("Expected the update of at least one round, got none.")
-        self._contents = _Contents(
+        self._contents = Contents(
             sent=for_each(client.in_gradients, _of_the_same_victims(sent, sent[0])),
             # Of rounds in which nothing was drawn one says all.
             repeats=1 if all(one is sent[0] for one in sent) else len(sent),
@@ -333,9 +316,21 @@ class Observation:
             else {name: (mean[rows], var[rows]) for name, (mean, var) in statistics.items()},
         )
 
+    def learned(self, name: str, learn: Callable[[], Learned]) -> Learned:
+        """What an attacker learns of public data once, and uses again for other victims' updates.
+
+        Args:
+            name: of what is learned; the same name stands for the same thing.
+            learn: must depend neither on the updates nor on what is granted of the victims.
+        """
+        found = self._contents.learned
+        if name not in found:
+            found[name] = learn()
+        return cast("Learned", found[name])
+
     def _replaced(self, **changes: object) -> Observation:
         other = object.__new__(Observation)
-        other._contents = dataclasses.replace(self._contents, **changes)  # type: ignore[arg-type]
+        other._contents = self._contents.replaced(**changes)
         other._combine()
         return other
 

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from gitbench.attacker.observation import BatchNormStatistics, Observation
+from gitbench.attacker.contents import BatchNormStatistics
+from gitbench.attacker.observation import Observation
 from gitbench.clients.client import batchnorm_statistics
 
 STATISTICS = ("running", "private", "none")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -253,17 +256,42 @@ def _bias(linear: nn.Linear) -> torch.Tensor:
     return linear.bias.detach().double()
 
 
+@dataclass(frozen=True)
+class _OfBatches:
+    """What public batches show of the last layer's update.
+
+    Args:
+        directions: of the layer's input, ``(F, R)``, along which its weight's gradient is looked at.
+        means: what one example of each class adds, ``(classes, D)``.
+        noise: covariance of what that leaves, ``(D, D)``.
+    """
+
+    directions: torch.Tensor
+    means: torch.Tensor
+    noise: torch.Tensor
+
+
 def _from_batches(observation: Observation, linear: nn.Linear, wanted: int) -> tuple[torch.Tensor, torch.Tensor]:
     """From updates of ``wanted`` public batches as they would be sent: a regression on their counts, and what it leaves as the noise."""
+    name, _ = last_linear(observation.architecture)
+    of = observation.learned("labels of batches", functools.partial(_of_batches, observation, linear, wanted))
+    seen = _seen(observation.update, name, of.directions)
+    return most_likely_counts(of.means[None], of.noise[None], seen, batch_size=observation.batch_size)
+
+
+def _of_batches(observation: Observation, linear: nn.Linear, wanted: int) -> _OfBatches:
     public, batch, classes = observation.public, observation.batch_size, linear.out_features
     name, _ = last_linear(observation.architecture)
     generator = make_generator(0, "labels")
     whole = len(public) // batch
     drawn = [torch.randperm(len(public), generator=generator)[: whole * batch].reshape(whole, batch) for _ in range(-(-wanted // whole))]
     chosen = torch.cat(drawn)[:wanted]
-    parts = [observation.public_updates(part, generator=generator).tensors for part in chosen.split(observation.chunk)]
-    names = [own for own in (f"{name}.weight", f"{name}.bias") if own in parts[0]]
-    sent = Update({own: torch.cat([part[own] for part in parts]) for own in names})
+
+    def last(part: torch.Tensor) -> Update:  # the rest of an update takes hundreds of times its memory
+        tensors = observation.public_updates(part, generator=generator).tensors
+        return Update({own: tensors[own] for own in (f"{name}.weight", f"{name}.bias") if own in tensors})
+
+    sent = Update.cat([last(part) for part in chosen.split(observation.chunk)])
     directions = _directions(sent.tensors[f"{name}.weight"].flatten(0, 1), linear, min(_ENTRIES, wanted // 4))
     values = _seen(sent, name, directions)
     counts = functional.one_hot(public.labels[chosen.to(public.labels.device)], classes).sum(1).double()
@@ -272,5 +300,4 @@ def _from_batches(observation: Observation, linear: nn.Linear, wanted: int) -> t
     rest = values - counts @ means
     noise = rest.T @ rest / (wanted - classes)
     shrink = min(0.9, values.shape[1] / wanted)
-    noise = (1 - shrink) * noise + shrink * torch.diag(noise.diag())
-    return most_likely_counts(means[None], noise[None], _seen(observation.update, name, directions), batch_size=batch)
+    return _OfBatches(directions, means, (1 - shrink) * noise + shrink * torch.diag(noise.diag()))
