@@ -151,19 +151,15 @@ def per_victim(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 def largest(rank: torch.Tensor, count: int) -> torch.Tensor:
     """1 at the ``count`` largest entries of each row of ``rank (V, D)``, 0 elsewhere; of equal ones at any."""
     rank, entries = rank.detach(), rank.shape[1]
-    if rank.device.type != "cpu" or rank.dtype not in _OF_NUMPY or not 0 < count < entries:
-        return _of_largest(rank, count)
+    if rank.device.type != "cpu" or rank.dtype not in _OF_NUMPY or not 0 < count < entries or bool(rank.isnan().any()):
+        return torch.zeros_like(rank).scatter_(1, rank.topk(count, dim=1, sorted=False).indices, 1.0)
     mask = torch.empty_like(rank)
     for row, values, own in zip(rank, rank.numpy(), mask, strict=True):  # values alone are parted in half the time of their indices
-        torch.ge(row, float(np.partition(values, entries - count)[entries - count]), out=own)
-    others = mask.count_nonzero(1) != count  # several are as large as the least, or some are no numbers
-    if bool(others.any()):
-        mask[others] = _of_largest(rank[others], count)
+        least = float(np.partition(values, entries - count)[entries - count])
+        more = int(torch.ge(row, least, out=own).count_nonzero()) - count
+        if more:
+            own[(row == least).nonzero()[:more, 0]] = 0
     return mask
-
-
-def _of_largest(rank: torch.Tensor, count: int) -> torch.Tensor:
-    return torch.zeros_like(rank).scatter_(1, rank.topk(count, dim=1, sorted=False).indices, 1.0)
 
 
 def mean_of_clipped(per_example: Mapping[str, torch.Tensor], max_norm: float) -> Update:

@@ -287,9 +287,9 @@ def _of_batches(observation: Observation, linear: nn.Linear, wanted: int) -> _Of
     drawn = [torch.randperm(len(public), generator=generator)[: whole * batch].reshape(whole, batch) for _ in range(-(-wanted // whole))]
     chosen = torch.cat(drawn)[:wanted]
 
-    def last(part: torch.Tensor) -> Update:  # the rest of an update takes hundreds of times its memory
+    def last(part: torch.Tensor) -> Update:  # a view would keep all of the update, hundreds of times its memory
         tensors = observation.public_updates(part, generator=generator).tensors
-        return Update({own: tensors[own] for own in (f"{name}.weight", f"{name}.bias") if own in tensors})
+        return Update({own: tensors[own].clone() for own in (f"{name}.weight", f"{name}.bias") if own in tensors})
 
     sent = Update.cat([last(part) for part in chosen.split(observation.chunk)])
     directions = _directions(sent.tensors[f"{name}.weight"].flatten(0, 1), linear, min(_ENTRIES, wanted // 4))
