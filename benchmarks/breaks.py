@@ -77,6 +77,10 @@ BREAKS = (
         defense="mixup()", fooled="recursion(adapt=False)", adaptive="auto",
         how="read the mixed label, and take the public partner out of the average",
     ),
+    Break(defense="precode()", fooled=IG, adaptive="auto", how="read the slope of the loss off the bottleneck's first layer"),
+    Break(
+        defense="precode()", model="resnet", fooled=IG, adaptive="auto", how="read the slope of the loss off the bottleneck's first layer",
+    ),
     Break(
         defense="none", client="fedavg(steps=5, lr=0.1, batch_size=4)", batch_size=4, fooled=PLAIN_RIDGE, adaptive="ridge",
         how="rehearse the local steps",

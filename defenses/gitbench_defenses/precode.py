@@ -67,7 +67,8 @@ class Precode(Defense):
 
     What an attacker knows: the gradients of the bottleneck and of the classifier depend on the sample, and :meth:`expected` leaves them
     out of the match, after Scheliga et al., arXiv 2208.04767, who broke it so. Balunović et al. (ICLR 2022, arXiv 2111.04706) read the
-    input off a first linear layer's gradient, which does not depend on the sample at all.
+    input off a first linear layer's gradient, which does not depend on the sample at all. And the bottleneck's own first layer tells the
+    slope of the loss by what goes in: the attack ``auto`` needs no more to reconstruct single images as if nothing was there.
 
     Args:
         width: of the latent; the authors' 256.

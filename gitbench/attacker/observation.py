@@ -316,6 +316,12 @@ class Observation:
             else {name: (mean[rows], var[rows]) for name, (mean, var) in statistics.items()},
         )
 
+    def of_model(self, model: nn.Module, *, update: Update | None = None, labels: torch.Tensor | None = None) -> Observation:
+        """The same knowledge about plain gradients of another model; without an update, to fit an attack."""
+        sent, client = () if update is None else (update,), load_client(None)
+        plain = Expectation(load_defense("none"), client)
+        return self._replaced(sent=sent, earlier=(), repeats=1, model=model, labels=labels, client=client, expectation=plain)
+
     def learned(self, name: str, learn: Callable[[], Learned]) -> Learned:
         """What an attacker learns of public data once, and uses again for other victims' updates.
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from gitbench.attacker.attack import Attack, Candidates, Fits, Fitted, State, load_attack
+from gitbench.attacker.attacks.auto.bottleneck import before_the_bottleneck
 from gitbench.attacker.attacks.auto.criterion import Criterion
 from gitbench.attacker.attacks.auto.explained import best_explained, parts_on
 from gitbench.attacker.attacks.auto.own_inputs import OwnInputs
@@ -107,12 +108,23 @@ class Auto(Attack):
         return {kind.name: load_attack(kind.name, profile=self.options.profile) for kind in kinds}
 
     @functools.cached_property
+    def _before(self) -> Attack:
+        return load_attack("recursion(adapt=False)", profile=self.options.profile)
+
+    @functools.cached_property
     def _behind(self) -> Attack:
         return Behind(profile=self.options.profile, iterations=_BUDGETS[self.options.profile].posterior)
 
     def memory(self, observation: Observation) -> int:
         """Of the least demanding part: one that does not fit is left out (:meth:`_fitted`)."""
-        return min((prior.memory(prior.seen_of(observation)) for prior in self._that_can_run(observation).values()), default=0)
+        attacked, parts = self._attacked(observation)
+        return min((prior.memory(prior.seen_of(attacked)) for prior in parts.values()), default=0)
+
+    def _attacked(self, observation: Observation) -> tuple[Observation, dict[str, Attack]]:
+        """What is attacked, and the parts that can run there."""
+        cut = before_the_bottleneck(observation)
+        # Its labels are no classes, which the other parts need.
+        return (observation, self._that_can_run(observation)) if cut is None else (cut, {"recursion": self._before})
 
     def _that_can_run(self, observation: Observation) -> dict[str, Attack]:
         kind = observation.modality.name
@@ -124,9 +136,10 @@ class Auto(Attack):
         """The states of all parts under their own names, so that they share what they learn with the attacks alone."""
         state: dict[str, torch.Tensor] = {}
         seconds = 0.0
-        for name, prior in self._that_can_run(observation).items():
+        attacked, parts = self._attacked(observation)
+        for name, prior in parts.items():
             with contextlib.suppress(AttackError, ModelError):  # one that cannot be had here (its memory, a layer) is none
-                share = prior.seen_of(observation)
+                share = prior.seen_of(attacked)
                 prior._check_memory(share)
                 found = prior._fitted(share, generator=generator, progress=progress, fits=fits)
                 state |= {f"{name}.{key}": tensor for key, tensor in found.state.items()}
@@ -138,31 +151,33 @@ class Auto(Attack):
         others = parts_on(observation.modality.name, profile=self.options.profile)
         if others:
             return best_explained(others, observation, generator=generator, progress=progress)
-        priors = {name: prior for name, prior in self._that_can_run(observation).items() if f"{name}." in state}
+        attacked, played, budget = observation, None, _BUDGETS[self.options.profile]
+        if "parameters" in observation.granted:
+            attacked, played = with_played_victims(observation, budget.played, generator)
+        attacked, parts = self._attacked(attacked)
+        priors = {name: prior for name, prior in parts.items() if f"{name}." in state}
 
-        def candidate(name: str, observation: Observation) -> torch.Tensor:
+        def candidate(name: str) -> torch.Tensor:
             prefix = f"{name}."
             own = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix) and key != prefix}
             # Granted labels are no part's own to ask for: what would infer them takes them.
-            known = observation.restricted(priors[name].requires | priors[name].uses | {"labels"})
+            known = attacked.restricted(priors[name].requires | priors[name].uses | {"labels"})
             return _inputs(priors[name].run(known, own, generator=generator, progress=progress))
 
         if "parameters" not in observation.granted:
             best = next((name for name in _WITHOUT_PARAMETERS if name in priors), None)
             if best is None:
                 raise NotGrantedError("The attack auto needs parameters or public data, and the threat model grants neither.")
-            return candidate(best, observation)
-        budget = _BUDGETS[self.options.profile]
-        stack, played = with_played_victims(observation, budget.played, generator)
+            return candidate(best)
         prior = Gaussian.stored(state, "recursion.image") if "recursion.image.mean" in state else None
-        search = _Search(stack, prior=prior, generator=generator, progress=progress, seconds=self.options.seconds)
+        search = _Search(attacked, prior=prior, generator=generator, progress=progress, seconds=self.options.seconds)
         with contextlib.suppress(TimeUp):  # what was found by then is returned
             found: dict[str, torch.Tensor] = {}
             for name in priors:
-                found[name] = candidate(name, stack)
+                found[name] = candidate(name)
                 search.consider(found[name])
-            solvable = "ridge" in found and can_be_solved(stack)
-            if solvable and switches(stack.model):  # there the other searches take long and come less near
+            solvable = "ridge" in found and can_be_solved(attacked)
+            if solvable and switches(attacked.model):  # there the other searches take long and come less near
                 search.own_inputs(found["ridge"], budget)
             search.run(budget)
             if solvable:  # of those that were searched already, nothing is left
