@@ -77,6 +77,10 @@ BREAKS = (
         defense="mixup()", fooled="recursion(adapt=False)", adaptive="auto",
         how="read the mixed label, and take the public partner out of the average",
     ),
+    Break(
+        defense="instahide()", fooled="recursion(adapt=False)", adaptive="auto",
+        how="read the mixed label, find the signs of a smooth average, and take public partners out of it",
+    ),
     Break(defense="precode()", fooled=IG, adaptive="auto", how="read the slope of the loss off the bottleneck's first layer"),
     Break(
         defense="precode()", model="resnet", fooled=IG, adaptive="auto", how="read the slope of the loss off the bottleneck's first layer",

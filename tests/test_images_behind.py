@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from gitbench import Data, Defense, Observation, Split, client_update, load_attack, load_defense, load_model
-from gitbench.attacker.attacks.auto.preparation import Behind, mixed_labels, unmixed, untransformed
+from gitbench.attacker.attacks.auto.averages import mixed_labels, unmixed
+from gitbench.attacker.attacks.auto.mirrored import middle_of, unmasked
+from gitbench.attacker.attacks.auto.preparation import Behind, untransformed
 from gitbench.attacker.learning import NoCheckpoint
-from gitbench.attacker.tools.priors import of_spectrum
-from gitbench.clients.update import Update
+from gitbench.attacker.tools.priors import natural, of_spectrum
+from gitbench.clients.update import Batch, Update
 from gitbench.core.progress import silent
 from gitbench.core.random import make_generator
 from helpers import make_data
@@ -124,3 +126,34 @@ def test_it_is_tried_where_an_image_alone_was_transformed(tiny: Data) -> None:
     assert not Behind.applies(observed(tiny, None))
     assert not Behind.applies(observed(tiny, Shifts(), batch_size=2))
     assert not Behind.applies(observed(tiny, Shifts(), parameters=False))
+
+
+@pytest.fixture(scope="module")
+def photographs() -> Data:
+    """Images with a photograph's spectrum."""
+    prior = natural((3, 16, 16))
+    images = prior.drawn(220, torch.Generator().manual_seed(0)).float().reshape(-1, 3, 16, 16).clamp(0, 1)
+    labels = torch.randint(4, (220,), generator=torch.Generator().manual_seed(0))
+    return Data(Split(images[:200], labels[:200]), Split(images[200:], labels[200:]), classes=4, name="spectrum")
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_signs_of_smooth_images_are_no_secret(photographs: Data, k: int) -> None:
+    defense, truth = load_defense(f"instahide(k={k})"), photographs.private.inputs[:6, None]
+    observation = observed(photographs, defense)
+    fitted = observation.without_update().public
+    batch = Batch(load_model("mlp(hidden=(8,))", photographs), truth, torch.zeros(6, 1, dtype=torch.long))
+    masked, _ = defense.prepare_batch(batch, public=fitted, generator=make_generator(2))
+    middle = middle_of(observation)
+    assert middle is not None
+    found = unmasked(masked, middle, observation, of_spectrum(fitted.inputs), progress=silent)
+    assert found.shape == truth.shape
+    assert 0 <= float(found.min()) <= float(found.max()) <= 1
+    error, blind = ((guess - truth).square().mean((1, 2, 3, 4)) for guess in (found, fitted.inputs.mean(0)))
+    assert error.median() < blind.median() / 5
+
+
+def test_where_values_are_mirrored_is_known_if_it_comes_last(tiny: Data) -> None:
+    assert middle_of(observed(tiny, "mixup() | instahide() | gaussian_noise(std=0.1)")) is not None
+    for spec in ("none", "mixup()", "instahide() | ats()"):
+        assert middle_of(observed(tiny, spec)) is None, spec

@@ -27,9 +27,9 @@ class InstaHide(Defense):
     permuted (``partners='batch'``), where an image may be its own partner: a batch of one has signs, and no mixing. The truth of a
     measurement are the private images.
 
-    What an attacker knows: the public images, and how weights and signs are drawn; not which were. It gets the signed average at
-    best, and matching attacks search in [0, 1] alone. Known break: encoded images were decoded (Carlini et al., IEEE S&P 2021, arXiv
-    2011.05315).
+    What an attacker knows: the public images, where values are mirrored, and how weights and signs are drawn; not which were. Matching
+    attacks get the signed average at best, and search in [0, 1] alone. Known breaks: many encodings of the same images were decoded
+    (Carlini et al., IEEE S&P 2021, arXiv 2011.05315). The attack ``auto`` finds the signs of one: an average of photographs is smooth.
 
     Args:
         k: images in each average, at least 1; the authors' 4.
@@ -54,9 +54,13 @@ class InstaHide(Defense):
         weights = self.weights(batch.inputs.shape[:2], generator)
         partners = draw_partners(batch, self.k - 1, source=self.partners, public=public, generator=generator)
         inputs, labels = mixed(batch, weights, partners)
-        middle = 0.5 if public is None else public.inputs.mean((0, 2, 3)).to(inputs)[:, None, None]
+        middle = self.mirrored_at(public).to(inputs)
         signs = torch.randint(2, inputs.shape, generator=generator).to(inputs) * 2 - 1
         return middle + signs * (inputs - middle), labels
+
+    def mirrored_at(self, public: Split | None) -> torch.Tensor:
+        """The middle of each channel, ``(C, 1, 1)`` or one number for all: it is no secret."""
+        return torch.tensor(0.5) if public is None else public.inputs.mean((0, 2, 3))[:, None, None]
 
     def weights(self, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
         """``(V, B, k)``.

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import functools
-import math
 
 import torch
 
 from gitbench.attacker.attack import Attack, Fits, Fitted, State, load_attack
+from gitbench.attacker.attacks.auto.averages import mixed_labels, unmixed
+from gitbench.attacker.attacks.auto.mirrored import middle_of, mixes, unmasked
+from gitbench.attacker.attacks.recursion.estimate import estimate
 from gitbench.attacker.observation import Observation
 from gitbench.attacker.options import AttackOptions
-from gitbench.attacker.tools.labels import read_softmax
 from gitbench.attacker.tools.lbfgs import descend
 from gitbench.attacker.tools.priors import Gaussian, Whitened
 from gitbench.clients.data import Split
-from gitbench.clients.defense import Defense, changes_batch, parts_of
+from gitbench.clients.defense import Defense, changes_batch
 from gitbench.clients.update import Batch
 from gitbench.core.progress import Progress
 from gitbench.core.random import make_generator
@@ -24,20 +25,17 @@ _DRAWS = 64  # of the transformation, for each victim
 ERRORS = (1.0, 0.3, 0.1, 0.03)
 """That are granted to a pixel of the transformed image, one after the other."""
 _HISTORY = 10
-_AT_ONCE = 2**21  # pixels of candidates, and 32 times as many of public images
-_PARTS = 3  # that are taken out of an average, at most
-_ALIKE = 0.2  # cosine with a public image from which on it is a part: in these coordinates two photographs have less
-_CHANCE = 5.0  # deviations of the cosine of two random directions, which small images exceed by chance
-_AGREE = 0.1  # of a part's weight by the image and by the label
-_LEAST = 0.01  # weight of the private image
+_AT_ONCE = 2**21  # pixels of candidates
 
 
 class Behind(Attack):
     """Part of ``auto``: the image that was differentiated is reconstructed, and then what lies behind it.
 
     The update is the plain gradient of the changed image, so that ``recursion`` reconstructs that, told nothing of the defense but the
-    label, which may be a mixture. Of images that were averaged with public ones these are taken out (:func:`unmixed`); of images that
-    were transformed what was drawn is tried (:func:`untransformed`).
+    label, which may be a mixture. Of images that were averaged with public ones these are taken out
+    (:func:`~gitbench.attacker.attacks.auto.averages.unmixed`), after signs that hide the average
+    (:func:`~gitbench.attacker.attacks.auto.mirrored.unmasked`); of images that were transformed what was drawn is tried
+    (:func:`untransformed`).
     """
 
     name = "gitbench.attacker.attacks.auto.preparation:Behind"
@@ -68,22 +66,15 @@ class Behind(Attack):
         plain, labels = observation.oblivious(), mixed_labels(observation)
         if labels is not None:
             plain = plain.of_victims(torch.arange(len(labels), device=labels.device), labels=labels)
-        found = self._recursion.run(plain, state, generator=generator, progress=progress)
-        assert isinstance(found, torch.Tensor)
-        prior = Gaussian.stored(state, "image")
-        if all(type(part).prepare_batch is Defense.prepare_batch for part in parts_of(observation.defense)):
-            return untransformed(found, observation, prior, iterations=self._iterations, progress=progress)
-        return unmixed(found, observation, prior)
-
-
-def mixed_labels(observation: Observation) -> torch.Tensor | None:
-    """Probabilities ``(V, 1, classes)``, where the last layer tells: the bias's gradient is softmax minus label."""
-    read = read_softmax(observation, observation.update)
-    if read is None:
-        return None
-    softmax, delta = read
-    found = (softmax - delta).nan_to_num(0.0).clamp(1e-9, 1)
-    return (found / found.sum(1, keepdim=True)).float()[:, None]
+        options = self._recursion.options
+        # Beyond [0, 1] too: what was made of an image need be none.
+        found = estimate(plain, state, options=options, generator=generator, progress=progress).believed(state)
+        prior, middle = Gaussian.stored(state, "image"), middle_of(observation)
+        if middle is not None:
+            return unmasked(found, middle, observation, prior, progress=progress)
+        if mixes(observation.defense):
+            return unmixed(found, observation, prior)
+        return untransformed(found, observation, prior, iterations=self._iterations, progress=progress)
 
 
 def untransformed(
@@ -113,61 +104,6 @@ def untransformed(
         found.append(search.best(prepared[rows], seed=done))
         progress("auto: images behind", done + 1, len(parts))
     return torch.cat(found)
-
-
-def unmixed(prepared: torch.Tensor, observation: Observation, prior: Gaussian) -> torch.Tensor:
-    """Images that were averaged with public ones, without these.
-
-    Photographs in the coordinates of their prior hardly resemble each other: a public image that resembles the average is a part of it
-    (a matched filter). Its weight is that of least squares, and where the label agrees, the label's. Parts are taken out one by one.
-
-    Args:
-        prepared: the averages, ``(V, 1, C, H, W)``.
-        observation: with the update, and the public images.
-        prior: of one image.
-
-    Returns:
-        ``(V, 1, C, H, W)`` in [0, 1].
-    """
-    public, labels, whitened = (
-        observation.without_update().public,
-        mixed_labels(observation),
-        Whitened(prior),
-    )  # those that play are not in it
-    mixtures = whitened.coordinates(prepared)
-    least = max(_ALIKE, _CHANCE / math.sqrt(mixtures.shape[1]))
-    parts: list[list[int]] = [[] for _ in mixtures]
-    weights = [mixtures.new_zeros(0) for _ in mixtures]
-    left = mixtures.clone()
-    for _ in range(_PARTS):
-        likeness, best = _most_alike(left, public.inputs, whitened)
-        found = [victim for victim in range(len(mixtures)) if float(likeness[victim]) >= least and int(best[victim]) not in parts[victim]]
-        for victim in found:
-            parts[victim].append(int(best[victim]))
-            taken = whitened.coordinates(public.inputs[parts[victim], None].to(prepared))
-            weights[victim] = torch.linalg.lstsq(taken.T, mixtures[victim, :, None]).solution[:, 0]
-            left[victim] = mixtures[victim] - weights[victim] @ taken
-        if not found:
-            break
-    images = []
-    for victim, rows in enumerate(parts):
-        if labels is not None and len(rows) == 1:
-            told = labels[victim, 0, public.labels[rows[0]]]
-            weights[victim] = torch.where((told - weights[victim]).abs() < _AGREE, told, weights[victim])
-        others = torch.einsum("k,kchw->chw", weights[victim], public.inputs[rows].to(prepared))
-        images.append((prepared[victim] - others) / (1 - weights[victim].sum()).clamp_min(_LEAST))
-    return torch.stack(images).nan_to_num(0.5).clamp(0, 1)
-
-
-def _most_alike(rows: torch.Tensor, public: torch.Tensor, whitened: Whitened) -> tuple[torch.Tensor, torch.Tensor]:
-    """The largest cosine of each row ``(V, n)`` with a public image, in the prior's coordinates, and which image that is."""
-    rows = torch.nn.functional.normalize(rows, dim=1)
-    cosines = [
-        rows @ torch.nn.functional.normalize(whitened.coordinates(some[:, None].to(rows)), dim=1).T
-        for some in public.split(max(1, 32 * _AT_ONCE // rows.shape[1]))
-    ]
-    largest, which = torch.cat(cosines, dim=1).max(1)
-    return largest, which
 
 
 class _Draws:

@@ -49,11 +49,11 @@ class Images:
     matched: torch.Tensor
 
     def believed(self, state: State) -> torch.Tensor:
-        """The mixture of both that was best for public images."""
+        """The mixture of both that was best for public images; what reproduces the update, as it is, beyond [0, 1] too."""
         if self.start is None or "trust" not in state:
             return self.found
-        share = torch.where(self.matched, 1.0, state["trust"].to(self.found)).reshape(-1, 1, 1, 1, 1)
-        return share * self.found.clamp(0, 1) + (1 - share) * self.start
+        share = state["trust"].to(self.found)
+        return _chosen(self.matched, self.found, share * self.found.clamp(0, 1) + (1 - share) * self.start)
 
 
 def estimate(
