@@ -38,7 +38,7 @@ def test_the_table_of_the_documentation_is_what_runs() -> None:
 
 @pytest.mark.parametrize(("kind", "classes"), [("prototypes", 4), ("multihead_attention", 4), ("one_logit", 2)])
 def test_auto_runs_what_can_be_had(kind: str, classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(auto._BUDGETS, "quick", auto._Budget(posterior=1, ig=1, played=4, own=2))
+    monkeypatch.setitem(auto._BUDGETS, "quick", auto.SearchBudget(posterior=1, ig=1, played=4, own=2))
     data = data_of(kind)
     model = gitbench.load_model(f"{ZOO}:{kind}", data)
     inputs, labels = data.private.inputs[:4, None], data.private.labels[:4, None]

@@ -7,8 +7,9 @@ import torch
 
 import gitbench
 from gitbench import Observation
-from gitbench.attacker.attacks.auto.attack import _BUDGETS, _Search
+from gitbench.attacker.attacks.auto.attack import _BUDGETS
 from gitbench.attacker.attacks.auto.own_inputs import OwnInputs, _Variation
+from gitbench.attacker.attacks.auto.search import EnsembleSearch
 from gitbench.attacker.tools.features import forward_features
 from gitbench.attacker.tools.priors import of_samples
 from gitbench.clients.data import Data
@@ -84,7 +85,7 @@ def test_only_what_is_solved_and_not_noisy_is_searched(ten: Data, defense: str, 
     asked = []
     monkeypatch.setattr(OwnInputs, "search", lambda self, start, **_: asked.append(len(start)) or start)
     observation, inputs, _ = observe(ten, MODELS[0], defense)
-    search = _Search(observation, prior=None, generator=make_generator(0), progress=silent, seconds=None)
+    search = EnsembleSearch(observation, prior=None, generator=make_generator(0), progress=silent, seconds=None)
     search.own_inputs(inputs, _BUDGETS["quick"])
     assert asked == ([VICTIMS] if defense == "none" else [])
     assert torch.equal(search.best, inputs) == (defense == "none")
