@@ -60,7 +60,7 @@ BREAKS = (
     Break(defense="soteria(rate=0.9)", fooled=PLAIN_IG, adaptive=IG, how="leave out what its layer did not send"),
     Break(defense="sign()", fooled=PLAIN_IG, adaptive=IG, how="match a smooth sign"),
     Break(defense="sign()", fooled=PLAIN_RIDGE, adaptive="ridge", how="learn from signs of public images"),
-    Break(defense="sign()", fooled=PLAIN_RIDGE, adaptive="auto", how="search what has these signs, from a smooth likelihood to a sharp one"),
+    Break(defense="sign()", fooled=PLAIN_RIDGE, adaptive="auto", how="search what has these signs, by a likelihood that grows sharp"),
     Break(defense="quantization(bits=2)", rounds=(1, 16), fooled="ridge", adaptive="ridge", how="average the rounds"),
     Break(defense="gaussian_noise(std=0.1)", rounds=(1, 16), fooled="ridge", adaptive="ridge", how="average the rounds"),
     Break(defense="laplace_noise(scale=0.1)", rounds=(1, 16), fooled="ridge", adaptive="ridge", how="the median of the rounds"),

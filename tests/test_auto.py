@@ -175,7 +175,7 @@ def test_more_time_never_gives_less(model: torch.nn.Module, data: Data, monkeypa
     gains = []
     for seconds in (1, 10, 40, 160):
         ticks = itertools.count()  # a second passes with every look at the clock: the machine's speed does not matter
-        monkeypatch.setattr("gitbench.attacker.attacks.auto.attack.time.monotonic", lambda ticks=ticks: next(ticks))
+        monkeypatch.setattr("gitbench.attacker.attacks.auto.search.time.monotonic", lambda ticks=ticks: next(ticks))
         auto = Auto(seconds=seconds, profile="quick")
         gains.append(gain(auto(observation, generator=make_generator(0), fits=Seeded()).inputs, data))
     # What more time finds is weighed on the few images that play victims here: a tenth of a dB is their noise.
