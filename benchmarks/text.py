@@ -47,7 +47,7 @@ def limit() -> Iterator[str]:
     """Tokens of a batch from a quarter of the width to twice of it."""
     sizes = ((1, 16), (2, 16), (3, 16), (5, 12), (4, 16), (8, 16))
     yield from (attacked("dager", "transformer", length=length, batch=batch, victims=32) for batch, length in sizes)
-    yield from (attacked("dager", "encoder", length=16, batch=batch, victims=16) for batch in (1, 2))
+    yield from (attacked("dager", "encoder", length=length, batch=batch, victims=32) for batch, length in sizes)
 
 
 def bag() -> Iterator[str]:

@@ -173,6 +173,42 @@ def test_dager_is_exact_below_the_rank_limit_and_says_so_beyond(text: Data) -> N
     assert torch.equal(found.inputs[0, 0], text.modality.blind(text.public.inputs))
 
 
+def test_dager_tells_the_sequences_of_a_classifiers_batch_apart(text: Data) -> None:
+    for batch in (2, 3):
+        assert scores(text, "dager", "encoder", batch=batch)["exact_match"] == 1
+
+
+def test_what_is_constant_in_a_sequence_tells_sequences_apart_unless_they_share_a_token_in_place(text: Data) -> None:
+    from gitbench.attacker.tools.sequences import constant_directions
+    from gitbench.attacker.tools.tokens import layer_inputs
+
+    observation, inputs = observed(text, "encoder", batch=2, victims=8)
+    network, name = observation.model, "blocks.0.attention"
+    for victim, batch in enumerate(inputs):
+        (read,) = (one.double() for one in layer_inputs(network, [f"{name}.query"], batch))
+        span = torch.linalg.svd(read.flatten(0, 1), full_matrices=False).Vh
+        span = span[: int(torch.linalg.matrix_rank(read.flatten(0, 1), rtol=1e-6))]
+        values = read @ constant_directions(observation.update.tensors[f"{name}.key.weight"][victim], span)
+        shared = int((batch[0] == batch[1]).sum())
+        assert values.shape[2] == max(0, 2 - shared) or shared > 1
+        assert float((values - values[:, :1]).abs().max()) < 1e-3
+        assert shared or float((values[0, 0] - values[1, 0]).norm()) > 0.1
+
+
+def test_sequences_that_share_tokens_in_place_are_searched(text: Data) -> None:
+    network = gitbench.load_model(SMALL["encoder"], text)
+    inputs = text.private.inputs[:6].reshape(2, 3, 8).clone()
+    inputs[:, 1, :2], inputs[:, 2, 3] = inputs[:, 0, :2], inputs[:, 0, 3]  # no two of the three can be told apart in closed form
+    update = client_update(network, inputs, text.private.labels[:6].reshape(2, 3))
+    granted = {"batch_size": 3, "public": text.public, "modality": text.modality}
+    observation = gitbench.Observation(update=update, model=network, input_shape=text.input_shape, **granted)
+    found = load_attack("dager")(observation, generator=make_generator(0))
+    assert [set(map(tuple, one.tolist())) for one in found.inputs] == [set(map(tuple, one.tolist())) for one in inputs]
+    assert not found.flags
+    noise = update.map(lambda _, tensor: torch.randn(tensor.shape, generator=make_generator(1)) * tensor.std())
+    assert load_attack("dager")(observation.with_update(noise), generator=make_generator(0)).flags == {"sequences-not-told-apart"}
+
+
 def test_a_frozen_embedding_hides_a_classifiers_tokens_and_no_language_models(text: Data) -> None:
     assert scores(text, "embeddings", "encoder", defense="frozen_embeddings")["token_gain"] == 0
     assert scores(text, "embeddings", "transformer", defense="frozen_embeddings")["token_bag"] > 0.9
