@@ -173,6 +173,23 @@ def test_dager_is_exact_below_the_rank_limit_and_says_so_beyond(text: Data) -> N
     assert torch.equal(found.inputs[0, 0], text.modality.blind(text.public.inputs))
 
 
+def test_embeddings_counts_the_tokens_of_a_classifiers_batch(text: Data) -> None:
+    from gitbench.measure.token_counts import recovered
+
+    observation, inputs = observed(text, "encoder", batch=4, victims=6)
+    found = load_attack("embeddings")(observation, generator=make_generator(0)).inputs
+    assert float(recovered(found.flatten(1), inputs.flatten(1)).mean()) > 0.97
+
+
+def test_rows_that_are_sums_of_two_kinds_are_counted() -> None:
+    from gitbench.attacker.tools.row_counts import likely_counts
+
+    often = torch.tensor([[1, 0], [0, 1], [1, 1], [2, 0], [1, 0], [0, 1], [0, 2], [1, 0], [0, 1]])
+    means = torch.randn(2, 16, generator=make_generator(0), dtype=torch.float64)
+    noise = 0.05 * torch.randn(9, 16, generator=make_generator(1), dtype=torch.float64)
+    assert torch.equal(likely_counts(often.double() @ means + noise, batch=2, length=6), often.sum(1))
+
+
 def test_dager_tells_the_sequences_of_a_classifiers_batch_apart(text: Data) -> None:
     for batch in (2, 3):
         assert scores(text, "dager", "encoder", batch=batch)["exact_match"] == 1
