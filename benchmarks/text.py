@@ -1,6 +1,6 @@
 """The figures of docs/text.md: dager on both sides of the rank limit, what embeddings recovers, and searches side by side.
 
-python benchmarks/text.py [limit] [bag] [searches]
+python benchmarks/text.py [limit] [bag] [searches] [lora]
 python benchmarks/text.py choose    the constants of the searches, on public text alone: no victim of any benchmark is looked at
 """
 
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import torch
 
 import gitbench
-from gitbench.clients.models import transformer
+from gitbench.clients import token_embedding
 from gitbench.clients.task import data_for
 from gitbench.measure.token_counts import recovered
 
@@ -70,6 +70,16 @@ def searches() -> Iterator[str]:
     yield from (attacked(attack, model, length=LENGTH, batch=1, victims=16) for model, attack in settings)
 
 
+def lora() -> Iterator[str]:
+    """What the gradients of adapters alone still tell: batch 1, length 16."""
+    settings = [*itertools.product(("transformer", "encoder", "bilstm"), (4, 32), ("embeddings", "dager", "dlg", "tag", "lamp"))]
+    yield from (
+        attacked(attack, model, length=LENGTH, batch=1, victims=16, defense=f"lora(rank={rank})")
+        for model, rank, attack in settings
+        if (model, attack) != ("bilstm", "dager")
+    )
+
+
 def held_out() -> gitbench.Data:
     """The public sequences, cut in two: 256 play the private ones."""
     found = gitbench.load_dataset(f"text(length={LENGTH})")
@@ -80,7 +90,7 @@ def held_out() -> gitbench.Data:
 
 def rouge(data: gitbench.Data, model: str, attack: str, soft: float) -> float:
     """Mean ROUGE-L of 32 held-out sequences."""
-    with unittest.mock.patch.object(transformer, "_SOFT", soft):
+    with unittest.mock.patch.object(token_embedding, "_SOFT", soft):
         network = gitbench.load_model(model, data)
         own = data_for(network, data)
         inputs, labels = gitbench.draw_victims(own.private, victims=32, batch_size=1, seed=0)
@@ -109,7 +119,7 @@ def choose() -> Iterator[str]:
     soft = max(shares, key=shares.__getitem__)
     yield f"chosen: soft={soft}"
     grids = (("tag", "units", ("tensor", "update")), ("tag", "lr", (0.05, 0.1, 0.2, 0.4)), ("tag", "alpha", (0.0, 0.01, 0.1)))
-    for attack, name, values in (*grids, ("lamp", "lr", (0.05, 0.1, 0.2, 0.4))):
+    for attack, name, values in (*grids, ("lamp", "lr", (0.1, 0.2, 0.4, 0.8, 1.6))):
         shares = {}
         for value in values:
             each = [judged(attack, model, soft, **{name: value}) for model in ("transformer", "encoder")]
@@ -121,7 +131,7 @@ def choose() -> Iterator[str]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    tables = {"limit": limit, "bag": bag, "searches": searches, "choose": choose}
+    tables = {"limit": limit, "bag": bag, "searches": searches, "lora": lora, "choose": choose}
     parser = argparse.ArgumentParser()
     parser.add_argument("table", nargs="*", choices=[*tables, []], help="default: all but choose")
     for name in parser.parse_args().table or [*tables][:-1]:

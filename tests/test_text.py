@@ -26,7 +26,11 @@ from gitbench.identity.names import entry_points
 from helpers import run_project, stored_cases
 
 TEXT = "text(length=8, vocabulary=400)"
-SMALL = {"transformer": "transformer(width=32, heads=2)", "encoder": "encoder(width=32, heads=2)"}
+SMALL = {
+    "transformer": "transformer(width=32, heads=2)",
+    "encoder": "encoder(width=32, heads=2)",
+    "bilstm": "bilstm(width=16, hidden=16)",
+}
 METRICS = [name for name, metric in known_metrics().items() if metric.modality == "text"]
 
 
@@ -159,7 +163,7 @@ def test_metrics_of_an_example() -> None:
 # ------------------------------------------------------------------ attacks
 
 
-@pytest.mark.parametrize("model", SMALL)
+@pytest.mark.parametrize("model", ["transformer", "encoder"])
 @pytest.mark.parametrize("attack", ["embeddings", "dager"])
 def test_single_sequences_are_exact(attack: str, model: str, text: Data) -> None:
     assert scores(text, attack, model)["exact_match"] == 1
@@ -171,6 +175,26 @@ def test_dager_is_exact_below_the_rank_limit_and_says_so_beyond(text: Data) -> N
     found = load_attack("dager")(observation, generator=make_generator(0))
     assert found.flags == {"beyond-rank-limit"}
     assert torch.equal(found.inputs[0, 0], text.modality.blind(text.public.inputs))
+
+
+def test_a_recurrent_model_is_an_lstm_that_gives_its_bag_away(text: Data) -> None:
+    network = gitbench.load_model(SMALL["bilstm"], text)
+    own = torch.nn.LSTM(16, 16, batch_first=True, bidirectional=True)
+    with torch.no_grad():
+        for direction, end in ((network.forwards, ""), (network.backwards, "_reverse")):
+            for name, tensor in (
+                ("weight_ih", direction.read.weight),
+                ("bias_ih", direction.read.bias),
+                ("weight_hh", direction.recur.weight),
+            ):
+                getattr(own, f"{name}_l0{end}").copy_(tensor)
+            getattr(own, f"bias_hh_l0{end}").zero_()
+        vectors = text.modality.enter(network, text.private.inputs[:3])
+        states = torch.cat([network.forwards(vectors), network.backwards(vectors)], dim=-1)
+        torch.testing.assert_close(states, own(vectors)[0])
+    assert scores(text, "embeddings", "bilstm")["token_bag"] > 0.9
+    with pytest.raises(AttackError, match="dager reads the gradient of the first query layer"):
+        load_attack("dager")(observed(text, "bilstm")[0], generator=make_generator(0))
 
 
 def test_embeddings_counts_the_tokens_of_a_classifiers_batch(text: Data) -> None:
@@ -232,9 +256,21 @@ def test_a_frozen_embedding_hides_a_classifiers_tokens_and_no_language_models(te
     assert scores(text, "dager", "encoder", defense="frozen_embeddings")["exact_match"] == 1
 
 
+def test_adapters_alone_hide_what_has_more_tokens_than_they_have_rank(text: Data) -> None:
+    for model in ("transformer", "encoder"):
+        assert scores(text, "dager", model, defense="lora(rank=16)")["exact_match"] == 1
+        observation, _ = observed(text, model, defense="lora(rank=4)")
+        assert load_attack("dager")(observation, generator=make_generator(0)).flags == {"beyond-rank-limit"}
+        assert scores(text, "embeddings", model, defense="lora(rank=4)")["token_gain"] == 0
+        sent = {name.rpartition(".")[0].rpartition(".")[2] for name in observation.update.tensors}
+        assert sent == {"lora_A", "lora_B"} | ({"head"} if model == "encoder" else set())
+        assert text.modality.flags(observation.model) == {"frozen-embedding"}
+    assert observed(text, "bilstm", defense="lora(rank=4)")[0].update.tensors
+
+
 @pytest.mark.parametrize("attack", ["dlg(iterations=15)", "tag(iterations=5)", "lamp(iterations=6, every=3, moves=2)"])
 def test_searches_return_tokens_and_the_same_for_the_same_seed(attack: str, text: Data) -> None:
-    for model in SMALL:
+    for model in SMALL if "tag" in attack else ("transformer", "encoder"):
         observation, inputs = observed(text, model, victims=2)
         found = [load_attack(attack, profile="quick")(observation, generator=make_generator(0)).inputs for _ in range(2)]
         assert torch.equal(*found)

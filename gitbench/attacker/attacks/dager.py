@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,13 +12,14 @@ from gitbench.attacker.attack import Attack, Candidates, State
 from gitbench.attacker.observation import Observation
 from gitbench.attacker.options import AdaptiveOptions
 from gitbench.attacker.tools.sequences import FOUND, SequenceSearch, constant_directions, grouped
-from gitbench.attacker.tools.tokens import key_layer, layer_inputs, query_layers, text_of
+from gitbench.attacker.tools.tokens import attention_gradient, beside, layer_inputs, query_layers, text_of
 from gitbench.clients.modalities.text import PAD
 from gitbench.core.errors import AttackError
 from gitbench.core.progress import Progress
 
 _ZERO = 1e-6  # of the largest singular value: what is below is rounding
 _MOST = 64  # tokens of a position; where tokens come again, the span has others of the batch there too
+_PREFIXES = 8  # that are kept for each sequence, where they lie in the span
 _TRIES = 6  # searches for each sequence that is not told apart in closed form
 _TRIED = 256  # sequences that are passed through the model at once
 
@@ -63,10 +65,9 @@ class Dager(Attack):
 
     def run(self, observation: Observation, state: State, *, generator: torch.Generator, progress: Progress) -> torch.Tensor | Candidates:
         names = query_layers(observation.model)
-        sent = [name for name in names if f"{name}.weight" in observation.update.tensors]
-        if not names or sent[:1] != names[:1]:
+        if not names or attention_gradient(observation.update.tensors, names[0]) is None:
             raise AttackError(
-                f"The attack {self!r} reads the gradient of the first query layer (a torch.nn.Linear called query or q_proj), "
+                f"The attack {self!r} reads the gradient of the first query layer (a torch.nn.Linear called query, q_proj or q_lin), "
                 f"and there is none in the update of {type(observation.model).__name__}. Use dlg or tag."
             )
         slots = observation.batch_size * observation.input_shape[0]
@@ -86,14 +87,13 @@ class _SpanSearch:
 
     Args:
         observation: with parameters.
-        names: of the first query layers, one or two.
+        names: of the first query layers, one or two; keys and values read the same, and their gradients are taken together.
         slots: tokens of a batch.
         tolerance: as in the options.
     """
 
     def __init__(self, observation: Observation, names: list[str], slots: int, tolerance: float) -> None:
         self._model, self._names, self._slots, self._tolerance = observation.model, names, slots, tolerance
-        self._gradients = [observation.update.tensors.get(f"{name}.weight") for name in names]
         self._batch, (self._length,) = observation.batch_size, observation.input_shape
         vocabulary, self._embedding = text_of(observation).vocabulary, text_of(observation).table(observation.model)[1]
         self._padded = bool((observation.public.inputs == PAD).any())
@@ -101,12 +101,19 @@ class _SpanSearch:
         self._some = same[:1]
         (first,) = layer_inputs(self._model, names[:1], same)
         self._offset = first.shape[1] - self._length  # a start vector comes before the tokens
+        self._gradients = [self._gradient(observation.update.tensors, name) for name in names]
         self._table = first[:, self._offset :].double()  # (vocabulary, L, d): of each token at each position
         self.dimensions = int(torch.linalg.matrix_rank(self._table.flatten(0, 1), rtol=_ZERO))
         self._causal = self._is_causal(same[:2])
-        self._key, self._update = observation.update.tensors.get(f"{key_layer(names[0])}.weight"), observation.update.tensors
+        self._update, keys = observation.update.tensors, beside(names[0])[:1]
+        self._key = self._update.get(f"{keys[0]}.weight") if keys else None
         self._positions = first.shape[1]
         self.flags = set[str]()
+
+    def _gradient(self, update: Mapping[str, torch.Tensor], name: str) -> torch.Tensor | None:
+        """Of a query layer alone where a start vector comes first: it has no slope by queries, and would be one more in the span."""
+        own = update.get(f"{name}.weight")
+        return own if self._offset and own is not None else attention_gradient(update, name)
 
     def of_victim(self, victim: int) -> torch.Tensor:
         """Its sequences ``(B, L)``."""
@@ -145,17 +152,29 @@ class _SpanSearch:
         return torch.allclose(self._second(pair)[:, 0], self._second(other)[:, 0], atol=1e-6)
 
     def _token_by_token(self, choices: list[torch.Tensor], span: torch.Tensor) -> torch.Tensor:
-        """Prefixes grow by the tokens that keep the second layer's vector in its span; as many are kept as there are sequences."""
+        """Prefixes grow by the tokens that keep the second layer's vector in its span."""
         kept = choices[0][:, None]
         for place in range(self._length):
             if place:
                 kept = torch.cat([kept.repeat_interleave(len(choices[place]), 0), choices[place].repeat(len(kept))[:, None]], dim=1)
             rest = kept.new_full((len(kept), self._length - kept.shape[1]), PAD)
             apart = _distances(self._second(torch.cat([kept, rest], dim=1))[:, place], span)
-            order = apart.argsort()[: self._batch]
+            order = apart.argsort()[: _PREFIXES * self._batch]
             exact = order[apart[order] < self._tolerance]
-            kept = kept[exact if len(exact) else order]
-        whole: torch.Tensor = kept[torch.arange(self._batch, device=kept.device) % len(kept)]
+            kept = kept[exact if len(exact) else order[: self._batch]]
+        return self._of_most_tokens(kept)
+
+    def _of_most_tokens(self, sequences: torch.Tensor) -> torch.Tensor:
+        """As many of some sequences as the batch has, nearest first, which together have the most tokens.
+
+        Where positions are told to the attention alone (rotary ones), a sequence of one token again and again lies in the span too.
+        """
+        chosen, left = list[int](), [set(row) for row in sequences.tolist()]
+        for _ in range(min(self._batch, len(sequences))):
+            best = max((row for row in range(len(sequences)) if row not in chosen), key=lambda row: len(left[row]))
+            chosen.append(best)
+            left = [tokens - left[best] for tokens in left]
+        whole: torch.Tensor = sequences[[chosen[row % len(chosen)] for row in range(self._batch)]]
         return whole
 
     def _put_together(self, victim: int, choices: list[torch.Tensor], span: torch.Tensor, *, exact: bool) -> torch.Tensor:
@@ -174,9 +193,12 @@ class _SpanSearch:
                 found |= self._search.sequences(group, wanted=self._batch - len(groups) + 1, tries=tries)
         if sum(apart < FOUND for apart in found.values()) < self._batch:
             self.flags.add("sequences-not-told-apart")
-        nearest = sorted(found, key=lambda one: found[one])[: self._batch]
-        rows = [nearest[row % len(nearest)] for row in range(self._batch)] if nearest else None
-        return self._any_of(choices) if rows is None else torch.tensor(rows, device=span.device)
+        nearest = sorted(found, key=lambda one: found[one])
+        good = [one for one in nearest if found[one] < FOUND][: self._batch]
+        while nearest and len(good) < self._batch:  # beside those that were found the ones that have most of the other tokens
+            used = [set(some) for some in zip(*good, strict=True)] or [set[int]()] * self._length
+            good.append(max(nearest, key=lambda one: sum(token not in some for token, some in zip(one, used, strict=True))))
+        return torch.tensor(good, device=span.device) if good else self._any_of(choices)
 
     def _any_of(self, choices: list[torch.Tensor]) -> torch.Tensor:
         """Sequences of these tokens, as they come."""

@@ -52,11 +52,16 @@ class Objective:
         """The squared length of what is compared, ``(V,)``."""
         return Update(self._compared).flatten().square().sum(1)
 
-    def differences(self, inputs: torch.Tensor, labels: torch.Tensor | None) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Of each tensor how far the candidates' is from the observed one, and that itself, each ``(V, entries)``; arguments as below."""
+    @property
+    def compared(self) -> list[torch.Tensor]:
+        """What is compared, of each tensor ``(V, entries)``."""
+        return [tensor.flatten(1) for tensor in self._compared.values()]
+
+    def differences(self, inputs: torch.Tensor, labels: torch.Tensor | None) -> list[torch.Tensor]:
+        """Of each tensor of :attr:`compared` how far the candidates' is from it, the same shapes; arguments as below."""
         labels = targets_for(self._model, inputs) if labels is None else labels
         mine = self._expected(inputs, labels)
-        return [((mine[name] - tensor).flatten(1), tensor.flatten(1)) for name, tensor in self._compared.items()]
+        return [(mine[name] - tensor).flatten(1) for name, tensor in self._compared.items()]
 
     def __call__(self, inputs: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
         """Distances ``(V,)`` of candidates in their continuous form ``(V, B, ...)``; differentiable.

@@ -9,16 +9,17 @@ import torch
 from scipy.optimize import nnls
 from torch import nn
 
-from gitbench.attacker.tools.tokens import layer_inputs, layers_between
+from gitbench.attacker.tools.tokens import attention_gradient, layer_inputs, layers_between
 
 _SILENT = 3e-7  # of the largest singular value of the key gradient: what is below is rounding (1e-8), what is above says something (1e-4)
+_NOTHING = 1e-7  # of the same: rounding, where the gradient is no difference of much larger numbers
 _SAME = 1e-4  # of a vector's length, by which what is constant in a sequence may vary
 _STEP = 1e-6  # of a share, for a slope
 _STEPS, _STILL = 12, 1e-3  # of the search, and how far it moves where it is at its end
 _RIDGE, _TIED = 1e-3, 1e4  # in units of the mean square: of a step's length, and of that shares add up to one
 _TRIED = 256  # sequences that are passed through the model at once
-FOUND = 0.05
-"""How far all vectors of a sequence together may be from their spans (0.02 was seen); a wrong token shows as 0.15 and more."""
+FOUND = 3e-3
+"""How far all vectors of a sequence together may be from their spans: 1e-4 to 2e-3 were seen, of wrong sequences 4e-3 and more."""
 
 
 def constant_directions(key: torch.Tensor, span: torch.Tensor) -> torch.Tensor:
@@ -90,12 +91,14 @@ class SequenceSearch:
             batch: sequences that it has.
             positions: that the model has of each.
         """
-        self._spans = {}
+        self._spans, slots = {}, batch * positions
         for name in self._names:
-            if f"{name}.weight" in update:
-                _, _, rows = torch.linalg.svd(update[f"{name}.weight"].double(), full_matrices=False)
-                if batch * positions < rows.shape[1]:
-                    self._spans[name] = rows[: batch * positions]
+            gradient = attention_gradient(update, name)
+            if gradient is not None and slots <= len(gradient) and slots < gradient.shape[1]:
+                _, sizes, rows = torch.linalg.svd(gradient.double(), full_matrices=False)
+                # Of less than all that was read it is no span: a classifier may look at one position alone.
+                if float(sizes[slots - 1]) > _NOTHING * float(sizes[0]):
+                    self._spans[name] = rows[:slots]
 
     def sequences(self, choices: Sequence[torch.Tensor], *, wanted: int, tries: int) -> dict[tuple[int, ...], float]:
         """As many as are wanted, or fewer, or more that are none; of each how far it is from the spans (:data:`FOUND`).

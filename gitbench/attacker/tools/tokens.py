@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -29,18 +29,37 @@ def token_gradient(observation: Observation) -> torch.Tensor | None:
     return observation.update.tensors.get(f"{name}.weight")
 
 
-_CALLED = {"query": "key", "q_proj": "k_proj", "q_lin": "k_lin", "q": "k"}  # as the common models call the layers of attention
+# As the common models call the layers of attention: of the query those of the key and the value, which read the same.
+_CALLED = {"query": ("key", "value"), "q_proj": ("k_proj", "v_proj"), "q_lin": ("k_lin", "v_lin"), "q": ("k", "v")}
 
 
 def query_layers(model: nn.Module) -> list[str]:
-    """Names of the layers that make queries, first block first: linear ones that are called as the common models call them."""
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name.rpartition(".")[2] in _CALLED]
+    """Names of the layers that make queries, first block first: linear ones that are called as the common models call them.
+
+    Of one with an adapter beside it (LoRA) the adapter's last factor, which trains and reads what the first makes of the layer's input.
+    """
+    found = list[str]()
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] in _CALLED:
+            linear = [f"{name}.{own}".rstrip(".") for own, part in module.named_modules() if isinstance(part, nn.Linear)]
+            found += [name] if linear == [name] else linear[-1:]
+    return found
 
 
-def key_layer(query: str) -> str:
-    """How the layer that makes the keys for a query layer is called, in whatever model has one."""
+def beside(query: str) -> tuple[str, ...]:
+    """How the layers of keys and of values beside a query layer are called, in a model that has them; of an adapter none reads the same."""
     owner, _, called = query.rpartition(".")
-    return f"{owner}.{_CALLED[called]}" if owner else _CALLED[called]
+    return tuple(f"{owner}.{other}".lstrip(".") for other in _CALLED.get(called, ()))
+
+
+def attention_gradient(update: Mapping[str, torch.Tensor], query: str) -> torch.Tensor | None:
+    """The gradients of the layers of queries, keys and values one below the other ``(..., outputs, d)``, as far as they are sent.
+
+    A query that sees one key alone, as the first of a causal model does, has no slope: the values have. Of any other layer its own.
+    """
+    sent = [update[f"{name}.weight"] for name in (query, *beside(query)) if f"{name}.weight" in update]
+    alike = [tensor for tensor in sent if tensor.shape[-1] == sent[0].shape[-1]]
+    return torch.cat(alike, dim=-2) if alike else None
 
 
 def layers_between(model: nn.Module, queries: Sequence[str], tokens: torch.Tensor) -> list[str]:
