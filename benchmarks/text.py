@@ -103,9 +103,13 @@ def rouge(data: gitbench.Data, model: str, attack: str, soft: float) -> float:
 
 
 def choose() -> Iterator[str]:
-    """One constant after the other, the rest as chosen so far: where the mean ROUGE-L over both models is highest."""
-    data, soft = held_out(), 8.0
-    options: dict[str, dict[str, object]] = {"tag": {}, "lamp": {}, "dlg": {}}
+    """One constant after the other, the rest as at first or as chosen so far: where the mean ROUGE-L over both models is highest."""
+    data = held_out()
+    options: dict[str, dict[str, object]] = {
+        "tag": {"units": "tensor", "lr": 0.2, "alpha": 0.01},
+        "lamp": {"lr": 0.2},
+        "dlg": {},
+    }
 
     def judged(attack: str, model: str, soft: float, **tried: object) -> float:
         told = ", ".join(f"{name}={value!r}" for name, value in {**options[attack], **tried}.items())
