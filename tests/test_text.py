@@ -177,6 +177,15 @@ def test_dager_is_exact_below_the_rank_limit_and_says_so_beyond(text: Data) -> N
     assert torch.equal(found.inputs[0, 0], text.modality.blind(text.public.inputs))
 
 
+def test_a_language_model_of_layers_that_are_known_is_searched(text: Data) -> None:
+    network = gitbench.load_model("transformer(width=32, heads=2, frozen=('tokens', 'positions', 'start'))", text)
+    data = data_for(network, text)
+    inputs, labels = gitbench.draw_victims(data.private, victims=2, batch_size=1, seed=0)
+    granted = {"input_shape": (8,), "public": data.public, "modality": data.modality}
+    observation = gitbench.Observation(update=client_update(network, inputs, labels), model=network, **granted)
+    assert load_attack("tag(iterations=2)")(observation, generator=make_generator(0)).inputs.shape == inputs.shape
+
+
 def test_a_recurrent_model_is_an_lstm_that_gives_its_bag_away(text: Data) -> None:
     network = gitbench.load_model(SMALL["bilstm"], text)
     own = torch.nn.LSTM(16, 16, batch_first=True, bidirectional=True)

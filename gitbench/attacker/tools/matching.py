@@ -74,8 +74,7 @@ class Objective:
         labels = targets_for(self._model, inputs) if labels is None else labels
         if self._distance == "l2":
             mine, theirs = self._expected(inputs, labels), self._compared
-            squares: list[torch.Tensor] = [_Square.apply((mine[name] - tensor).flatten(1)) for name, tensor in theirs.items()]
-            return torch.stack(squares).sum(0)
+            return torch.stack([_Square.apply((mine[name] - tensor).flatten(1)) for name, tensor in theirs.items()]).sum(0)
         dots, squares = self._products(inputs, labels)
         if self._distance == "cosine":
             return _cosine_distance(dots.sum(0), squares.sum(0), self._squares.sum(0))
