@@ -35,6 +35,7 @@ class LoraLinear(nn.Module):
         with torch.no_grad():
             self.lora_A.weight.copy_(bound * (2 * drawn - 1))
             self.lora_B.weight.zero_()
+        self.train(layer.training)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         found: torch.Tensor = self.base_layer(inputs) + self.lora_B(self.lora_A(inputs))
