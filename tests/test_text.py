@@ -26,7 +26,11 @@ from gitbench.identity.names import entry_points
 from helpers import run_project, stored_cases
 
 TEXT = "text(length=8, vocabulary=400)"
-SMALL = {"transformer": "transformer(width=32, heads=2)", "encoder": "encoder(width=32, heads=2)"}
+SMALL = {
+    "transformer": "transformer(width=32, heads=2)",
+    "encoder": "encoder(width=32, heads=2)",
+    "bilstm": "bilstm(width=16, hidden=16)",
+}
 METRICS = [name for name, metric in known_metrics().items() if metric.modality == "text"]
 
 
@@ -159,7 +163,7 @@ def test_metrics_of_an_example() -> None:
 # ------------------------------------------------------------------ attacks
 
 
-@pytest.mark.parametrize("model", SMALL)
+@pytest.mark.parametrize("model", ["transformer", "encoder"])
 @pytest.mark.parametrize("attack", ["embeddings", "dager"])
 def test_single_sequences_are_exact(attack: str, model: str, text: Data) -> None:
     assert scores(text, attack, model)["exact_match"] == 1
@@ -173,15 +177,109 @@ def test_dager_is_exact_below_the_rank_limit_and_says_so_beyond(text: Data) -> N
     assert torch.equal(found.inputs[0, 0], text.modality.blind(text.public.inputs))
 
 
+def test_a_language_model_of_layers_that_are_known_is_searched(text: Data) -> None:
+    network = gitbench.load_model("transformer(width=32, heads=2, frozen=('tokens', 'positions', 'start'))", text)
+    data = data_for(network, text)
+    inputs, labels = gitbench.draw_victims(data.private, victims=2, batch_size=1, seed=0)
+    granted = {"input_shape": (8,), "public": data.public, "modality": data.modality}
+    observation = gitbench.Observation(update=client_update(network, inputs, labels), model=network, **granted)
+    assert load_attack("tag(iterations=2)")(observation, generator=make_generator(0)).inputs.shape == inputs.shape
+
+
+def test_a_recurrent_model_is_an_lstm_that_gives_its_bag_away(text: Data) -> None:
+    network = gitbench.load_model(SMALL["bilstm"], text)
+    own = torch.nn.LSTM(16, 16, batch_first=True, bidirectional=True)
+    with torch.no_grad():
+        for direction, end in ((network.forwards, ""), (network.backwards, "_reverse")):
+            for name, tensor in (
+                ("weight_ih", direction.read.weight),
+                ("bias_ih", direction.read.bias),
+                ("weight_hh", direction.recur.weight),
+            ):
+                getattr(own, f"{name}_l0{end}").copy_(tensor)
+            getattr(own, f"bias_hh_l0{end}").zero_()
+        vectors = text.modality.enter(network, text.private.inputs[:3])
+        states = torch.cat([network.forwards(vectors), network.backwards(vectors)], dim=-1)
+        torch.testing.assert_close(states, own(vectors)[0])
+    assert scores(text, "embeddings", "bilstm")["token_bag"] > 0.9
+    with pytest.raises(AttackError, match="dager reads the gradient of the first query layer"):
+        load_attack("dager")(observed(text, "bilstm")[0], generator=make_generator(0))
+
+
+def test_embeddings_counts_the_tokens_of_a_classifiers_batch(text: Data) -> None:
+    from gitbench.measure.token_counts import recovered
+
+    observation, inputs = observed(text, "encoder", batch=4, victims=6)
+    found = load_attack("embeddings")(observation, generator=make_generator(0)).inputs
+    assert float(recovered(found.flatten(1), inputs.flatten(1)).mean()) > 0.97
+
+
+def test_rows_that_are_sums_of_two_kinds_are_counted() -> None:
+    from gitbench.attacker.tools.row_counts import likely_counts
+
+    often = torch.tensor([[1, 0], [0, 1], [1, 1], [2, 0], [1, 0], [0, 1], [0, 2], [1, 0], [0, 1]])
+    means = torch.randn(2, 16, generator=make_generator(0), dtype=torch.float64)
+    noise = 0.05 * torch.randn(9, 16, generator=make_generator(1), dtype=torch.float64)
+    assert torch.equal(likely_counts(often.double() @ means + noise, batch=2, length=6), often.sum(1))
+
+
+def test_dager_tells_the_sequences_of_a_classifiers_batch_apart(text: Data) -> None:
+    for batch in (2, 3):
+        assert scores(text, "dager", "encoder", batch=batch)["exact_match"] == 1
+
+
+def test_what_is_constant_in_a_sequence_tells_sequences_apart_unless_they_share_a_token_in_place(text: Data) -> None:
+    from gitbench.attacker.tools.sequences import constant_directions
+    from gitbench.attacker.tools.tokens import layer_inputs
+
+    observation, inputs = observed(text, "encoder", batch=2, victims=8)
+    network, name = observation.model, "blocks.0.attention"
+    for victim, batch in enumerate(inputs):
+        (read,) = (one.double() for one in layer_inputs(network, [f"{name}.query"], batch))
+        span = torch.linalg.svd(read.flatten(0, 1), full_matrices=False).Vh
+        span = span[: int(torch.linalg.matrix_rank(read.flatten(0, 1), rtol=1e-6))]
+        values = read @ constant_directions(observation.update.tensors[f"{name}.key.weight"][victim], span)
+        shared = int((batch[0] == batch[1]).sum())
+        assert values.shape[2] == max(0, 2 - shared) or shared > 1
+        assert float((values - values[:, :1]).abs().max()) < 1e-3
+        assert shared or float((values[0, 0] - values[1, 0]).norm()) > 0.1
+
+
+def test_sequences_that_share_tokens_in_place_are_searched(text: Data) -> None:
+    network = gitbench.load_model(SMALL["encoder"], text)
+    inputs = text.private.inputs[:6].reshape(2, 3, 8).clone()
+    inputs[:, 1, :2], inputs[:, 2, 3] = inputs[:, 0, :2], inputs[:, 0, 3]  # no two of the three can be told apart in closed form
+    update = client_update(network, inputs, text.private.labels[:6].reshape(2, 3))
+    granted = {"batch_size": 3, "public": text.public, "modality": text.modality}
+    observation = gitbench.Observation(update=update, model=network, input_shape=text.input_shape, **granted)
+    found = load_attack("dager")(observation, generator=make_generator(0))
+    assert [set(map(tuple, one.tolist())) for one in found.inputs] == [set(map(tuple, one.tolist())) for one in inputs]
+    assert not found.flags
+    noise = update.map(lambda _, tensor: torch.randn(tensor.shape, generator=make_generator(1)) * tensor.std())
+    assert load_attack("dager")(observation.with_update(noise), generator=make_generator(0)).flags == {"sequences-not-told-apart"}
+
+
 def test_a_frozen_embedding_hides_a_classifiers_tokens_and_no_language_models(text: Data) -> None:
     assert scores(text, "embeddings", "encoder", defense="frozen_embeddings")["token_gain"] == 0
     assert scores(text, "embeddings", "transformer", defense="frozen_embeddings")["token_bag"] > 0.9
     assert scores(text, "dager", "encoder", defense="frozen_embeddings")["exact_match"] == 1
 
 
+def test_adapters_alone_hide_what_has_more_tokens_than_they_have_rank(text: Data) -> None:
+    for model in ("transformer", "encoder"):
+        assert scores(text, "dager", model, defense="lora(rank=16)")["exact_match"] == 1
+        observation, _ = observed(text, model, defense="lora(rank=4)")
+        assert load_attack("dager")(observation, generator=make_generator(0)).flags == {"beyond-rank-limit"}
+        assert scores(text, "embeddings", model, defense="lora(rank=4)")["token_gain"] == 0
+        sent = {name.rpartition(".")[0].rpartition(".")[2] for name in observation.update.tensors}
+        assert sent == {"lora_A", "lora_B"} | ({"head"} if model == "encoder" else set())
+        assert text.modality.flags(observation.model) == {"frozen-embedding"}
+    assert observed(text, "bilstm", defense="lora(rank=4)")[0].update.tensors
+
+
 @pytest.mark.parametrize("attack", ["dlg(iterations=15)", "tag(iterations=5)", "lamp(iterations=6, every=3, moves=2)"])
 def test_searches_return_tokens_and_the_same_for_the_same_seed(attack: str, text: Data) -> None:
-    for model in SMALL:
+    for model in SMALL if "tag" in attack else ("transformer", "encoder"):
         observation, inputs = observed(text, model, victims=2)
         found = [load_attack(attack, profile="quick")(observation, generator=make_generator(0)).inputs for _ in range(2)]
         assert torch.equal(*found)

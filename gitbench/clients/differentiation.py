@@ -65,7 +65,7 @@ def stacked_gradients(
 
     if not own_weights:
         with contextlib.suppress(NotLayerwiseError), _double_backward(model):
-            if _is_layerwise(model, parameters, inputs):
+            if _is_layerwise(model, parameters, inputs, labels):
                 return _layerwise(model, parameters, inputs, labels, per_example=per_example)
     return _either(
         model,
@@ -103,7 +103,7 @@ def stacked_products(
         aims: of the same victims.
     """
     with contextlib.suppress(NotLayerwiseError), _double_backward(model):
-        if _is_layerwise(model, parameters, inputs):
+        if _is_layerwise(model, parameters, inputs, labels):
             chunks = zip(inputs.split(CHUNK), labels.split(CHUNK), aims.chunks, strict=True)
             dots, squares = zip(*(layerwise_products(model, parameters, *chunk) for chunk in chunks), strict=True)
             return torch.cat(dots, 1), torch.cat(squares, 1)
@@ -185,11 +185,12 @@ def _either(model: nn.Module, at_once: Callable[[], T], one_by_one: Callable[[],
             return one_by_one()
 
 
-def _is_layerwise(model: nn.Module, parameters: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> bool:
+def _is_layerwise(model: nn.Module, parameters: Mapping[str, torch.Tensor], inputs: torch.Tensor, labels: torch.Tensor) -> bool:
     def loss(parameters: Mapping[str, torch.Tensor], batch: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return mean_loss(_logits(model, parameters, batch), targets)
 
-    return is_layerwise(model, parameters, inputs, functools.partial(_at_once, loss, parameters, per_example=False, own_weights=False))
+    oracle = functools.partial(_at_once, loss, parameters, per_example=False, own_weights=False)
+    return is_layerwise(model, parameters, inputs, labels, oracle)
 
 
 def _layerwise(

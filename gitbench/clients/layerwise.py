@@ -45,7 +45,9 @@ class _Visit:
     output: GradientEdge
 
 
-def is_layerwise(model: nn.Module, parameters: Mapping[str, torch.Tensor], inputs: torch.Tensor, oracle: Oracle) -> bool:
+def is_layerwise(
+    model: nn.Module, parameters: Mapping[str, torch.Tensor], inputs: torch.Tensor, labels: torch.Tensor, oracle: Oracle
+) -> bool:
     """Whether :func:`layerwise_gradients` is right for a model; looked at once, and kept with it.
 
     Each parameter must be used once, by a layer that is known and is called once; and no image may have a say in what becomes of
@@ -56,6 +58,7 @@ def is_layerwise(model: nn.Module, parameters: Mapping[str, torch.Tensor], input
         model: it is not, in train mode.
         parameters: those to differentiate by.
         inputs: whose shape ``(..., C, H, W)`` matters alone.
+        labels: likewise; of a model that predicts at several positions these come after victims and images.
         oracle: the gradients of inputs ``(V, B, C, H, W)`` and labels ``(V, B)``. Raises RuntimeError where a model branches on values.
 
     Raises:
@@ -68,7 +71,7 @@ def is_layerwise(model: nn.Module, parameters: Mapping[str, torch.Tensor], input
     composition = (kinds, tuple(parameters), tuple(name for name, _ in model.named_parameters()), inputs.shape[2:], inputs.dtype)
     found = getattr(model, _ATTRIBUTE, None)
     if not isinstance(found, _Finding) or found.composition != composition:
-        found = _Finding(composition, _looked_at(model, parameters, inputs, oracle))
+        found = _Finding(composition, _looked_at(model, parameters, inputs, labels, oracle))
         setattr(model, _ATTRIBUTE, found)
     return found.layerwise
 
@@ -158,13 +161,14 @@ def _watched(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, _Visit]]:
             handle.remove()
 
 
-def _looked_at(model: nn.Module, parameters: Mapping[str, torch.Tensor], inputs: torch.Tensor, oracle: Oracle) -> bool:
+def _looked_at(model: nn.Module, parameters: Mapping[str, torch.Tensor], inputs: torch.Tensor, given: torch.Tensor, oracle: Oracle) -> bool:
     owners = [model.get_submodule(owner) for _, owner, _ in _split(parameters)]
     if not all(is_known(owner) and "forward" not in vars(owner) for owner in owners):
         return False
     drawn = torch.rand((*_TRIED, *inputs.shape[2:]), generator=make_generator(0, "layerwise"))
     images = drawn.to(inputs)
-    labels = torch.zeros(_TRIED, dtype=torch.long, device=inputs.device)
+    positions = given.shape[2:-1] if given.is_floating_point() else given.shape[2:]
+    labels = torch.zeros((*_TRIED, *positions), dtype=torch.long, device=inputs.device)
     try:
         if not _used_once(model, parameters, images.flatten(0, 1)):
             return False

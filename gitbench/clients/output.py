@@ -121,8 +121,11 @@ class _LogitsHook:
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: object) -> torch.Tensor:
         rows = len(next(iter((*inputs, *named.values()))))
-        if self._positions and isinstance(output, torch.Tensor) and output.ndim == 3:
-            return output
+        named_logits = getattr(output, LOGITS, None)
+        at_positions = output if named_logits is None else named_logits
+        if self._positions and isinstance(at_positions, torch.Tensor) and at_positions.ndim == 3:
+            self.taken = LOGITS if named_logits is None else f"the attribute {LOGITS}"
+            return at_positions
         logits, self.taken = _taken(output, rows, self._classes, repr(self.name))
         return logits
 

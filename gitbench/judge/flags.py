@@ -144,6 +144,13 @@ FLAGS: dict[str, Flag] = {
             "lower --gitbench-batch-size or the length of the dataset, or use a wider model",
         ),
         Flag(
+            "sequences-not-told-apart",
+            "of some victim dager put fewer sequences together than the batch has, from the tokens that it found at each position",
+            "noise, a batch close to the rank limit, or one that has a sequence twice: what is returned beside those that were found is "
+            "the nearest",
+            "read the figures of the tokens in any order beside it; a smaller batch is told apart",
+        ),
+        Flag(
             "softmax-twice",
             "the model returns probabilities, and cross-entropy takes them for logits",
             "softmax is applied twice: gradients are small and the model hardly trains, which is no merit of a defense",

@@ -10,6 +10,7 @@ from torch import nn
 from gitbench.attacker.attack import Attack, State
 from gitbench.attacker.observation import Observation
 from gitbench.attacker.options import AdaptiveOptions
+from gitbench.attacker.tools.row_counts import likely_counts
 from gitbench.attacker.tools.tokens import text_of, token_gradient
 from gitbench.clients.modalities.text import PAD
 from gitbench.clients.model import last_linear
@@ -17,6 +18,7 @@ from gitbench.clients.task import own_targets
 from gitbench.core.progress import Progress
 
 _THERE = 0.5  # of a count that is one and more: it is there
+_ROUNDING = 1e-6  # of the largest weight: it is not there
 _SUMS = 1e-3  # of the sum over positions: how far that over tokens may be from it
 
 
@@ -25,8 +27,9 @@ class Embeddings(Attack):
 
     Which tokens there are is read off exactly where nothing blurs the gradient; the longest rows are taken otherwise. Where learned
     positions are added to the vectors, the gradient of a single sequence's position is that of the vector there, and a token's row is
-    the sum over its places: a system of linear equations, whose solution is the sequence itself, in its order. In a batch a row's
-    length beside those of the others says how often its token is there.
+    the sum over its places: a system of linear equations, whose solution is the sequence itself, in its order. How often a token is in
+    a batch follows from its row, too, since those of one sequence are much alike
+    (:func:`gitbench.attacker.tools.row_counts.likely_counts`); where all rows are blurred, the longest ones are taken.
 
     The head of a language model says that better, and does so where the embedding is frozen, too: the gradient of its bias is what is
     predicted minus how often each token is the next one (iDLG's observation). A classifier that hides its embedding leaves nothing to
@@ -58,7 +61,9 @@ class Embeddings(Attack):
             if ordered is not None:
                 return ordered
             told = _from_the_head(observation, slots)
-            weights = rows.double().norm(dim=2) if told is None else told
+            if told is None:
+                return torch.stack([_counted(row, observation) for row in rows.double()])
+            weights = told
         weights[:, PAD] = 0
         return torch.stack([_spread(row, slots) for row in weights]).reshape(-1, observation.batch_size, length)
 
@@ -91,9 +96,20 @@ def _in_order(observation: Observation, rows: torch.Tensor) -> torch.Tensor | No
     return tokens
 
 
+def _counted(rows: torch.Tensor, observation: Observation) -> torch.Tensor:
+    """Tokens ``(B, L)`` of one victim, by the rows ``(vocabulary, d)`` of the embedding's gradient."""
+    weights, batch, (length,) = rows.norm(dim=1), observation.batch_size, observation.input_shape
+    weights[PAD] = 0
+    there = (weights > _ROUNDING * weights.max()).nonzero()[:, 0]
+    if batch <= len(there) <= batch * length:
+        weights = torch.zeros_like(weights)
+        weights[there] = likely_counts(rows[there], batch=batch, length=length).to(weights)
+    return _spread(weights, batch * length).reshape(batch, length)
+
+
 def _spread(weights: torch.Tensor, slots: int) -> torch.Tensor:
     """Tokens ``(slots,)`` of one victim, each as often as its weight asks for: at least once where it has any, as far as there is room."""
-    there = weights > 1e-6 * weights.max().clamp_min(1e-30)
+    there = weights > _ROUNDING * weights.max().clamp_min(1e-30)
     order = weights.argsort(descending=True)[: max(1, min(slots, int(there.sum())))]
     counts = torch.ones(len(order), dtype=torch.long)
     kept = weights[order].cpu()

@@ -42,6 +42,7 @@ class LAMP(Refiner):
             perplexity: weight of the language model among moves.
         """
 
+        lr: float = 0.8
         length: float = 0.1
         every: int = 50
         moves: int = 20

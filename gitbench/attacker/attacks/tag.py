@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch.autograd import Function
 
 from gitbench.attacker.attack import Candidates, Refiner
 from gitbench.attacker.observation import Observation
@@ -35,13 +38,16 @@ class TAG(Refiner):
 
         Args:
             alpha: weight of the absolute difference.
+            units: in which differences are taken: ``tensor``, of what was observed of each tensor; ``update``, of all of it.
         """
 
         alpha: float = 0.01
+        units: str = "tensor"
 
         def __post_init__(self) -> None:
             super().__post_init__()
             self.check_least(0, "alpha")
+            self.check_choice("units", ("tensor", "update"))
 
     options: Options
 
@@ -58,11 +64,39 @@ class _TagSearch(EmbeddingSearch):
         self, observation: Observation, start: torch.Tensor | None, options: TAG.Options, *, generator: torch.Generator, progress: Progress
     ) -> None:
         super().__init__("tag", observation, start, options, generator=generator, progress=progress)
-        self._alpha = options.alpha
+        self._alpha, self._together = options.alpha, options.units == "update"
         self._objective = Objective(observation, distance="l2")
+        self._observed = _sizes(self._objective.compared)
 
     def loss(self, images: torch.Tensor) -> torch.Tensor:
-        apart = self._objective.differences(images, self.labels)
-        squared = [one.square().sum(1) / observed.square().sum(1).clamp_min(_TINY) for one, observed in apart]
-        absolute = [one.abs().sum(1) / observed.abs().sum(1).clamp_min(_TINY) for one, observed in apart]
-        return torch.stack(squared).sum(0) + self._alpha * torch.stack(absolute).sum(0)
+        found = _sizes(self._objective.differences(images, self.labels))
+        squares, sums = (self._in_units(*both) for both in zip(found, self._observed, strict=True))
+        return squares + self._alpha * sums
+
+    def _in_units(self, found: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
+        """Sizes of differences ``(tensors, V)`` in units of those of what was observed, together ``(V,)``."""
+        if self._together:
+            return found.sum(0) / observed.sum(0).clamp_min(_TINY)
+        shares: torch.Tensor = (found / observed.clamp_min(_TINY)).sum(0)
+        return shares
+
+
+class _Sizes(Function):
+    """Of the rows of a matrix ``(V, D)`` the sum of squares, and that of absolute values, in one pass over it each."""
+
+    @staticmethod
+    def forward(ctx: Any, apart: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        ctx.save_for_backward(apart)
+        return torch.linalg.vecdot(apart, apart), torch.linalg.vector_norm(apart, 1, dim=1)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: torch.Tensor) -> torch.Tensor:
+        (apart,), (of_squares, of_sums) = ctx.saved_tensors, slopes
+        found: torch.Tensor = apart.sgn().mul_(of_sums[:, None]).addcmul_(apart, 2 * of_squares[:, None])
+        return found
+
+
+def _sizes(tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of tensors ``(V, entries)`` the sums of squares and of absolute values, each ``(tensors, V)``; differentiable."""
+    squares, sums = zip(*(_Sizes.apply(tensor) for tensor in tensors), strict=True)
+    return torch.stack(squares), torch.stack(sums)

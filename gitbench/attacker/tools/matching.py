@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
+from torch.autograd import Function
 
 from gitbench.attacker.observation import Observation
 from gitbench.clients.client import expected_update, gradient_products
@@ -52,11 +53,16 @@ class Objective:
         """The squared length of what is compared, ``(V,)``."""
         return Update(self._compared).flatten().square().sum(1)
 
-    def differences(self, inputs: torch.Tensor, labels: torch.Tensor | None) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Of each tensor how far the candidates' is from the observed one, and that itself, each ``(V, entries)``; arguments as below."""
+    @property
+    def compared(self) -> list[torch.Tensor]:
+        """What is compared, of each tensor ``(V, entries)``."""
+        return [tensor.flatten(1) for tensor in self._compared.values()]
+
+    def differences(self, inputs: torch.Tensor, labels: torch.Tensor | None) -> list[torch.Tensor]:
+        """Of each tensor of :attr:`compared` how far the candidates' is from it, the same shapes; arguments as below."""
         labels = targets_for(self._model, inputs) if labels is None else labels
         mine = self._expected(inputs, labels)
-        return [((mine[name] - tensor).flatten(1), tensor.flatten(1)) for name, tensor in self._compared.items()]
+        return [(mine[name] - tensor).flatten(1) for name, tensor in self._compared.items()]
 
     def __call__(self, inputs: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
         """Distances ``(V,)`` of candidates in their continuous form ``(V, B, ...)``; differentiable.
@@ -68,7 +74,7 @@ class Objective:
         labels = targets_for(self._model, inputs) if labels is None else labels
         if self._distance == "l2":
             mine, theirs = self._expected(inputs, labels), self._compared
-            return torch.stack([(mine[name] - tensor).flatten(1).square().sum(1) for name, tensor in theirs.items()]).sum(0)
+            return torch.stack([_Square.apply((mine[name] - tensor).flatten(1)) for name, tensor in theirs.items()]).sum(0)
         dots, squares = self._products(inputs, labels)
         if self._distance == "cosine":
             return _cosine_distance(dots.sum(0), squares.sum(0), self._squares.sum(0))
@@ -85,6 +91,21 @@ class Objective:
         return expected_update(
             self._model, inputs, labels, expectation=self._expectation, observed=self._observed, client=self._client
         ).tensors
+
+
+class _Square(Function):
+    """The sum of squares of each row of a matrix ``(V, D)``; its slope is written in one pass instead of three."""
+
+    @staticmethod
+    def forward(ctx: Any, apart: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(apart)
+        return apart.square().sum(1)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: torch.Tensor) -> torch.Tensor:
+        (apart,) = ctx.saved_tensors
+        found: torch.Tensor = apart * (2 * slopes[0])[:, None]
+        return found
 
 
 def _cosine_distance(dots: torch.Tensor, mine: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:

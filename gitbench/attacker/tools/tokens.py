@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import nn
 
@@ -27,10 +29,63 @@ def token_gradient(observation: Observation) -> torch.Tensor | None:
     return observation.update.tensors.get(f"{name}.weight")
 
 
+# As the common models call the layers of attention: of the query those of the key and the value, which read the same.
+_CALLED = {"query": ("key", "value"), "q_proj": ("k_proj", "v_proj"), "q_lin": ("k_lin", "v_lin"), "q": ("k", "v")}
+
+
 def query_layers(model: nn.Module) -> list[str]:
-    """Names of the layers that make queries, first block first: linear ones that are called as the common models call them."""
-    called = ("query", "q_proj", "q_lin", "q")
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name.rpartition(".")[2] in called]
+    """Names of the layers that make queries, first block first: linear ones that are called as the common models call them.
+
+    Of one with an adapter beside it (LoRA) the adapter's last factor, which trains and reads what the first makes of the layer's input.
+    """
+    found = list[str]()
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] in _CALLED:
+            linear = [f"{name}.{own}".rstrip(".") for own, part in module.named_modules() if isinstance(part, nn.Linear)]
+            found += [name] if linear == [name] else linear[-1:]
+    return found
+
+
+def beside(query: str) -> tuple[str, ...]:
+    """How the layers of keys and of values beside a query layer are called, in a model that has them; of an adapter none reads the same."""
+    owner, _, called = query.rpartition(".")
+    return tuple(f"{owner}.{other}".lstrip(".") for other in _CALLED.get(called, ()))
+
+
+def attention_gradient(update: Mapping[str, torch.Tensor], query: str) -> torch.Tensor | None:
+    """The gradients of the layers of queries, keys and values one below the other ``(..., outputs, d)``, as far as they are sent.
+
+    A query that sees one key alone, as the first of a causal model does, has no slope: the values have. Of any other layer its own.
+    """
+    sent = [update[f"{name}.weight"] for name in (query, *beside(query)) if f"{name}.weight" in update]
+    alike = [tensor for tensor in sent if tensor.shape[-1] == sent[0].shape[-1]]
+    return torch.cat(alike, dim=-2) if alike else None
+
+
+def layers_between(model: nn.Module, queries: Sequence[str], tokens: torch.Tensor) -> list[str]:
+    """Names of the linear layers that read positions, after the first query layer and up to the second, or to the end where there is none.
+
+    Those that read what the first query layer reads are left out.
+
+    Args:
+        model: passed once, over some ``tokens (N, L)``.
+        queries: names of query layers, first block first.
+    """
+    called: dict[str, torch.Tensor] = {}
+
+    def watch(name: str, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
+        return module.register_forward_pre_hook(lambda _module, arguments: called.update({name: arguments[0]}))
+
+    handles = [watch(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    try:
+        with torch.no_grad():
+            model(tokens)
+    finally:
+        for handle in handles:
+            handle.remove()
+    names = [name for name, read in called.items() if read.ndim == 3]
+    last = names.index(queries[1]) if len(queries) > 1 else len(names) - 1
+    return [name for name in names[names.index(queries[0]) : last + 1] if called[name] is not called[queries[0]]]
 
 
 def layer_inputs(model: nn.Module, names: list[str], tokens: torch.Tensor) -> list[torch.Tensor]:

@@ -92,10 +92,13 @@ class TextData(Modality):
     def adapt(self, network: nn.Module) -> None:
         from torch import nn
 
+        from gitbench.clients.inputs_embeds import adapt_inputs, takes_embeddings
         from gitbench.clients.token_embedding import TokenEmbedding
 
         _, table = self.table(network)
-        if type(table) is nn.Embedding:
+        if takes_embeddings(network):
+            adapt_inputs(network, table, end=PAD)
+        elif type(table) is nn.Embedding:
             table.__class__ = TokenEmbedding
 
     def enter(self, network: nn.Module, inputs: torch.Tensor) -> torch.Tensor:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from gitbench.clients.data import Data
 from gitbench.clients.modalities.text import PAD, TextData
 from gitbench.clients.model import ModelFactory
-from gitbench.clients.token_embedding import TokenEmbedding
+from gitbench.clients.token_embedding import TokenEmbedding, next_tokens
 from gitbench.clients.transformer_blocks import STD, TransformerBlock, check_sizes
-
-_SOFT = 8.0  # in the variance of the table: at less a vector at random is taken for one token, and a search cannot turn
 
 
 class LanguageModel(nn.Module):
@@ -42,13 +39,8 @@ class LanguageModel(nn.Module):
         return found
 
     def targets(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Tokens ``(N, L + 1)``; of vectors how likely each is, ``(N, L + 1, vocabulary)``, by the distance from it: differentiable."""
-        if not inputs.is_floating_point():
-            return functional.pad(inputs, (0, 1), value=PAD)
-        table = self.tokens.weight.detach()
-        near = (inputs @ table.T - table.square().sum(1) / 2) / (_SOFT * table.var())
-        end = torch.full((*inputs.shape[:-2], 1), PAD, device=inputs.device)
-        return torch.cat([near.softmax(-1), functional.one_hot(end, self.target_classes).to(inputs)], dim=-2)
+        """Tokens ``(N, L + 1)``; of vectors how likely each is, ``(N, L + 1, vocabulary)``."""
+        return next_tokens(inputs, self.tokens.weight.detach(), end=PAD)
 
 
 class Transformer(ModelFactory):

@@ -11,7 +11,7 @@ from gitbench.attacker.attack import Attack, Candidates, load_attack
 from gitbench.attacker.attacks.dager import Dager
 from gitbench.attacker.attacks.dlg import DLG
 from gitbench.attacker.attacks.embeddings import Embeddings
-from gitbench.attacker.attacks.tag import TAG
+from gitbench.attacker.attacks.lamp import LAMP
 from gitbench.attacker.observation import Observation
 from gitbench.attacker.tools.labels import infer_labels
 from gitbench.clients.client import expected_update
@@ -19,7 +19,7 @@ from gitbench.clients.task import own_targets, targets_for
 from gitbench.core.errors import AttackError, ModelError, NotGrantedError
 from gitbench.core.progress import Progress, TimeUp
 
-PARTS: Mapping[str, tuple[type[Attack], ...]] = {"text": (Embeddings, Dager, TAG, DLG)}
+PARTS: Mapping[str, tuple[type[Attack], ...]] = {"text": (Embeddings, Dager, LAMP, DLG)}
 """By the modality, cheapest first."""
 
 _EXPLAINED = 1e-6  # of the squared update: nothing is left to search for
