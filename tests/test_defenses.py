@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from hypothesis import given
@@ -136,6 +138,12 @@ def test_dp_sgd_epsilon_is_the_accountants() -> None:
         accountant.step(noise_multiplier=1.1, sample_rate=0.01)
     defense = gitbench.load_defense("dp_sgd(noise_multiplier=1.1)")
     assert defense.epsilon(sample_rate=0.01, steps=100, delta=1e-5) == pytest.approx(accountant.get_epsilon(delta=1e-5))
+
+
+def test_hardly_any_noise_is_much_privacy_spent_and_no_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert gitbench.load_defense("dp_sgd(noise_multiplier=0.1)").epsilon(sample_rate=0.01, steps=200, delta=1e-5) > 1000
 
 
 @pytest.mark.parametrize("changes", [{"sample_rate": 2.0}, {"sample_rate": 0.0}, {"steps": -1}, {"delta": 5}, {"delta": float("nan")}])
