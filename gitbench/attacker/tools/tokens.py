@@ -71,18 +71,7 @@ def layers_between(model: nn.Module, queries: Sequence[str], tokens: torch.Tenso
         model: passed once, over some ``tokens (N, L)``.
         queries: names of query layers, first block first.
     """
-    called: dict[str, torch.Tensor] = {}
-
-    def watch(name: str, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
-        return module.register_forward_pre_hook(lambda _module, arguments: called.update({name: arguments[0]}))
-
-    handles = [watch(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    try:
-        with torch.no_grad():
-            model(tokens)
-    finally:
-        for handle in handles:
-            handle.remove()
+    called = _read(model, [name for name, module in model.named_modules() if isinstance(module, nn.Linear)], tokens)
     names = [name for name, read in called.items() if read.ndim == 3]
     last = names.index(queries[1]) if len(queries) > 1 else len(names) - 1
     return [name for name in names[names.index(queries[0]) : last + 1] if called[name] is not called[queries[0]]]
@@ -90,10 +79,16 @@ def layers_between(model: nn.Module, queries: Sequence[str], tokens: torch.Tenso
 
 def layer_inputs(model: nn.Module, names: list[str], tokens: torch.Tensor) -> list[torch.Tensor]:
     """What some linear layers read of sequences ``(N, L)``, each ``(N, positions, d)``."""
-    seen: dict[str, torch.Tensor] = {}
+    read = _read(model, names, tokens)
+    return [read[name] for name in names]
+
+
+def _read(model: nn.Module, names: Sequence[str], tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The same of all of them by name, in the order in which they are called."""
+    found: dict[str, torch.Tensor] = {}
 
     def watch(name: str) -> torch.utils.hooks.RemovableHandle:
-        return model.get_submodule(name).register_forward_pre_hook(lambda _module, arguments: seen.update({name: arguments[0].detach()}))
+        return model.get_submodule(name).register_forward_pre_hook(lambda _module, arguments: found.update({name: arguments[0]}))
 
     handles = [watch(name) for name in names]
     try:
@@ -102,4 +97,4 @@ def layer_inputs(model: nn.Module, names: list[str], tokens: torch.Tensor) -> li
     finally:
         for handle in handles:
             handle.remove()
-    return [seen[name] for name in names]
+    return found
