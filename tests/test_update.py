@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gitbench import Update
-from gitbench.clients.update import largest
 
 
 def made(victims: int, *, examples: int | None = None) -> Update:
@@ -53,18 +52,3 @@ def test_an_update_of_nothing_has_no_victims() -> None:
 def test_a_map_reaches_every_tensor(examples: int | None) -> None:
     update = made(2, examples=examples)
     assert same(update.map_all(lambda tensor: tensor * 2).map_all(lambda tensor: tensor / 2), update)
-
-
-@given(
-    values=st.lists(st.sampled_from([-1.0, 0.0, 0.5, 0.5, 2.0, float("nan")]), min_size=1, max_size=12),
-    count=st.integers(0, 12),
-    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
-)
-def test_as_many_as_are_asked_for_are_the_largest(values: list[float], count: int, dtype: torch.dtype) -> None:
-    rank = torch.tensor([values, values[::-1]], dtype=dtype)
-    count = min(count, len(values))
-    mask = largest(rank, count)
-    assert mask.dtype == dtype and mask.sum(1).tolist() == [count, count]
-    for row, own in zip(rank, mask.bool(), strict=True):  # a number that is none counts as the largest
-        order = row.nan_to_num(nan=9.0)
-        assert order[own].sort().values.tolist() == order.sort().values[len(values) - count :].tolist()

@@ -9,8 +9,9 @@ import torch
 
 from gitbench.clients.defense import Defense
 from gitbench.clients.trained import trained_parameters
-from gitbench.clients.update import Update, largest, per_victim
+from gitbench.clients.update import Update, per_victim
 from gitbench.core.errors import DefenseError
+from gitbench.core.largest import largest
 from gitbench.core.random import randn_like
 
 

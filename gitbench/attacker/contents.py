@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,6 +13,7 @@ from gitbench.clients.data import Split
 from gitbench.clients.defense import Expectation
 from gitbench.clients.procedure import Client
 from gitbench.clients.update import Update
+from gitbench.core.errors import AttackError
 from gitbench.core.modality import Modality
 
 _OF_VICTIMS = ("sent", "earlier", "labels", "batchnorm_statistics")
@@ -45,4 +46,14 @@ class Contents:
     def replaced(self, **changes: object) -> Contents:
         """The same with some changes. What was learned is kept where only victims change."""
         others = (change is not getattr(self, name) for name, change in changes.items() if name not in _OF_VICTIMS)
-        return dataclasses.replace(self, **changes, **({"learned": {}} if any(others) else {}))  # type: ignore[arg-type]
+        if "learned" not in changes and any(others):
+            changes["learned"] = {}
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+
+def of_the_same_victims(earlier: Sequence[Update], update: Update) -> tuple[Update, ...]:
+    """Updates of rounds before, if they are of as many victims as this one; else an :class:`AttackError`."""
+    wrong = [len(one) for one in earlier if len(one) != len(update)]
+    if wrong:
+        raise AttackError(f"Expected earlier updates of the same {len(update)} victims, got one of {wrong[0]}. Stack victims in one order.")
+    return tuple(earlier)

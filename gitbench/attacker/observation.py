@@ -8,7 +8,7 @@ from typing import TypeVar, cast
 import torch
 from torch import nn
 
-from gitbench.attacker.contents import BatchNormStatistics, Contents
+from gitbench.attacker.contents import BatchNormStatistics, Contents, of_the_same_victims
 from gitbench.attacker.granted import granted_or_raise, not_granted
 from gitbench.attacker.players import Players
 from gitbench.clients.data import Split
@@ -68,10 +68,10 @@ class Observation:
         if not sent:
             raise AttackError("Expected the update of at least one round, got none.")
         self._contents = Contents(
-            sent=for_each(client.in_gradients, _of_the_same_victims(sent, sent[0])),
+            sent=for_each(client.in_gradients, of_the_same_victims(sent, sent[0])),
             # Of rounds in which nothing was drawn one says all.
             repeats=1 if all(one is sent[0] for one in sent) else len(sent),
-            earlier=tuple(client.in_gradients(one) for one in _of_the_same_victims(earlier, sent[0])),
+            earlier=tuple(client.in_gradients(one) for one in of_the_same_victims(earlier, sent[0])),
             model=model,
             input_shape=input_shape,
             batch_size=batch_size or (labels.shape[1] if labels is not None else 1),
@@ -334,15 +334,12 @@ class Observation:
             found[name] = learn()
         return cast("Learned", found[name])
 
+    def remembering(self, learned: dict[str, object]) -> Observation:
+        """The same, which takes what others :meth:`learned` of the same model, clients, defense and public data, and adds to it."""
+        return self._replaced(learned=learned)
+
     def _replaced(self, **changes: object) -> Observation:
         other = object.__new__(Observation)
         other._contents = self._contents.replaced(**changes)
         other._combine()
         return other
-
-
-def _of_the_same_victims(earlier: Sequence[Update], update: Update) -> tuple[Update, ...]:
-    wrong = [len(one) for one in earlier if len(one) != len(update)]
-    if wrong:
-        raise AttackError(f"Expected earlier updates of the same {len(update)} victims, got one of {wrong[0]}. Stack victims in one order.")
-    return tuple(earlier)

@@ -145,11 +145,6 @@ def per_victim(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
-def largest(rank: torch.Tensor, count: int) -> torch.Tensor:
-    """1 at the ``count`` largest entries of each row of ``rank (V, D)``, 0 elsewhere."""
-    return torch.zeros_like(rank).scatter_(1, rank.topk(count, dim=1, sorted=False).indices, 1.0)
-
-
 def mean_of_clipped(per_example: Mapping[str, torch.Tensor], max_norm: float) -> Update:
     """The mean of examples' gradients ``(V, B, *shape)``, each scaled by Opacus's ``min(1, max_norm / (norm + 1e-6))``; differentiable."""
     norms = torch.stack([tensor.flatten(2).norm(dim=2) for tensor in per_example.values()]).norm(dim=0)

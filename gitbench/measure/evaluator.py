@@ -39,6 +39,7 @@ from gitbench.judge.flags import own_flags
 from gitbench.measure.certificate import certified
 from gitbench.measure.conformance import check_conformance
 from gitbench.measure.fingerprint import fingerprint
+from gitbench.measure.remembered import Remembered, Setting, setting_of
 from gitbench.measure.scene import Scene, victims_of
 from gitbench.measure.scoring import measures_of
 from gitbench.measure.told import told_of
@@ -49,8 +50,6 @@ from gitbench.store.result import NOT_JUDGED, TIMED_OUT, Cost, Environment, Resu
 
 EVERY_MODEL = "models"
 """The lock around the loading of any model."""
-
-_Key = tuple[str, str, str, int, int, int, str]
 
 
 @dataclass(frozen=True)
@@ -92,8 +91,9 @@ class Evaluator:
         self.timeout = checked(timeout)
         self._data: dict[str, Data] = {}
         self._models: dict[tuple[str, str, int], nn.Module] = {}
-        self._conforming: dict[_Key, _Character] = {}
-        self._too_slow: set[_Key] = set()  # to be trained under, in the time of a case
+        self._conforming: dict[Setting, _Character] = {}
+        self._too_slow: set[Setting] = set()  # to be trained under, in the time of a case
+        self._remembered = Remembered()
         self._fits = FitCache(store, fresh_since=fresh_since)
 
     def run(self, case: Case, defense: Defense | None = None) -> Result:
@@ -175,7 +175,7 @@ class Evaluator:
             GitbenchError: a part of the case cannot be built, or the defense raised.
         """
         scene, plain = self._scene(case, defense), self._scene(case.control(), None)
-        key = _of_defense(case, scene.defense)
+        key = setting_of(case, scene.defense)
         if key in self._too_slow:
             return None
         try:
@@ -224,6 +224,7 @@ class Evaluator:
         character = None if case.is_control else self._conforms(case, scene, model)
         local: list[tuple[float, ...]] = []
         observation = observed(scene, model, show=lambda drifted: local.append(fingerprint(model, drifted)))
+        observation = self._remembered.by(observation, setting_of(case, scene.defense))
         found = attack(
             observation,
             generator=make_generator(case.seed, "attack", case.attack),
@@ -266,10 +267,11 @@ class Evaluator:
     def _conforms(self, case: Case, scene: Scene, model: nn.Module) -> _Character:
         """What the defense is like on public images; checked once for all attacks on it."""
         defense, public = scene.defense, scene.public
-        key = _of_defense(case, defense)
+        key = setting_of(case, defense)
         if key not in self._conforming:
             random = check_conformance(defense, model, public, batch_size=case.batch_size)
-            rehearsal = rehearse(scene.rehearsed(model), generator=make_generator(case.seed, "rehearsal"))
+            known = self._remembered.by(scene.rehearsed(model), key)
+            rehearsal = rehearse(known, generator=make_generator(case.seed, "rehearsal"))
             self._conforming[key] = _Character(random, rehearsal.flags)
         return self._conforming[key]
 
@@ -300,11 +302,6 @@ class Evaluator:
             device=device,
             threads=torch.get_num_threads(),
         )
-
-
-def _of_defense(case: Case, defense: Defense) -> _Key:
-    """What tells one defense of one setting from another, whatever attacks it."""
-    return case.dataset, case.model, case.client, case.seed, case.batch_size, case.rounds, f"{defense!r} {case.code['defense']}"
 
 
 def resolve_device(device: str) -> torch.device:
