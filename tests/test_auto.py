@@ -191,6 +191,20 @@ def test_no_attack_is_fitted_on_the_images_that_play_victims(model: torch.nn.Mod
     assert not kept & {tuple(image.flatten().tolist()) for image in fitted.inputs}
 
 
+def test_other_attacks_are_candidates_where_they_are_asked_for(model: torch.nn.Module, data: Data) -> None:
+    observation, seen = observe(model, data, "gaussian_noise(std=0.01)"), []
+    auto = Auto(profile="quick", also=("gifd",))
+    assert auto.requires == {"architecture", "parameters", "public"}
+    auto(observation, generator=make_generator(0), fits=Seeded(), progress=lambda what, done, total: seen.append(what.partition(":")[0]))
+    assert {"gifd", "recursion", "auto"} <= set(seen)
+
+
+@pytest.mark.parametrize("also", ["gifd", ("ig",), ("gifd", "auto")])
+def test_other_attacks_are_named_and_known(also: object) -> None:
+    with pytest.raises(ValueError, match=r"expected also to name attacks out of gias, gifd, gradinversion, such as \('gifd',\), got"):
+        Auto(also=also)
+
+
 def test_without_parameters_the_strongest_attack_on_public_pairs_is_all(model: torch.nn.Module, data: Data) -> None:
     observation = observe(model, data).restricted(frozenset({"architecture", "public", "defense"}))
     auto, git = (load_attack(name, profile="quick")(observation, generator=make_generator(0), fits=Seeded()) for name in ("auto", "git"))

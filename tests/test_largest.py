@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gitbench.core.largest import largest
+from gitbench.clients.largest import largest
 
 
 def by_sorting(rank: torch.Tensor, count: int) -> torch.Tensor:

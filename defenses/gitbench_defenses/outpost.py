@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from gitbench.clients.defense import Defense
+from gitbench.clients.largest import largest
 from gitbench.clients.trained import trained_parameters
 from gitbench.clients.update import Update, per_victim
 from gitbench.core.errors import DefenseError
-from gitbench.core.largest import largest
 from gitbench.core.random import randn_like
 
 

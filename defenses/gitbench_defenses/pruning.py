@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 
 from gitbench.clients.defense import Declared, Defense
+from gitbench.clients.largest import largest
 from gitbench.clients.update import Update
-from gitbench.core.largest import largest
 
 
 class Pruning(Defense):

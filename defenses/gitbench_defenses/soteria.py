@@ -7,10 +7,10 @@ from torch import nn
 
 from gitbench.clients.defense import Defense
 from gitbench.clients.differentiation import slope_norms
+from gitbench.clients.largest import largest
 from gitbench.clients.model import last_linear
 from gitbench.clients.update import Batch, Update
 from gitbench.core.errors import DefenseError
-from gitbench.core.largest import largest
 
 _OFFSET = 0.1  # the authors' own, beside the feature
 _CHUNK = 64  # images whose activations are held at once

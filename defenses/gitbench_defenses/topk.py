@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import torch
 
 from gitbench.clients.defense import Declared, Defense
+from gitbench.clients.largest import largest
 from gitbench.clients.update import Update
-from gitbench.core.largest import largest
 
 
 class TopK(Defense):

@@ -225,12 +225,8 @@ class Evaluator:
         local: list[tuple[float, ...]] = []
         observation = observed(scene, model, show=lambda drifted: local.append(fingerprint(model, drifted)))
         observation = self._remembered.by(observation, setting_of(case, scene.defense))
-        found = attack(
-            observation,
-            generator=make_generator(case.seed, "attack", case.attack),
-            progress=deadline,
-            fits=self._fits.of(case),
-        )
+        random = make_generator(case.seed, "attack", case.attack)
+        found = attack(observation, generator=random, progress=deadline, fits=self._fits.of(case))
         deadline.end()
         self.progress("score", 0, 1)
         sent = observation.rounds[0]  # the same however many follow: what the attacker makes of them teaches the model nothing

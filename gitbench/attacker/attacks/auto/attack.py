@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,10 @@ from gitbench.attacker.attacks.auto.explained import best_explained, parts_on
 from gitbench.attacker.attacks.auto.played import with_played_victims
 from gitbench.attacker.attacks.auto.preparation import Behind
 from gitbench.attacker.attacks.auto.search import EnsembleSearch, SearchBudget, inputs_of
+from gitbench.attacker.attacks.gias import GIAS
+from gitbench.attacker.attacks.gifd import GIFD
 from gitbench.attacker.attacks.git.attack import Git
+from gitbench.attacker.attacks.gradinversion import GradInversion
 from gitbench.attacker.attacks.lti import LTI
 from gitbench.attacker.attacks.recursion.attack import Recursion
 from gitbench.attacker.attacks.ridge import Ridge
@@ -27,7 +30,10 @@ from gitbench.attacker.tools.priors import Gaussian
 from gitbench.clients.activation import switches
 from gitbench.core.errors import AttackError, ModelError, NotGrantedError
 from gitbench.core.progress import Progress, TimeUp
+from gitbench.identity.threat import Knowledge
 
+_MORE: Mapping[str, type[Attack]] = {kind.name: kind for kind in (GIAS, GIFD, GradInversion)}
+"""Attacks that run beside the others where they are asked for: each costs more than all of them."""
 _WITHOUT_PARAMETERS = ("git", "lti", "ridge")  # best first, where nothing can be matched for want of parameters
 
 
@@ -70,21 +76,31 @@ class Auto(Attack):
             seconds: after which the search ends, training apart; None takes every step once. What more of them find is believed
                 only where it helped the images that play victims.
             profile: budget of the attacks within.
+            also: attacks on images that run too, each with its defaults: ``('gifd',)``. What they find are further candidates.
         """
 
         seconds: float | None = None
         profile: str = "standard"
+        also: Sequence[str] = ()
 
         def __post_init__(self) -> None:
+            wrong = [name for name in self.also if name not in _MORE]
+            if isinstance(self.also, str) or wrong:
+                raise ValueError(f"expected also to name attacks out of {', '.join(_MORE)}, such as ('gifd',), got {self.also!r}")
             if self.seconds is not None and not (math.isfinite(self.seconds) and self.seconds > 0):
                 raise ValueError(f"expected seconds > 0, or None for no limit, got {self.seconds}")
             self.check_choice("profile", tuple(_BUDGETS))
+
+        @property
+        def needs(self) -> frozenset[Knowledge]:
+            return frozenset().union(*(_MORE[name].requires for name in self.also))
 
     options: Options
 
     @functools.cached_property
     def _priors(self) -> dict[str, Attack]:
-        kinds: tuple[type[Attack], ...] = (Ridge, Recursion, LTI, Git)  # cheapest first
+        more = [_MORE[name] for name in self.options.also]
+        kinds: list[type[Attack]] = [Ridge, Recursion, LTI, Git, *more]  # cheapest first
         return {kind.name: load_attack(kind.name, profile=self.options.profile) for kind in kinds}
 
     @functools.cached_property
@@ -129,6 +145,8 @@ class Auto(Attack):
 
     def run(self, observation: Observation, state: State, *, generator: torch.Generator, progress: Progress) -> torch.Tensor | Candidates:
         others = parts_on(observation.modality.name, profile=self.options.profile)
+        if others and self.options.also:
+            raise AttackError(f"{self!r} was asked for attacks on images, and these are inputs of another kind: leave out also=.")
         if others:
             return best_explained(others, observation, generator=generator, progress=progress)
         attacked, played, budget = observation, None, _BUDGETS[self.options.profile]
