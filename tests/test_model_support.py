@@ -13,7 +13,7 @@ from gitbench.attacker.observation import Observation
 from gitbench.clients.client import client_update
 from gitbench.core.errors import ModelError
 from gitbench.core.random import make_generator
-from support import SMALL, TORCHVISION, ZOO, block, data_of, torchvision_outcome, torchvision_table, zoo_outcome, zoo_table
+from support import OF_LARGE, SMALL, TORCHVISION, ZOO, block, data_of, torchvision_outcome, torchvision_table, zoo_outcome, zoo_table
 
 NAMES = ("ridge", "lti", "git", "ig", "dlg")
 
@@ -60,7 +60,7 @@ def test_auto_refuses_where_nothing_can_be_matched() -> None:
 
 
 @pytest.mark.skipif("GITBENCH_SLOW" not in os.environ, reason="an hour: set GITBENCH_SLOW")
-@pytest.mark.parametrize("attack", SMALL)
+@pytest.mark.parametrize("attack", OF_LARGE)
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_torchvision(name: str, attack: str) -> None:
     check(torchvision_outcome(name, attack), attack)
