@@ -12,7 +12,7 @@ from torch import nn
 
 import gitbench
 from gitbench.attacker.attack import load_attack
-from gitbench.attacker.attacks.recursion import step
+from gitbench.attacker.attacks.recursion import step, through
 from gitbench.attacker.attacks.recursion.step import Estimate, System, conjugate_gradients, matrix, solve
 from gitbench.attacker.attacks.recursion.walk import KnownWalk
 from gitbench.attacker.layers import operators
@@ -209,6 +209,27 @@ def test_a_symmetric_product_is_right_below_its_diagonal(size: int, inner: int, 
         patch.setattr(step, "_STRIP", strip)
         found = step._lower(left, 2 * left)
     torch.testing.assert_close(found.tril(), (2 * left @ left.T).tril())
+
+
+@given(
+    channels=st.tuples(st.integers(1, 3), st.integers(1, 3)), side=st.integers(3, 6), stride=st.integers(1, 2), padding=st.integers(0, 1),
+    entries=st.sampled_from([1, 50, 2**22]), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_a_covariance_through_a_convolution_is_the_product_of_written_out_matrices(
+    channels: tuple[int, int], side: int, stride: int, padding: int, entries: int, seed: int
+) -> None:
+    inputs, outputs = channels
+    out = (side + 2 * padding - 3) // stride + 1
+    layer = Layer("conv", (inputs, side, side), (outputs, out, out), None, stride=stride, padding=padding, kernel=(3, 3))
+    weight, root = (
+        torch.randn(shape, generator=make_generator(seed), dtype=torch.float64) for shape in ((outputs, inputs, 3, 3), (side**2, 4))
+    )
+    covariance = root @ root.T
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(through, "_ENTRIES", entries)
+        found = through.covariance_through(layer, through.kernel_pairs(weight), covariance)
+    written = matrix(layer, weight)
+    torch.testing.assert_close(found.tril(), (written @ torch.block_diag(*[covariance] * inputs) @ written.T).tril())
 
 
 def test_conjugate_gradients_solve_every_system_of_a_stack() -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from gitbench.attacker.attacks.recursion.through import covariance_through, kernel_pairs
 from gitbench.attacker.layers import operators
 from gitbench.attacker.layers.chain import Layer
 from gitbench.attacker.tools.priors import Gaussian
@@ -84,8 +85,8 @@ def solve(system: System, *, iterations: int) -> Estimate:
     elif not system.layer.is_conv:
         found = [_linear(chunk) for chunk in chunks]
     elif math.prod(system.layer.output_shape) < unknowns <= _SHARED:
-        weight, generator = matrix(system.layer, system.weight), make_generator(0, "recursion")
-        found = [_blocks(chunk, weight, generator) for chunk in chunks]
+        pairs, generator = kernel_pairs(system.weight), make_generator(0, "recursion")
+        found = [_blocks(chunk, pairs, generator) for chunk in chunks]
     else:
         return _iterated(system, iterations)
     return Estimate(torch.cat([part.mean for part in found]), torch.cat([part.variance for part in found]))
@@ -186,37 +187,40 @@ def _with_forward(mean: torch.Tensor, spread: torch.Tensor, weight: torch.Tensor
     return Estimate(torch.stack(means), torch.stack(variances))
 
 
-def _blocks(system: System, weight: torch.Tensor, generator: torch.Generator) -> Estimate:
+def _blocks(system: System, pairs: torch.Tensor, generator: torch.Generator) -> Estimate:
     """Channels share the gradient's system; the forward equations are a correction of rank ``outputs``.
 
     The variances are estimated from samples of the posterior (Matheron's rule): exact ones would cost as much as all the rest.
     """
     gram, back = _normal(system)
     layer, prior = system.layer, system.prior
-    channels, places = layer.input_shape[0], gram.shape[1]
+    channels, places, dtype = layer.input_shape[0], gram.shape[1], gram.dtype
     certainty = 1 / prior.variance.reshape(channels, places).mean(0)
     own = torch.linalg.cholesky(gram + torch.diag(certainty))
     side = back - (gram @ prior.mean.reshape(channels, places).T).transpose(1, 2)
     mean = torch.cholesky_solve(side.transpose(1, 2), own).transpose(1, 2).flatten(1)
     inverse = torch.cholesky_inverse(own)
-    drawn = torch.randn(places, channels * _SAMPLES, generator=generator, dtype=weight.dtype).to(weight.device)
+    drawn = torch.randn(places, channels * _SAMPLES, generator=generator, dtype=dtype).to(gram.device)
     samples = torch.linalg.solve_triangular(own.mT, drawn.expand(len(own), -1, -1), upper=True)
     samples = samples.reshape(len(own), places, channels, _SAMPLES).permute(0, 3, 2, 1).flatten(2)  # (V, samples, n)
-    aim = system.forward.mean - prior.mean @ weight.T
+    aim = system.forward.mean - _forward(system, prior.mean[None])
     means, variances = [], []
     for start, spread, sample, target, error in zip(mean, inverse, samples, aim, system.forward.variance, strict=True):
         known = error.isfinite()
-        rows = weight[known]
-        cross = (rows.reshape(-1, places) @ spread).reshape(len(rows), -1)
-        inner = _lower(cross, rows) + torch.diag(error[known])  # a convolution in float64 would be the slower
+        inner = covariance_through(layer, pairs, spread)
+        inner = inner if bool(known.all()) else inner[known][:, known]
+        inner.diagonal().add_(error[known])
         factor, failed = torch.linalg.cholesky_ex(inner)
         if int(failed):
             means.append(start)
             variances.append(spread.diagonal().repeat(channels))
             continue
-        doubt = error[known].sqrt() * torch.randn(_SAMPLES, len(rows), generator=generator, dtype=weight.dtype).to(weight.device)
-        missing = torch.cat([(target[known] - rows @ start)[None], doubt - sample @ rows.T])
-        told = torch.cholesky_solve(missing.T, factor).T @ cross
+        doubt = error[known].sqrt() * torch.randn(_SAMPLES, len(inner), generator=generator, dtype=dtype).to(gram.device)
+        seen = _forward(system, torch.cat([start[None], sample]))[:, known]
+        missing = torch.cat([(target[known] - seen[0])[None], doubt - seen[1:]])
+        told = missing.new_zeros(len(missing), len(error))
+        told[:, known] = torch.cholesky_solve(missing.T, factor).T
+        told = (_transposed(system, told).view(-1, places) @ spread).view(len(told), -1)
         means.append(start + told[0])
         variances.append((sample + told[1:]).square().mean(0))
     return Estimate(prior.mean + torch.stack(means), torch.stack(variances))
