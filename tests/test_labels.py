@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 import gitbench
+from gitbench import Observation
+from gitbench.attacker.tools import labels as read_labels
 from gitbench.attacker.tools.label_counts import most_likely_counts, most_likely_rescaled_counts
 from gitbench.attacker.tools.labels import class_signal, greedy_counts, infer_labels
 from gitbench.clients.data import Data
 from gitbench.core.random import make_generator
+from gitbench.measure.evaluator import Evaluator
+from gitbench.run.bench import case_of
 from helpers import make_data
 
 
@@ -190,3 +196,29 @@ def test_a_batch_that_is_larger_than_the_public_split(ten: Data) -> None:
     few = Data(gitbench.Split(ten.public.inputs[:8], ten.public.labels[:8]), ten.private, classes=10, name="few")
     assert infer_labels(observe(few, "mlp", labels, parameters=False)).shape == (2, 12)
     assert infer_labels(observe(few, "mlp", labels)).shape == (2, 12)
+
+
+def test_what_a_case_learned_of_public_batches_serves_the_next_of_its_setting(tiny_npz: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learned: list[int] = []
+    learn = read_labels._of_batches
+
+    def counted(observation: Observation, linear: nn.Linear, wanted: int) -> read_labels._OfBatches:
+        learned.append(len(observation.public))
+        return learn(observation, linear, 64)
+
+    monkeypatch.setattr(read_labels, "_of_batches", counted)
+    evaluator = Evaluator(device="cpu")
+
+    def measured(attack: str, defense: str = "gaussian_noise(std=0.01)", threat: str = "server") -> tuple[float | None, ...]:
+        options = {"model": "mlp", "dataset": f"npz(path={str(tiny_npz)!r})", "victims": 2, "batch_size": 2, "seed": 0, "profile": "quick"}
+        result = evaluator.run(case_of(attack=attack, defense=defense, threat=threat, **options))
+        assert result.status == "done", result
+        return result.metrics["psnr"].values
+
+    alone = measured("ig(iterations=1)")
+    assert len(learned) == 1
+    assert measured("ig(iterations=2)") != alone
+    assert measured("ig(iterations=1)") == alone
+    assert len(learned) == 1
+    measured("ig(iterations=1)", defense="gaussian_noise(std=0.02)")
+    assert len(learned) == 2
