@@ -1,7 +1,7 @@
 """gifd against gias with one generator and as many gradient evaluations, and without each of its parts: docs/attacks.md.
 
 python benchmarks/gifd.py CIFAR10.npz [--split public] [--model lenet] [--batch-size 1] [--defense none] [--victims 8] [--state FILE]
-    [--attack SPEC] [--generator-data DATASET] [--style grey|edges|sketch]
+    [--attack ATTACK] [--generator-data DATASET] [--style grey|edges|sketch]
 
 A row for each setting and attack: PSNR, LPIPS, and the difference in PSNR from the first attack, paired over victims, with 95 % intervals.
 The generator is trained once, from public images alone, and kept in FILE. With ``--split public`` held-out public images play the
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--defense", action="append")
     parser.add_argument("--victims", type=int, default=8)
     parser.add_argument("--state", type=Path)
-    parser.add_argument("--generator-data")
+    parser.add_argument("--generator-data", help="SPEC of the dataset that the generator is trained on (default: the attack's)")
     parser.add_argument("--style", choices=tuple(STYLES))
     given = parser.parse_args()
     torch.set_num_threads(1)
