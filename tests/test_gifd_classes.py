@@ -151,16 +151,17 @@ def test_attacks_search_a_conditional_generator_by_what_was_sent_alone(name: str
     assert len(fits.memory) == 1
 
 
-def test_a_class_is_told_apart_where_codes_change_images_more(data: Data, tmp_path: Path) -> None:
-    text = CONDITIONAL.replace("brightness + 0.1 * codes.mean(1, keepdim=True)", "0.1 * brightness + 2 * codes.mean(1, keepdim=True)")
-    path = write(tmp_path / "conditional.py", text)
+@pytest.mark.parametrize(("levels", "expected"), [("[-2.0], [0.0], [2.0]", [0, 2]), ("[2.0], [-2.0], [0.0]", [1, 0])])
+def test_a_class_is_told_apart_where_codes_change_images_more(levels: str, expected: list[int], data: Data, tmp_path: Path) -> None:
+    text = CONDITIONAL.replace("brightness + 0.1 * codes.mean(1, keepdim=True)", "0.02 * brightness + 2 * codes.mean(1, keepdim=True)")
+    path = write(tmp_path / "conditional.py", text.replace("[-2.0], [0.0], [2.0]", levels))
     brightness = torch.tensor([[0.3], [0.7]])
     model = gitbench.load_model("lenet(init='default')", data)
     update = gitbench.client_update(model, brightness[..., None, None, None].expand(-1, -1, *data.input_shape), torch.tensor([[0], [3]]))
     seen = Observation(update=update, model=model, input_shape=data.input_shape, public=data.public)
     network = GIFD(generator=f"{path}:Own").decoder.network(seen, {})
     (mapped,) = classes_for(seen, network, infer_labels(seen), mapped=True)
-    assert mapped.argmax(-1).flatten().tolist() == [0, 2]
+    assert mapped.argmax(-1).flatten().tolist() == expected
 
 
 # ------------------------------------------------------------------ benchmarks/gifd.py
