@@ -16,7 +16,6 @@ from gitbench.attacker.attacks.gifd import GIFD, FeatureSearch, behind
 from gitbench.attacker.fit_cache import FitCache, identity
 from gitbench.attacker.observation import Observation
 from gitbench.attacker.tools.generator import Generator, through
-from gitbench.attacker.tools.label_mapping import classes_for
 from gitbench.attacker.tools.labels import infer_labels
 from gitbench.attacker.tools.matching import Objective
 from gitbench.attacker.tools.simplex import onto_l1_ball
@@ -234,61 +233,6 @@ def test_identity_names_the_generator(data: Data, tiny_npz: Path) -> None:
     attack = load_attack("gifd", profile="quick")
     observed = observe(data).restricted(frozenset({"public"})).without_update()
     assert identity(case, attack.decoder, observed) == identity(case, load_attack("gias", profile="quick").decoder, observed)
-
-
-# ------------------------------------------------------------------ its classes
-
-CONDITIONAL = """
-import torch
-from torch import nn
-
-
-class First(nn.Module):
-    def forward(self, codes, classes):
-        return codes, classes @ torch.tensor([[-2.0], [0.0], [2.0]])
-
-
-class Last(nn.Module):
-    def __init__(self, shape):
-        super().__init__()
-        self.shape = shape
-        self.weight = nn.Parameter(torch.ones(1))
-
-    def forward(self, codes, brightness):
-        flat = (self.weight * brightness + 0.1 * codes.mean(1, keepdim=True)).sigmoid()
-        return flat[:, :, None, None].expand(-1, *self.shape)
-
-
-class Own(nn.Module):
-    latent, classes = 4, 3
-
-    def __init__(self, shape):
-        super().__init__()
-        self.stages = nn.ModuleList([First(), Last(shape)])
-"""
-
-
-def test_a_class_is_read_off_the_update_where_it_is_not_the_tasks(data: Data, tmp_path: Path) -> None:
-    path = write(tmp_path / "conditional.py", CONDITIONAL)
-    model = gitbench.load_model("lenet(init='default')", data)
-    brightness = torch.tensor([[0.1, 0.9], [0.9, 0.1], [0.1, 0.1]])
-    inputs = brightness[..., None, None, None].expand(-1, -1, *data.input_shape).contiguous()
-    labels = torch.tensor([[0, 1], [2, 3], [0, 3]])
-    update = gitbench.client_update(model, inputs, labels)
-    seen = Observation(update=update, model=model, input_shape=data.input_shape, batch_size=2, public=data.public)
-    attack = GIFD(generator=f"{path}:Own")
-    network = attack.decoder.network(seen, {})
-    (mapped,), (numbered,) = (classes_for(seen, network, labels, mapped=mapped) for mapped in (True, False))
-    assert torch.equal(mapped.argmax(-1), (brightness > 0.5).long() * 2)
-    assert torch.equal(numbered.argmax(-1), labels % 3)
-
-
-@pytest.mark.parametrize(
-    "spec", ["gias(generator='{}:Own', latent_iterations=5, iterations=6)", "gifd(generator='{}:Own', latent_iterations=5, iterations=6)"]
-)
-def test_a_generator_with_classes(spec: str, data: Data, tmp_path: Path) -> None:
-    path = write(tmp_path / "conditional.py", CONDITIONAL)
-    assert run(load_attack(spec.format(path)), observe(data, batch=2)).shape == (3, 2, *data.input_shape)
 
 
 @pytest.mark.parametrize(

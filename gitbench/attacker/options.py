@@ -121,6 +121,7 @@ class GeneratorOptions(PublicOptions):
         generator_lr: of its training.
         kl: weight, beside the mean squared error of a pixel, of the divergence of a code dimension from N(0, 1).
         adversarial: weight of the adversarial loss; 0 trains none.
+        conditional: it is trained with the public labels, and makes an image of a class, beside the code.
     """
 
     generator: str = ""
@@ -131,6 +132,7 @@ class GeneratorOptions(PublicOptions):
     generator_lr: float = 3e-3
     kl: float = 1e-5
     adversarial: float = 0.0
+    conditional: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

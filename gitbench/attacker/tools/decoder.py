@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from gitbench.attacker.attack import Attack, State
 from gitbench.attacker.learning import Checkpoint, train_network
 from gitbench.attacker.observation import Observation
 from gitbench.attacker.options import GeneratorOptions
 from gitbench.attacker.tools.generator import ADVERSARIAL_BETAS, Autoencoder, Generator, Staged, through
+from gitbench.clients.data import Split
 from gitbench.core.errors import AttackError, SpecError
 from gitbench.core.progress import Progress
 from gitbench.core.spec import Part
@@ -45,15 +47,19 @@ class Decoder(Attack):
         if count <= held:
             raise AttackError(f"A generator needs at least 2 public images to be trained on, found {count}: use more public data.")
         order = torch.randperm(len(public), generator=generator)[:count].to(public.inputs.device)
-        images, kept = public.inputs[order[held:]], public.inputs[order[:held]]
-        network = Autoencoder.seeded_by(generator, observation.input_shape, latent=options.latent, channels=options.channels)
+        known = (public.inputs, *self._labels(public))
+        rows, kept = ([one[part] for one in known] for part in (order[held:], order[:held]))
+        network = Autoencoder.seeded_by(
+            generator, observation.input_shape, latent=options.latent, channels=options.channels, classes=self._count(public)
+        )
         network.to(observation.device)
 
         def loss(chosen: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-            return network.loss(images[chosen.to(images.device)], generator, kl=options.kl, adversarial=options.adversarial)
+            images, *classes = (one[chosen.to(one.device)] for one in rows)
+            return network.loss(images, generator, *classes, kl=options.kl, adversarial=options.adversarial)
 
         train_network(
-            network, loss=loss, rows=len(images), validate=lambda: network.error(kept), epochs=options.epochs,
+            network, loss=loss, rows=count - held, validate=lambda: network.error(*kept), epochs=options.epochs,
             batch_size=options.batch_size, lr=options.generator_lr, generator=generator, progress=progress, what="gias: generator",
             checkpoint=checkpoint, betas=ADVERSARIAL_BETAS if options.adversarial else (0.9, 0.999),
         )  # fmt: skip
@@ -69,7 +75,7 @@ class Decoder(Attack):
         if self.options.generator:
             network = self._own(observation)
         else:
-            network = self._untrained(observation)
+            network = self._untrained(observation, classes=state["layers.0.weight"].shape[1] - self.options.latent)
             network.load_state_dict(dict(state))
         return network.to(observation.device).eval().requires_grad_(False)
 
@@ -79,12 +85,13 @@ class Decoder(Attack):
             network = self._own(observation)
         else:
             with torch.device("meta"):
-                network = self._untrained(observation)
+                network = self._untrained(observation, classes=self._count(observation.public))
         return sum(parameter.numel() for parameter in network.parameters())
 
     def widths(self, observation: Observation) -> list[int]:
         """Entries of what each stage returns of one code."""
-        network: Any = self._own(observation) if self.options.generator else self._untrained(observation)
+        own = bool(self.options.generator)
+        network: Any = self._own(observation) if own else self._untrained(observation, classes=self._count(observation.public))
         features: tuple[torch.Tensor, ...] = (torch.zeros(1, network.latent), *_classes(network, 1))
         found = []
         with torch.no_grad():
@@ -93,8 +100,19 @@ class Decoder(Attack):
                 found.append(sum(feature.numel() for feature in features))
         return found
 
-    def _untrained(self, observation: Observation) -> nn.Module:
-        return Generator(observation.input_shape, latent=self.options.latent, channels=self.options.channels)
+    def _untrained(self, observation: Observation, *, classes: int) -> nn.Module:
+        return Generator(observation.input_shape, latent=self.options.latent, channels=self.options.channels, classes=classes)
+
+    def _count(self, public: Split) -> int:
+        """Of the generator's classes: those that the public split has."""
+        return len(public.labels.unique()) if self.options.conditional else 0
+
+    def _labels(self, public: Split) -> tuple[torch.Tensor, ...]:
+        """The classes of public images as one-hot ``(N, classes)``, where the generator is to have some."""
+        if not self.options.conditional:
+            return ()
+        classes, rows = public.labels.unique(return_inverse=True)
+        return (functional.one_hot(rows, len(classes)).float(),)
 
     def _own(self, observation: Observation) -> nn.Module:
         named, shape = self.options.generator, observation.input_shape

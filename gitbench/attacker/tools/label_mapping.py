@@ -12,7 +12,7 @@ from gitbench.attacker.tools.generated import made, stages_of
 from gitbench.clients.model import classes_of
 from gitbench.core.random import make_generator
 
-_SAMPLES = 16  # of each class
+_SAMPLES = 16  # of each class, of the same codes: a code changes an image more than a class does
 _DEVIATION = 1e-6
 
 
@@ -40,7 +40,7 @@ def classes_for(observation: Observation, network: nn.Module, labels: torch.Tens
 
 def _nearest(observation: Observation, network: nn.Module, labels: torch.Tensor, classes: int) -> torch.Tensor:
     latent: int = network.latent  # type: ignore[assignment]
-    codes = torch.randn(classes, _SAMPLES, latent, generator=make_generator(0, "label mapping")).to(observation.device)
+    codes = torch.randn(_SAMPLES, latent, generator=make_generator(0, "label mapping")).to(observation.device).expand(classes, -1, -1)
     every = torch.eye(classes, device=observation.device)[:, None].expand(-1, _SAMPLES, -1)
     with torch.no_grad():
         samples = made(stages_of(network), (codes, every))
