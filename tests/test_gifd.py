@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from generated import observe, run
 from hypothesis import given
 from hypothesis import strategies as st
 
-import gitbench
 from gitbench.attacker.attack import load_attack
 from gitbench.attacker.attacks.gifd import GIFD, FeatureSearch, behind
 from gitbench.attacker.fit_cache import FitCache, identity
@@ -73,18 +73,6 @@ def factory(shape):
 def wrong(shape):
     return Own((shape[0], 2, 2))
 """
-
-
-def observe(data: Data, *, victims: int = 3, batch: int = 1, defense: str | None = None) -> Observation:
-    model = gitbench.load_model("mlp", data)
-    inputs = data.private.inputs[: victims * batch].reshape(victims, batch, *data.input_shape)
-    labels = data.private.labels[: victims * batch].reshape(victims, batch)
-    update = gitbench.client_update(model, inputs, labels, defense=defense, generator=make_generator(3))
-    return Observation(update=update, model=model, input_shape=data.input_shape, batch_size=batch, public=data.public, defense=defense)
-
-
-def run(attack: gitbench.Attack, observation: Observation) -> torch.Tensor:
-    return attack(observation, generator=make_generator(0)).inputs
 
 
 # ------------------------------------------------------------------ the ball

@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from generated import observe, run
 
 import gitbench
 from gitbench.attacker.attack import load_attack
@@ -56,18 +57,6 @@ class Own(nn.Module):
         super().__init__()
         self.stages = nn.ModuleList([First(), Last(shape)])
 """
-
-
-def observe(data: Data, *, victims: int = 3, batch: int = 1, defense: str | None = None) -> Observation:
-    model = gitbench.load_model("mlp", data)
-    inputs = data.private.inputs[: victims * batch].reshape(victims, batch, *data.input_shape)
-    labels = data.private.labels[: victims * batch].reshape(victims, batch)
-    update = gitbench.client_update(model, inputs, labels, defense=defense, generator=make_generator(3))
-    return Observation(update=update, model=model, input_shape=data.input_shape, batch_size=batch, public=data.public, defense=defense)
-
-
-def run(attack: gitbench.Attack, observation: Observation) -> torch.Tensor:
-    return attack(observation, generator=make_generator(0)).inputs
 
 
 def test_a_class_is_read_off_the_update_where_it_is_not_the_tasks(data: Data, tmp_path: Path) -> None:

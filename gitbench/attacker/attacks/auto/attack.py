@@ -33,7 +33,7 @@ from gitbench.core.progress import Progress, TimeUp
 from gitbench.identity.threat import Knowledge
 
 _MORE: Mapping[str, type[Attack]] = {kind.name: kind for kind in (GIAS, GIFD, GradInversion)}
-"""Attacks that run beside the others where they are asked for: each costs more than all of them."""
+"""Attacks that run beside the others where they are asked for."""
 _WITHOUT_PARAMETERS = ("git", "lti", "ridge")  # best first, where nothing can be matched for want of parameters
 
 
@@ -77,6 +77,7 @@ class Auto(Attack):
                 only where it helped the images that play victims.
             profile: budget of the attacks within.
             also: attacks on images that run too, each with its defaults: ``('gifd',)``. What they find are further candidates.
+                Where a model that draws is cut before the layer that does, they do not run.
         """
 
         seconds: float | None = None
