@@ -38,6 +38,7 @@ _TEST = 0.2  # share of the public images
 _MOST_TESTED = 2000
 _LR = 2e-3
 _SAVED_EVERY = 50  # rounds
+_SAVED_AFTER = 30.0  # seconds, where rounds take long
 _DELTA = 1e-5
 _COMPRESSED = 4  # updates whose size is measured
 
@@ -152,7 +153,7 @@ def train_defended(model: nn.Module, course: Course, *, defense: Defense, progre
     parameters = trained_parameters(model)
     optimizer = torch.optim.Adam(list(parameters.values()), lr=_LR)
     first = _resumed(model, optimizer, checkpoint) if defense.age == 1 else 0
-    spent, last = 0.0, Update({})
+    spent, last, saved = 0.0, Update({}), time.perf_counter()
     for round_ in range(first, course.rounds):
         chosen = course.batches(round_).to(public.inputs.device)
         start = time.perf_counter()
@@ -161,8 +162,10 @@ def train_defended(model: nn.Module, course: Course, *, defense: Defense, progre
         for name, parameter in parameters.items():
             parameter.grad = last.tensors[name].detach().mean(0)
         optimizer.step()
-        if defense.age == 1 and (round_ + 1) % _SAVED_EVERY == 0 and round_ + 1 < course.rounds:  # one round at least is left to do
+        due = (round_ + 1) % _SAVED_EVERY == 0 or time.perf_counter() - saved > _SAVED_AFTER
+        if defense.age == 1 and due and round_ + 1 < course.rounds:  # one round at least is left to do
             checkpoint.save(_saved(model, optimizer, round_ + 1))
+            saved = time.perf_counter()
         progress("training under the defense", round_ + 1, course.rounds)
     done = (course.rounds - first) * course.clients
     told = {"seconds": spent / done, "bytes": _bytes_sent(last)}
