@@ -89,8 +89,12 @@ def test_what_trains_is_not_what_is_tested_and_batch_sizes_see_the_same_images(d
     assert course.clients * course.batch_size == 64
 
 
-def test_a_training_that_is_cut_off_goes_on(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gitbench.measure.training_cost._SAVED_EVERY", 10)
+@pytest.mark.parametrize(("setting", "value", "kept"), [("_SAVED_EVERY", 10, 10), ("_SAVED_AFTER", 0.0, 17)])
+def test_a_training_that_is_cut_off_goes_on(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, value: float, kept: int
+) -> None:
+    """It keeps how far it is every so many rounds, and where rounds take long every so many seconds."""
+    monkeypatch.setattr(f"gitbench.measure.training_cost.{setting}", value)
     course, path = course_of(data), tmp_path / "checkpoint.safetensors"
 
     def stops(what: str, done: int, total: int) -> None:
@@ -100,7 +104,7 @@ def test_a_training_that_is_cut_off_goes_on(data: Data, tmp_path: Path, monkeypa
     model, defense = gitbench.load_model("mlp(hidden=(16,))", data), gitbench.load_defense("gaussian_noise(std=0.01)")
     with pytest.raises(KeyboardInterrupt):
         train_defended(model, course, defense=defense, progress=stops, checkpoint=FileCheckpoint(path))
-    assert int(FileCheckpoint(path).load()["round"]) == 10
+    assert int(FileCheckpoint(path).load()["round"]) == kept
     again = trained(data, course, "gaussian_noise(std=0.01)", FileCheckpoint(path))
     assert torch.equal(again["right"], trained(data, course, "gaussian_noise(std=0.01)")["right"])
 
