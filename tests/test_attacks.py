@@ -126,6 +126,37 @@ def test_an_adaptive_attacker_sees_no_distance_at_the_truth(distance: str, defen
         assert (oblivious > adaptive).all()
 
 
+def distance_by_hand(distance: str, mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
+    """Of one victim's gradients, tensor by tensor."""
+    if distance == "l2":
+        return sum(float((mine[name] - theirs[name]).square().sum()) for name in theirs)
+    if distance == "cosine":
+        one, other = (torch.cat([tensors[name].flatten() for name in theirs]) for tensors in (mine, theirs))
+        return 1 - float(one @ other / one.norm() / other.norm())
+    power, found, weights = {"layerwise": 0.0, "weighted": 1.5}[distance], 0.0, 0.0
+    for name, seen in theirs.items():
+        one, other = mine[name].flatten(), seen.flatten()
+        weight = float(other.norm()) ** power
+        found += weight * float(1 - one @ other / one.norm() / other.norm() + 0.03 * (one.norm() / other.norm()).log() ** 2)
+        weights += weight
+    return found / weights
+
+
+@pytest.mark.parametrize("model", ["mlp", "lenet"])
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_distances_are_what_they_are_said_to_be(distance: str, model: str, data: Data) -> None:
+    network = gitbench.load_model(model, data)
+    inputs, labels = data.private.inputs[:6].reshape(3, 2, *data.input_shape), data.private.labels[:6].reshape(3, 2)
+    update, guess = gitbench.client_update(network, inputs, labels), inputs.flip(0)
+    observation = gitbench.Observation(update=update, model=network, input_shape=data.input_shape, labels=labels)
+    mine = gitbench.client_update(network, guess, labels)
+    by_hand = [
+        distance_by_hand(distance, *({name: tensor[victim].double() for name, tensor in one.tensors.items()} for one in (mine, update)))
+        for victim in range(3)
+    ]
+    assert Objective(observation, distance=distance)(guess, labels).tolist() == pytest.approx(by_hand, rel=1e-4, abs=1e-6)
+
+
 def test_restarts_keep_the_best_matching_loss(data: Data) -> None:
     network = gitbench.load_model("mlp", data)
     inputs, labels = data.private.inputs[:4][:, None], data.private.labels[:4][:, None]

@@ -59,7 +59,7 @@ class GIFD(GeneratedAttack):
         schedule: str = "ramp"
         tv: float = 1e-3
         lr: float = 0.3
-        distance: Distance = "cosine"
+        distance: Distance = "weighted"
         radii: Sequence[float] = (0.3, 0.6, 0.9)
         staged: bool = True
 

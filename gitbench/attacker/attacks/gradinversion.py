@@ -60,7 +60,7 @@ class GradInversion(Refiner):
             seeds: random starts; a start from a prior replaces the first, and the others begin beside it.
             lr: first step size.
             start_lr: the same after a prior.
-            distance: ``l2``: squared, in units of the squared norm of what was observed; ``layerwise`` or ``cosine`` as for ``ig``.
+            distance: ``l2``: squared, in units of the squared norm of what was observed; the others as for ``ig``.
             tv: weight of total variation.
             norm: weight of the images' distance from grey.
             batchnorm: weight of the distance of BatchNorm statistics.

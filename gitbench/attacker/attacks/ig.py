@@ -45,7 +45,7 @@ class IG(Refiner):
             tv: weight of total variation.
             start_tv: the same after a prior, which is smooth already.
             schedule: ``cosine``; ``step``: tenfold down after 3/8, 5/8 and 7/8 of the iterations; ``ramp``: up, then down along a cosine.
-            distance: ``layerwise``, ``cosine`` or ``l2``.
+            distance: ``layerwise``, ``weighted``, ``cosine`` or ``l2``: :class:`gitbench.attacker.tools.matching.Objective`.
             signed: use the sign of the gradient.
         """
 

@@ -30,7 +30,7 @@ class GeneratedOptions(GeneratorOptions):
         lr: its first step size.
         schedule: ``cosine``; ``step``: tenfold down after 3/8, 5/8 and 7/8 of the iterations; ``ramp``: up over the first twentieth and
             down along a cosine over the last three quarters.
-        distance: ``layerwise``, ``cosine`` or ``l2``.
+        distance: ``layerwise``, ``weighted``, ``cosine`` or ``l2``: :class:`gitbench.attacker.tools.matching.Objective`.
         tv: weight of total variation.
         mapping: of a generator whose classes are not the task's, which class stands for a label is read off the update; False
             numbers them as the task's.
