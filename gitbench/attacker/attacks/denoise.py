@@ -64,6 +64,7 @@ class Denoise(Refiner):
         """Of :class:`Denoise`.
 
         Args:
+            limit: at most so many public images train the denoiser.
             width: channels of the denoiser's first scale.
             epochs: of its training.
             batch_size: of its training.
@@ -74,6 +75,7 @@ class Denoise(Refiner):
             played: at most so many public batches play victims; 0 for none: the last level is believed.
         """
 
+        limit: int = 6000
         width: int = 32
         epochs: int = 15
         batch_size: int = 32

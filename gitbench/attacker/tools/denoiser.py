@@ -62,6 +62,13 @@ class Denoiser(nn.Module):
         unfolded: torch.Tensor = functional.pixel_shuffle(self.last(found), 2)
         return unfolded[..., :height, :width]
 
+    def loss(self, images: torch.Tensor, deviations: tuple[float, float], generator: torch.Generator) -> torch.Tensor:
+        """Mean squared error of the noise that is found, in units of its variance; logarithms of deviations are uniform between two."""
+        low, high = (math.log(one) for one in deviations)
+        deviation = (low + (high - low) * torch.rand(len(images), generator=generator)).exp().to(images)
+        noise = randn_like(images, generator)
+        return (self.noise(images + _each(deviation) * noise, deviation) - noise).square().mean()
+
 
 class _Block(nn.Module):
     """Two convolutions beside the identity."""
@@ -115,21 +122,14 @@ def train_denoiser(
     with seeded(generator):
         network = Denoiser(images.shape[1], width=width)
     network.to(images.device)
-    low, high = (math.log(one) for one in deviations)
     unseen = randn_like(kept, generator)
 
     def loss(chosen: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        clean = rows[chosen.to(rows.device)]
-        deviation = (low + (high - low) * torch.rand(len(clean), generator=generator)).exp().to(clean)
-        noise = randn_like(clean, generator)
-        return (network.noise(clean + _each(deviation) * noise, deviation) - noise).square().mean()
-
-    def validate() -> float:
-        return sum(_error(network, kept, unseen, deviation) for deviation in _HELD) / len(_HELD)
+        return network.loss(rows[chosen.to(rows.device)], deviations, generator)
 
     train_network(
-        network, loss=loss, rows=len(rows), validate=validate, epochs=epochs, batch_size=batch_size, lr=lr, generator=generator,
-        progress=progress, what="denoise: denoiser", checkpoint=checkpoint,
+        network, loss=loss, rows=len(rows), validate=lambda: _error(network, kept, unseen), epochs=epochs, batch_size=batch_size, lr=lr,
+        generator=generator, progress=progress, what="denoise: denoiser", checkpoint=checkpoint,
     )  # fmt: skip
     return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
 
@@ -150,13 +150,14 @@ def denoised(network: Denoiser, images: torch.Tensor, deviation: float) -> torch
     return torch.cat(parts).reshape(images.shape).clamp(0, 1)
 
 
-def _error(network: Denoiser, images: torch.Tensor, noise: torch.Tensor, deviation: float) -> float:
-    """Mean squared error of the noise that is found, in units of its variance."""
+def _error(network: Denoiser, images: torch.Tensor, noise: torch.Tensor) -> float:
+    """Mean squared error of the noise that is found, in units of its variance, over several deviations."""
     total = 0.0
-    for clean, added in zip(images.split(_AT_ONCE), noise.split(_AT_ONCE), strict=True):
-        found = network.noise(clean + deviation * added, clean.new_full((len(clean),), deviation))
-        total += float((found - added).square().mean()) * len(clean)
-    return total / len(images)
+    for deviation in _HELD:
+        for clean, added in zip(images.split(_AT_ONCE), noise.split(_AT_ONCE), strict=True):
+            found = network.noise(clean + deviation * added, clean.new_full((len(clean),), deviation))
+            total += float((found - added).square().mean()) * len(clean)
+    return total / (len(images) * len(_HELD))
 
 
 def _each(values: torch.Tensor) -> torch.Tensor:
