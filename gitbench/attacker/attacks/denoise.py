@@ -31,6 +31,7 @@ _EXACT = 1e-3  # error of a pixel: a quarter of a grey level in 255
 _HISTORY = 40
 _GROWTH = 3.0  # of a step that was cut
 _PROBES = 4  # directions in the gradients' space that show the curvature
+_SURE = 2.0  # standard errors by which the mixture has to be better than the image before
 _TINY = 1e-30
 _FEW = 8  # public batches that are played at least, and twice as many as there are victims at most
 
@@ -43,8 +44,8 @@ class Denoise(Refiner):
        ``Σ_l |G_l(x) - Ĝ_l|² / 2s_l² + |x - z|² / 2σ²`` (half-quadratic splitting). ``G`` is sent through the defense's deterministic part;
        ``s²`` is the variance of what the defense adds, as rehearsing it shows, and of what an image that is wrong by ``σ`` may leave over.
     3. Public images that nothing was fitted on play victims of the attack before it. Its error on them says at which level to begin, and
-       their truth in which shares its image, those of all levels and the mean public image are believed. Where it finds them exactly, its
-       image stands.
+       their truth in which shares its image, those of all levels and the mean public image are believed. Where that does not surely help
+       them, its image stands.
 
     Without parameters there is nothing to match: the image is denoised at each level, and mixed likewise. Without an attack before it,
     it starts from the mean public image.
@@ -148,10 +149,10 @@ class Denoise(Refiner):
         found = torch.cat([ladder.images(part.observation, part.start, first or 0) for part in parts], dim=1)
         if start is None:  # the order within a batch is known now
             truth = assigned(found[-1].flatten(2), truth.flatten(2)).reshape(truth.shape)
-        shares = fitted_shares(found, truth)
-        if start is not None and shares[0] == 1:
+        shares = fitted_shares(found, truth).to(found)
+        if start is not None and not _helped(_mixed(shares, found), found[0], truth):
             return start
-        return torch.einsum("k,k...->...", shares.to(found), ladder.images(observation, start, first or 0)).clamp(0, 1)
+        return _mixed(shares, ladder.images(observation, start, first or 0)).clamp(0, 1)
 
     def _rows(self, observation: Observation, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
         """Public batches ``(R, B)`` to play, no more at once than there are victims: memory is reckoned for these."""
@@ -276,6 +277,17 @@ def _first_image(observation: Observation, start: torch.Tensor | None) -> torch.
     if start is not None:
         return start.clamp(0, 1)
     return observation.public.inputs.mean(0).expand(observation.victims, observation.batch_size, -1, -1, -1)
+
+
+def _mixed(shares: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+    return torch.einsum("k,k...->...", shares, candidates)
+
+
+def _helped(mixed: torch.Tensor, before: torch.Tensor, truth: torch.Tensor) -> bool:
+    """Whether played victims ``(R, B, C, H, W)`` are seen better after than before, on average and beyond what their choice explains."""
+    errors = [(found - truth).double().square().flatten(1).mean(1).clamp_min(_TINY).log() for found in (mixed, before)]
+    gain = errors[1] - errors[0]
+    return len(gain) > 1 and float(gain.mean()) > _SURE * float(gain.std()) / math.sqrt(len(gain))
 
 
 def _aligned(part: Played) -> torch.Tensor:
