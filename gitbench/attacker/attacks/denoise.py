@@ -25,13 +25,12 @@ from gitbench.core.errors import NotGrantedError
 from gitbench.core.progress import Progress, TimeUp
 
 _DEVIATIONS = (0.01, 0.5)  # of the noise that the denoiser is trained with
-# Of what follows everything was chosen on held-out public images of CIFAR-10.
-_BEGIN = 3.0  # the first level, in units of the error that the image before has
+_BEGIN = 3.0  # the first level, in units of the error that the image before has; not compared with others
 _EXACT = 1e-3  # error of a pixel: a quarter of a grey level in 255
-_HISTORY = 40
+_HISTORY = 40  # this and the growth were compared on held-out public images of CIFAR-10, as were the levels and what is granted
 _GROWTH = 3.0  # of a step that was cut
 _PROBES = 4  # directions in the gradients' space that show the curvature
-_SURE = 2.0  # standard errors by which the mixture has to be better than the image before
+_SURE = 2.0  # standard errors by which the mixture has to be better; set after a loss on private photographs (docs/attacks.md)
 _TINY = 1e-30
 _FEW = 8  # public batches that are played at least, and twice as many as there are victims at most
 
