@@ -16,7 +16,7 @@ from gitbench.core.random import randn_like, seeded
 
 _SCALES = 3  # images are read at a half, a quarter and an eighth of their sides
 _HELD = (0.025, 0.05, 0.1, 0.2, 0.4)  # standard deviations at which epochs are compared
-_AT_ONCE = 256
+_AT_ONCE = 2**18  # pixels
 
 
 class Denoiser(nn.Module):
@@ -146,18 +146,22 @@ def trained(values: Mapping[str, torch.Tensor], *, device: torch.device) -> Deno
 def denoised(network: Denoiser, images: torch.Tensor, deviation: float) -> torch.Tensor:
     """Images ``(V, B, C, H, W)`` without the noise of a deviation that is in them, in [0, 1]."""
     flat = images.flatten(0, 1)
-    parts = [network(part, part.new_full((len(part),), deviation)) for part in flat.split(_AT_ONCE)]
+    parts = [network(part, part.new_full((len(part),), deviation)) for part in flat.split(_images_at_once(flat))]
     return torch.cat(parts).reshape(images.shape).clamp(0, 1)
 
 
 def _error(network: Denoiser, images: torch.Tensor, noise: torch.Tensor) -> float:
     """Mean squared error of the noise that is found, in units of its variance, over several deviations."""
-    total = 0.0
+    total, at_once = 0.0, _images_at_once(images)
     for deviation in _HELD:
-        for clean, added in zip(images.split(_AT_ONCE), noise.split(_AT_ONCE), strict=True):
+        for clean, added in zip(images.split(at_once), noise.split(at_once), strict=True):
             found = network.noise(clean + deviation * added, clean.new_full((len(clean),), deviation))
             total += float((found - added).square().mean()) * len(clean)
     return total / (len(images) * len(_HELD))
+
+
+def _images_at_once(images: torch.Tensor) -> int:
+    return max(1, _AT_ONCE // images.shape[2:].numel())
 
 
 def _each(values: torch.Tensor) -> torch.Tensor:
