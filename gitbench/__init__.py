@@ -15,11 +15,11 @@ from gitbench.core.former import FormerNames
 
 if TYPE_CHECKING:
     from gitbench.attacker.attack import Attack as Attack
-    from gitbench.attacker.attack import Candidates as Candidates
-    from gitbench.attacker.attack import Reconstruction as Reconstruction
     from gitbench.attacker.attack import Refiner as Refiner
     from gitbench.attacker.attack import load_attack as load_attack
     from gitbench.attacker.observation import Observation as Observation
+    from gitbench.attacker.reconstruction import Candidates as Candidates
+    from gitbench.attacker.reconstruction import Reconstruction as Reconstruction
     from gitbench.clients.client import client_update as client_update
     from gitbench.clients.data import Data as Data
     from gitbench.clients.data import Dataset as Dataset
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "Attack": "attacker.attack",
-    "Candidates": "attacker.attack",
+    "Candidates": "attacker.reconstruction",
     "Client": "clients.procedure",
     "Data": "clients.data",
     "Dataset": "clients.data",
@@ -58,7 +58,7 @@ _WHERE = {
     "Modality": "core.modality",
     "ModelFactory": "clients.model",
     "Observation": "attacker.observation",
-    "Reconstruction": "attacker.attack",
+    "Reconstruction": "attacker.reconstruction",
     "Refiner": "attacker.attack",
     "Result": "store.result",
     "Split": "clients.data",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ import torch
 from gitbench.attacker.learning import Checkpoint, NoCheckpoint
 from gitbench.attacker.observation import Observation
 from gitbench.attacker.options import AdaptiveOptions, AttackOptions
+from gitbench.attacker.playing import Play, played
+from gitbench.attacker.reconstruction import Candidates, Reconstruction
 from gitbench.core.component import Component
 from gitbench.core.errors import AttackError, GitbenchError, NotGrantedError, SpecError, nearest
 from gitbench.core.memory import available_memory
@@ -24,41 +27,8 @@ State = Mapping[str, torch.Tensor]
 Fit = Callable[[torch.Generator, Checkpoint], State]
 _GIB = 2**30
 _KNOWLEDGE_FIELDS = ("requires", "uses", "fit_uses")
+_PRIOR, _REFINER = "prior.", "refiner."  # of a hybrid's state
 _ONCE = ("is not implemented", "double backward", "does not require grad")  # what torch says of a second derivative that it does not have
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """What :meth:`Attack.run` may return in place of the tensor alone.
-
-    Args:
-        inputs: ``(V, B, *shape)``; of images ``(V, B, C, H, W)`` in [0, 1].
-        still_improving: the attack's own objective was still falling when its budget ended.
-        flags: names in :data:`gitbench.judge.flags.FLAGS` that the attack raises itself.
-    """
-
-    inputs: torch.Tensor
-    still_improving: bool = False
-    flags: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True)
-class Reconstruction:
-    """What an attack makes of an observation.
-
-    Args:
-        inputs: ``(V, B, *shape)``; the order within a batch means nothing.
-        fit_seconds: spent on the attack's own training.
-        attack_seconds: spent on the victims.
-        still_improving: the attack's own objective was still falling when its budget ended.
-        flags: names in :data:`gitbench.judge.flags.FLAGS` that the attack raises itself.
-    """
-
-    inputs: torch.Tensor
-    fit_seconds: float
-    attack_seconds: float
-    still_improving: bool = False
-    flags: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -257,13 +227,30 @@ class Refiner(Attack):
 
     @final
     def run(self, observation: Observation, state: State, *, generator: torch.Generator, progress: Progress) -> torch.Tensor | Candidates:
-        return self.refine(observation, None, generator=generator, progress=progress)
+        play = functools.partial(played, observation, view=self.seen_of)
+        return self.refine_learned(observation, None, state, play=play, generator=generator, progress=progress)
 
     def refine(
         self, observation: Observation, start: torch.Tensor | None, *, generator: torch.Generator, progress: Progress
     ) -> torch.Tensor | Candidates:
         """Reconstruct from ``start`` ``(V, B, *shape)``, or from scratch when it is None."""
         raise TypeError(f"The attack {self!r} must define refine(self, observation, start, *, generator, progress).")
+
+    def refine_learned(
+        self, observation: Observation, start: torch.Tensor | None, state: State, *, play: Play, generator: torch.Generator,
+        progress: Progress,
+    ) -> torch.Tensor | Candidates:  # fmt: skip
+        """What is called: override it in place of :meth:`refine` for what :meth:`fit` learned, and to try the attack before on public data.
+
+        Args:
+            observation: as for :meth:`run`.
+            start: as for :meth:`refine`.
+            state: of :meth:`fit`, whatever attack came before.
+            play: needs ``public``; take the batches from :attr:`Observation.kept`, on which no attack was fitted.
+            generator: for everything random.
+            progress: told what is going on.
+        """
+        return self.refine(observation, start, generator=generator, progress=progress)
 
 
 class Hybrid(Attack):
@@ -284,16 +271,37 @@ class Hybrid(Attack):
         return max(part.memory(part.seen_of(observation)) for part in (self.prior, self.refiner))
 
     def fit(self, observation: Observation, *, generator: torch.Generator, progress: Progress, checkpoint: Checkpoint) -> State:
-        return self.prior.fit(self.prior.seen_of(observation), generator=generator, progress=progress, checkpoint=checkpoint)
+        def learned(part: Attack) -> State:
+            return part.fit(part.seen_of(observation), generator=generator, progress=progress, checkpoint=checkpoint)
+
+        return _joined(learned(self.prior), learned(self.refiner))
 
     def _fitted(self, observation: Observation, *, generator: torch.Generator, progress: Progress, fits: Fits | None) -> Fitted:
-        # The prior's own state, under its own name: the prior alone and all its hybrids share it.
-        return self.prior._fitted(self.prior.seen_of(observation), generator=generator, progress=progress, fits=fits)
+        # Each part's own state, under its own name: the part alone and all its hybrids share it.
+        def learned(part: Attack) -> Fitted:
+            return part._fitted(part.seen_of(observation), generator=generator, progress=progress, fits=fits)
+
+        prior, refiner = learned(self.prior), learned(self.refiner)
+        return Fitted(_joined(prior.state, refiner.state), prior.seconds + refiner.seconds)
 
     def run(self, observation: Observation, state: State, *, generator: torch.Generator, progress: Progress) -> torch.Tensor | Candidates:
-        found = self.prior.run(self.prior.seen_of(observation), state, generator=generator, progress=progress)
-        start = found.inputs if isinstance(found, Candidates) else found
-        return self.refiner.refine(self.refiner.seen_of(observation), start, generator=generator, progress=progress)
+        def reconstructed(observation: Observation) -> torch.Tensor:
+            found = self.prior.run(self.prior.seen_of(observation), _part(state, _PRIOR), generator=generator, progress=progress)
+            return found.inputs if isinstance(found, Candidates) else found
+
+        own, start = self.refiner.seen_of(observation), reconstructed(observation)
+        play = functools.partial(played, observation, view=self.refiner.seen_of, before=reconstructed)
+        return self.refiner.refine_learned(own, start, _part(state, _REFINER), play=play, generator=generator, progress=progress)
+
+
+def _joined(prior: State, refiner: State) -> State:
+    """The states of both parts of a hybrid as one."""
+    return {f"{_PRIOR}{name}": tensor for name, tensor in prior.items()} | {f"{_REFINER}{name}": tensor for name, tensor in refiner.items()}
+
+
+def _part(state: State, prefix: str) -> State:
+    """The inverse of :func:`_joined`."""
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def load_attack(attack: str | Attack, *, profile: str = "standard") -> Attack:

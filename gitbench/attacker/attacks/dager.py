@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
-from gitbench.attacker.attack import Attack, Candidates, State
+from gitbench.attacker.attack import Attack, State
 from gitbench.attacker.observation import Observation
 from gitbench.attacker.options import AdaptiveOptions
+from gitbench.attacker.reconstruction import Candidates
 from gitbench.attacker.tools.sequences import FOUND, SequenceSearch, constant_directions, grouped
 from gitbench.attacker.tools.tokens import attention_gradient, beside, layer_inputs, query_layers, text_of
 from gitbench.clients.modalities.text import PAD

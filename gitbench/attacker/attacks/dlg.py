@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from gitbench.attacker.attack import Candidates, Refiner
+from gitbench.attacker.attack import Refiner
 from gitbench.attacker.observation import Observation
 from gitbench.attacker.options import LabelOptions
+from gitbench.attacker.reconstruction import Candidates
 from gitbench.attacker.tools.labels import infer_labels
 from gitbench.attacker.tools.lbfgs import BatchedLbfgs
 from gitbench.attacker.tools.matching import INITS, Init, Objective

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from torch.func import functional_call, vmap
 
-from gitbench.attacker.attack import Candidates, State
+from gitbench.attacker.attack import State
 from gitbench.attacker.observation import Observation
+from gitbench.attacker.reconstruction import Candidates
 from gitbench.attacker.tools.generated import GeneratedOptions, GeneratedSearch, Matching, Whole
 from gitbench.attacker.tools.generated_attack import GeneratedAttack
 from gitbench.attacker.tools.optimisation import Best

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from gitbench.attacker.attack import Candidates, State
+from gitbench.attacker.attack import State
 from gitbench.attacker.observation import Observation
+from gitbench.attacker.reconstruction import Candidates
 from gitbench.attacker.tools.generated import GeneratedOptions, GeneratedSearch, Matching, made, stages_of
 from gitbench.attacker.tools.generated_attack import GeneratedAttack
 from gitbench.attacker.tools.generator import through

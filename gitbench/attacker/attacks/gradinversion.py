@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from gitbench.attacker.attack import Candidates, Refiner
+from gitbench.attacker.attack import Refiner
 from gitbench.attacker.observation import Observation
 from gitbench.attacker.options import AdaptiveOptions
+from gitbench.attacker.reconstruction import Candidates
 from gitbench.attacker.tools.activations import activations_of
 from gitbench.attacker.tools.assignment import aligned
 from gitbench.attacker.tools.batchnorm_prior import STATISTICS, BatchNormPrior

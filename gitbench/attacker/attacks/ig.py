@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from gitbench.attacker.attack import Candidates, Refiner
+from gitbench.attacker.attack import Refiner
 from gitbench.attacker.observation import Observation
 from gitbench.attacker.options import LabelOptions
+from gitbench.attacker.reconstruction import Candidates
 from gitbench.attacker.tools.labels import infer_labels
 from gitbench.attacker.tools.matching import DISTANCES, Distance, Objective, total_variation
 from gitbench.attacker.tools.optimisation import SCHEDULES, AdamOptimisation, Best

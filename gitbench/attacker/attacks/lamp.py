@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from gitbench.attacker.attack import Candidates, Refiner
+from gitbench.attacker.attack import Refiner
 from gitbench.attacker.observation import Observation
+from gitbench.attacker.reconstruction import Candidates
 from gitbench.attacker.tools.embedding_search import EmbeddingSearch, SearchOptions
 from gitbench.attacker.tools.matching import Objective
 from gitbench.attacker.tools.tokens import text_of

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch.autograd import Function
 
-from gitbench.attacker.attack import Candidates, Refiner
+from gitbench.attacker.attack import Refiner
 from gitbench.attacker.observation import Observation
+from gitbench.attacker.reconstruction import Candidates
 from gitbench.attacker.tools.embedding_search import EmbeddingSearch, SearchOptions
 from gitbench.attacker.tools.matching import Objective
 from gitbench.core.progress import Progress

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gitbench.attacker.attack import Attack, Candidates, Fits, Fitted, State, load_attack
+from gitbench.attacker.attack import Attack, Fits, Fitted, State, load_attack
 from gitbench.attacker.attacks.auto.bottleneck import before_the_bottleneck
 from gitbench.attacker.attacks.auto.explained import best_explained, parts_on
 from gitbench.attacker.attacks.auto.played import with_played_victims
@@ -25,6 +25,7 @@ from gitbench.attacker.attacks.recursion.attack import Recursion
 from gitbench.attacker.attacks.ridge import Ridge
 from gitbench.attacker.observation import Observation
 from gitbench.attacker.options import AttackOptions
+from gitbench.attacker.reconstruction import Candidates
 from gitbench.attacker.tools.last_layer import can_be_solved
 from gitbench.attacker.tools.priors import Gaussian
 from gitbench.clients.activation import switches

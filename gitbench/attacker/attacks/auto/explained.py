@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from gitbench.attacker.attack import Attack, Candidates, load_attack
+from gitbench.attacker.attack import Attack, load_attack
 from gitbench.attacker.attacks.dager import Dager
 from gitbench.attacker.attacks.dlg import DLG
 from gitbench.attacker.attacks.embeddings import Embeddings
 from gitbench.attacker.attacks.lamp import LAMP
 from gitbench.attacker.observation import Observation
+from gitbench.attacker.reconstruction import Candidates
 from gitbench.attacker.tools.labels import infer_labels
 from gitbench.clients.client import expected_update
 from gitbench.clients.task import own_targets, targets_for

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import torch
 
-from gitbench.attacker.attack import Candidates
 from gitbench.attacker.attacks.auto.criterion import Criterion
 from gitbench.attacker.attacks.auto.own_inputs import OwnInputs
 from gitbench.attacker.attacks.auto.signs import from_signs, sends_signs
 from gitbench.attacker.attacks.ig import IG
 from gitbench.attacker.observation import Observation
+from gitbench.attacker.reconstruction import Candidates
 from gitbench.attacker.tools.labels import infer_labels
 from gitbench.attacker.tools.last_layer import solved_inputs
 from gitbench.attacker.tools.priors import Gaussian
