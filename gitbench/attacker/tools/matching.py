@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
@@ -19,7 +20,8 @@ Distance = Literal["l2", "cosine", "layerwise", "weighted"]
 DISTANCES: tuple[str, ...] = get_args(Distance)
 
 _SCALE_WEIGHT = 0.03  # chosen on held-out public photos (benchmarks/held_out.py)
-_NORM_POWER = 1.5  # of ``weighted``, chosen on held-out public images of CIFAR-10 (docs/attacks.md, GIFD)
+_LEVELLED = 0.25  # power of a layer's norm that ``weighted`` divides by, chosen on held-out public images (docs/attacks.md, GIFD)
+_SMALLEST = 1e-8  # squared norm of a layer, in units of the largest one's, below which it is divided by no less
 _TINY = 1e-24
 Init = Literal["normal", "grey"]
 INITS: tuple[str, ...] = get_args(Init)
@@ -35,9 +37,8 @@ class Objective:
         distance: ``l2`` is the summed squared difference (DLG), ``cosine`` is one minus the cosine
             over all layers side by side (IG), ``layerwise`` the mean over layers of one minus each
             layer's cosine plus 0.03 times the squared logarithm of its norm's ratio: no layer drowns
-            the others, and the scale, which a cosine is blind to, counts a little. ``weighted`` is the same with
-            each layer weighed by the norm of what was observed of it to the power 1.5: between the two before, since ``layerwise``
-            weighs by the power 0, and a cosine over all layers by the power 2.
+            the others, and the scale, which a cosine is blind to, counts a little. ``weighted`` is ``cosine`` with each layer's
+            gradients divided by the fourth root of the norm of what was observed of it: large layers drown the others less.
     """
 
     def __init__(self, observation: Observation, *, distance: Distance) -> None:
@@ -79,14 +80,16 @@ class Objective:
             mine, theirs = self._expected(inputs, labels), self._compared
             return torch.stack([_Square.apply((mine[name] - tensor).flatten(1)) for name, tensor in theirs.items()]).sum(0)
         dots, squares = self._products(inputs, labels)
-        if self._distance == "cosine":
-            return _cosine_distance(dots.sum(0), squares.sum(0), self._squares.sum(0))
-        ratio = squares.clamp_min(_TINY).log() - self._squares.clamp_min(_TINY).log()
-        each = _cosine_distance(dots, squares, self._squares) + _SCALE_WEIGHT * (ratio / 2).square()
         if self._distance == "layerwise":
-            return each.mean(0)
-        weights = self._squares ** (_NORM_POWER / 2)
-        return (weights * each).sum(0) / weights.sum(0).clamp_min(_TINY)
+            ratio = squares.clamp_min(_TINY).log() - self._squares.clamp_min(_TINY).log()
+            return (_cosine_distance(dots, squares, self._squares) + _SCALE_WEIGHT * (ratio / 2).square()).mean(0)
+        weights = 1.0 if self._distance == "cosine" else self._levelling
+        return _cosine_distance(*((weights * products).sum(0) for products in (dots, squares, self._squares)))
+
+    @functools.cached_property
+    def _levelling(self) -> torch.Tensor:
+        """What ``weighted`` multiplies products of gradients with, ``(tensors, V)``."""
+        return self._squares.clamp_min(_TINY).maximum(_SMALLEST * self._squares.amax(0)) ** -_LEVELLED
 
     def _products(self, inputs: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Inner products of the expected update with the observed one and with itself, each ``(tensors, V)``."""
