@@ -20,7 +20,6 @@ Distance = Literal["l2", "cosine", "layerwise", "weighted"]
 DISTANCES: tuple[str, ...] = get_args(Distance)
 
 _SCALE_WEIGHT = 0.03  # chosen on held-out public photos (benchmarks/held_out.py)
-_LEVELLED = 0.25  # power of a layer's norm that ``weighted`` divides by, chosen on held-out public images (docs/attacks.md, GIFD)
 _SMALLEST = 1e-8  # squared norm of a layer, in units of the largest one's, below which it is divided by no less
 _TINY = 1e-24
 Init = Literal["normal", "grey"]
@@ -88,8 +87,9 @@ class Objective:
 
     @functools.cached_property
     def _levelling(self) -> torch.Tensor:
-        """What ``weighted`` multiplies products of gradients with, ``(tensors, V)``."""
-        return self._squares.clamp_min(_TINY).maximum(_SMALLEST * self._squares.amax(0)) ** -_LEVELLED
+        """What ``weighted`` multiplies products of gradients with, ``(tensors, V)``; held-out images chose the root (docs/attacks.md)."""
+        squares = self._squares.clamp_min(_TINY).maximum(_SMALLEST * self._squares.amax(0))
+        return 1 / squares.sqrt().sqrt()  # roots round alike for any number of victims, which a power does not
 
     def _products(self, inputs: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Inner products of the expected update with the observed one and with itself, each ``(tensors, V)``."""
