@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from gitbench.attacker.observation import Observation
-from gitbench.clients.client import batchnorm_statistics
+from gitbench.attacker.playing import played
 from gitbench.clients.update import Update
 
 
@@ -16,13 +16,12 @@ def with_played_victims(observation: Observation, most: int, generator: torch.Ge
         return observation, None
     kept = observation.kept
     rows = kept[torch.randperm(len(kept), generator=generator)[:most], None]
-    sent = observation.public_updates(rows, generator=generator)
-    update = Update.cat([observation.update, sent])
-    public, rows = observation.public, rows.to(observation.public.inputs.device)
-    labels = torch.cat([observation.labels, public.labels[rows]]) if "labels" in observation.granted else None
+    part = played(observation, rows, view=lambda seen: seen, generator=generator)
+    theirs = part.observation
+    labels = torch.cat([observation.labels, theirs.labels]) if "labels" in observation.granted else None
     statistics = None
     if "batchnorm_statistics" in observation.granted:
-        theirs = batchnorm_statistics(observation.model, public.inputs[rows])
-        own = observation.batchnorm_statistics
-        statistics = {name: (torch.cat([own[name][0], mean]), torch.cat([own[name][1], var])) for name, (mean, var) in theirs.items()}
-    return observation.with_update(update, labels=labels, batchnorm_statistics=statistics), public.inputs[rows]
+        pairs = ((name, own, theirs.batchnorm_statistics[name]) for name, own in observation.batchnorm_statistics.items())
+        statistics = {name: (torch.cat([own[0], other[0]]), torch.cat([own[1], other[1]])) for name, own, other in pairs}
+    update = Update.cat([observation.update, theirs.update])
+    return observation.with_update(update, labels=labels, batchnorm_statistics=statistics), part.truth
