@@ -1,7 +1,10 @@
 """An attack, and the same followed by ``denoise``: docs/attacks.md has the table.
 
 python benchmarks/denoise.py [--dataset photos] [--model lenet] [--profile quick] [--victims 16] [--results .gitbench] [--attack ATTACK]
-    [--refiner denoise] [--defense DEFENSE]
+    [--refiner REFINER] [--defense DEFENSE] [--seed SEED]
+
+Each of several refiners after each attack. With --dataset benchmarks/held_out.py:HeldOut public images play the victims: what is chosen
+is chosen on these.
 
 Prints a Markdown table: both in dB above the blind guess, and the difference, paired over victims. What is stored in the results folder
 is taken, so that a run that was cut off goes on.
@@ -32,23 +35,26 @@ def main() -> None:
     parser.add_argument("--victims", type=int, default=16)
     parser.add_argument("--results", default=".gitbench")
     parser.add_argument("--attack", action="append", help=f"SPEC; repeatable (default: {', '.join(ATTACKS)})")
-    parser.add_argument("--refiner", default="denoise", help="SPEC")
+    parser.add_argument("--refiner", action="append", help="SPEC; repeatable (default: denoise)")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--defense", action="append", help=f"SPEC; repeatable (default: {', '.join(DEFENSES)})")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    print("| data | defense | attack | alone | refined | difference |\n|" + " --- |" * 6)
+    print("| data | defense | attack | alone | refiner | refined | difference |\n|" + " --- |" * 7)
     for defense in given.defense or DEFENSES:
         for attack in given.attack or ATTACKS:
-            alone, refined = (measured(one, defense, given) for one in (attack, f"{attack}+{given.refiner}"))
-            cells = [f"`{given.dataset}`", f"`{defense}`", f"`{attack}`", gain(alone), gain(refined), difference(alone, refined)]
-            print(f"| {' | '.join(cells)} |", flush=True)
+            alone = measured(attack, defense, given)
+            for refiner in given.refiner or ["denoise"]:
+                refined = measured(f"{attack}+{refiner}", defense, given)
+                cells = [f"`{given.dataset}`", f"`{defense}`", f"`{attack}`", gain(alone), f"`{refiner}`", gain(refined)]
+                print(f"| {' | '.join(cells)} | {difference(alone, refined)} |", flush=True)
 
 
 def measured(attack: str, defense: str, given: argparse.Namespace) -> Result:
     print(f"{defense}: {attack}", file=sys.stderr)
     return gitbench.evaluate(
         attack=attack, defense=defense, model=given.model, dataset=given.dataset, profile=given.profile, victims=given.victims,
-        results=given.results, progress=silent,
+        seed=given.seed, results=given.results, progress=silent,
     )  # fmt: skip
 
 

@@ -30,7 +30,6 @@ _EXACT = 1e-3  # error of a pixel: a quarter of a grey level in 255
 _HISTORY = 40  # this and the growth were compared on held-out public images of CIFAR-10, as were the levels and what is granted
 _GROWTH = 3.0  # of a step that was cut
 _PROBES = 4  # directions in the gradients' space that show the curvature
-_SURE = 2.0  # standard errors by which the mixture has to be better; set after a loss on private photographs (docs/attacks.md)
 _TINY = 1e-30
 _FEW = 8  # public batches that are played at least, and twice as many as there are victims at most
 
@@ -73,6 +72,7 @@ class Denoise(Refiner):
             iterations: gradient steps at each level.
             granted: relative error of the update that an image may leave, in units of the level.
             played: at most so many public batches play victims; 0 for none: the last level is believed.
+            sure: standard errors by which the mixture has to serve the played victims better than the image before, or that image stands.
         """
 
         limit: int = 6000
@@ -84,11 +84,12 @@ class Denoise(Refiner):
         iterations: int = 60
         granted: float = 1.0
         played: int = 32
+        sure: float = 2.0
 
         def __post_init__(self) -> None:
             super().__post_init__()
             self.check_least(1, "width", "epochs", "batch_size", "iterations")
-            self.check_least(0, "played")
+            self.check_least(0, "played", "sure")
             self.check_positive("denoiser_lr", "granted")
             least, greatest = _DEVIATIONS
             levels = list(self.levels) if isinstance(self.levels, list | tuple) else []
@@ -149,7 +150,7 @@ class Denoise(Refiner):
         if start is None:  # the order within a batch is known now
             truth = assigned(found[-1].flatten(2), truth.flatten(2)).reshape(truth.shape)
         shares = fitted_shares(found, truth).to(found)
-        if start is not None and not _helped(_mixed(shares, found), found[0], truth):
+        if start is not None and not _helped(_mixed(shares, found), found[0], truth, self.options.sure):
             return start
         return _mixed(shares, ladder.images(observation, start, first or 0)).clamp(0, 1)
 
@@ -282,11 +283,11 @@ def _mixed(shares: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
     return torch.einsum("k,k...->...", shares, candidates)
 
 
-def _helped(mixed: torch.Tensor, before: torch.Tensor, truth: torch.Tensor) -> bool:
+def _helped(mixed: torch.Tensor, before: torch.Tensor, truth: torch.Tensor, sure: float) -> bool:
     """Whether played victims ``(R, B, C, H, W)`` are seen better after than before, on average and beyond what their choice explains."""
     errors = [(found - truth).double().square().flatten(1).mean(1).clamp_min(_TINY).log() for found in (mixed, before)]
     gain = errors[1] - errors[0]
-    return len(gain) > 1 and float(gain.mean()) > _SURE * float(gain.std()) / math.sqrt(len(gain))
+    return len(gain) > 1 and float(gain.mean()) > sure * float(gain.std()) / math.sqrt(len(gain))
 
 
 def _aligned(part: Played) -> torch.Tensor:
