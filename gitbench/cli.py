@@ -13,6 +13,7 @@ from gitbench._version import __version__
 from gitbench.core.errors import GitbenchError
 from gitbench.core.spec import Kind
 from gitbench.core.text import printable
+from gitbench.publish.cycles import without_cycle_search
 from gitbench.publish.scaffold import scaffold
 
 if TYPE_CHECKING:
@@ -153,6 +154,7 @@ def _list(kind: str | None) -> list[str]:
     return [f"{one:8} {name:16} {where}" for one in chosen for name, where in sorted(entry_points(one).items())]
 
 
+@without_cycle_search()
 def _leaderboard(results: Path, out: Path, entries: Sequence[Path], *, check: bool) -> tuple[int, list[str]]:
     from gitbench.core.errors import StoreError
     from gitbench.publish import leaderboard
@@ -176,6 +178,7 @@ def _leaderboard(results: Path, out: Path, entries: Sequence[Path], *, check: bo
     return 0, [printable(line) for line in lines]
 
 
+@without_cycle_search()
 def _suite(name: str | None, results: Path, out: Path, *, check: bool) -> tuple[int, list[str]]:
     from gitbench.publish import suite_rebuild
 
@@ -196,6 +199,7 @@ def _checked(differ: Sequence[str], count: int, again: str) -> tuple[int, list[s
     return 1, [printable(line) for line in (*differ, *told)]
 
 
+@without_cycle_search()
 def _report(given: argparse.Namespace) -> list[str]:
     from gitbench.publish.report.build import report_of_results
     from gitbench.publish.report.sarif import repository_of, sarif_text
@@ -266,6 +270,7 @@ def _flags(names: Sequence[str]) -> list[str]:
     return lines[:-1]
 
 
+@without_cycle_search()
 def _baseline(results: Path, out: Path) -> list[str]:
     from gitbench.publish.baseline import dump, load_baseline
     from gitbench.store.folder import write_atomic
@@ -281,6 +286,7 @@ def _has_error(seeds: Mapping[int, Record]) -> bool:
     return any(record.verdict == "error" for record in seeds.values())
 
 
+@without_cycle_search()
 def _compare(before: Path, after: Path, tolerance: float) -> tuple[int, list[str]]:
     from gitbench.core.errors import ConfigError
     from gitbench.publish.baseline import load_baseline
