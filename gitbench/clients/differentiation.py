@@ -15,6 +15,8 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from gitbench.clients.feedforward.network import Feedforward
+from gitbench.clients.feedforward.recognition import feedforward
 from gitbench.clients.layer_gradients import Aim
 from gitbench.clients.layerwise import NotLayerwiseError, is_layerwise, layerwise_gradients, layerwise_products
 from gitbench.clients.loss import mean_loss
@@ -64,9 +66,13 @@ def stacked_gradients(
         return sum(terms, start=mean_loss(logits, targets))
 
     if not own_weights:
+        network = _feedforward(model, parameters, inputs, labels)
+        if network is not None:
+            return _stack_by_stack(network.gradients, inputs, labels, per_example=per_example)
         with contextlib.suppress(NotLayerwiseError), _double_backward(model):
             if _is_layerwise(model, parameters, inputs, labels):
-                return _layerwise(model, parameters, inputs, labels, per_example=per_example)
+                gradients = functools.partial(layerwise_gradients, model, parameters)
+                return _stack_by_stack(gradients, inputs, labels, per_example=per_example)
     return _either(
         model,
         lambda: _at_once(loss, parameters, inputs, labels, per_example=per_example, own_weights=own_weights),
@@ -102,11 +108,12 @@ def stacked_products(
         labels: class indices ``(V, B)``, or probabilities ``(V, B, classes)``.
         aims: of the same victims.
     """
+    network = _feedforward(model, parameters, inputs, labels)
+    if network is not None:
+        return _joined_products(network.products, inputs, labels, aims)
     with contextlib.suppress(NotLayerwiseError), _double_backward(model):
         if _is_layerwise(model, parameters, inputs, labels):
-            chunks = zip(inputs.split(CHUNK), labels.split(CHUNK), aims.chunks, strict=True)
-            dots, squares = zip(*(layerwise_products(model, parameters, *chunk) for chunk in chunks), strict=True)
-            return torch.cat(dots, 1), torch.cat(squares, 1)
+            return _joined_products(functools.partial(layerwise_products, model, parameters), inputs, labels, aims)
     mine = stacked_gradients(model, parameters, inputs, labels, per_example=False)
     return inner_products(mine, aims.tensors)
 
@@ -193,13 +200,37 @@ def _is_layerwise(model: nn.Module, parameters: Mapping[str, torch.Tensor], inpu
     return is_layerwise(model, parameters, inputs, labels, oracle)
 
 
-def _layerwise(
-    model: nn.Module, parameters: Mapping[str, torch.Tensor], inputs: torch.Tensor, labels: torch.Tensor, *, per_example: bool
+def _feedforward(
+    model: nn.Module, parameters: Mapping[str, torch.Tensor], inputs: torch.Tensor, labels: torch.Tensor
+) -> Feedforward | None:
+    def allowed() -> bool:
+        with _double_backward(model):
+            return _is_layerwise(model, parameters, inputs, labels)
+
+    return feedforward(model, parameters, inputs, allowed=allowed)
+
+
+def _joined_products(
+    products: Callable[..., tuple[torch.Tensor, torch.Tensor]], inputs: torch.Tensor, labels: torch.Tensor, aims: Aims
+) -> tuple[torch.Tensor, torch.Tensor]:
+    chunks = [products(*chunk) for chunk in zip(inputs.split(CHUNK), labels.split(CHUNK), aims.chunks, strict=True)]
+    if len(chunks) == 1:
+        return chunks[0]
+    dots, squares = zip(*chunks, strict=True)
+    return torch.cat(dots, 1), torch.cat(squares, 1)
+
+
+def _stack_by_stack(
+    gradients: Callable[[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]],
+    inputs: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    per_example: bool,
 ) -> dict[str, torch.Tensor]:
     def of_some(batches: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
         if not per_example:
-            return layerwise_gradients(model, parameters, batches, targets)
-        flat = layerwise_gradients(model, parameters, batches.flatten(0, 1)[:, None], targets.flatten(0, 1)[:, None])
+            return gradients(batches, targets)
+        flat = gradients(batches.flatten(0, 1)[:, None], targets.flatten(0, 1)[:, None])
         return {name: tensor.unflatten(0, batches.shape[:2]) for name, tensor in flat.items()}
 
     return _joined([of_some(*chunk) for chunk in zip(inputs.split(CHUNK), labels.split(CHUNK), strict=True)])

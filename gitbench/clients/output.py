@@ -103,6 +103,12 @@ def output_of(model: nn.Module) -> Output | None:
     return found if isinstance(found, Output) else None
 
 
+def returned_as_is(network: nn.Module) -> bool:
+    """Whether nothing but :func:`take_logits` stands between what a network computes and what it returns, and that changes nothing."""
+    hooks = network._forward_hooks.values()
+    return all(isinstance(hook, _LogitsHook) and hook.taken == LOGITS for hook in hooks) and not network._forward_pre_hooks
+
+
 def rename_classifier(model: nn.Module, name: str) -> None:
     """Keep what :func:`read_output` found of a model whose classifier has got another name; nothing of one that gitbench did not load."""
     found = output_of(model)

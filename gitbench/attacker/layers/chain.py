@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from gitbench.clients.model import Normalize
+from gitbench.clients.normalize import Normalize
 from gitbench.clients.output import LOGITS, output_of
 
 _INVERTIBLE = (nn.Sigmoid, nn.Tanh, nn.LeakyReLU, nn.ReLU)

@@ -16,7 +16,7 @@ import torch
 from torch import fx, nn
 
 from gitbench.attacker.layers.chain import own_parameters
-from gitbench.clients.model import Normalize
+from gitbench.clients.normalize import Normalize
 from gitbench.core.errors import AttackError
 
 _STEPS: dict[type[nn.Module], str] = {nn.Linear: "linear", nn.Conv2d: "conv2d"}

@@ -10,7 +10,8 @@ from torch import nn
 
 from gitbench.clients.activation import activation_named
 from gitbench.clients.data import Data
-from gitbench.clients.model import ModelFactory, Normalize
+from gitbench.clients.model import ModelFactory
+from gitbench.clients.normalize import Normalize
 
 
 class Mlp(ModelFactory):

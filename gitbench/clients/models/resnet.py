@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from gitbench.clients.data import Data
-from gitbench.clients.model import ModelFactory, Normalize
+from gitbench.clients.model import ModelFactory
+from gitbench.clients.normalize import Normalize
 
 
 class Block(nn.Module):

@@ -6,7 +6,8 @@ from torch import nn
 from torchvision import models
 
 from gitbench.clients.data import Data
-from gitbench.clients.model import ModelFactory, Normalize
+from gitbench.clients.model import ModelFactory
+from gitbench.clients.normalize import Normalize
 from gitbench.core.errors import nearest
 
 

@@ -19,7 +19,7 @@ from gitbench.attacker.tools.labels import infer_labels
 from gitbench.attacker.tools.linear_image import linear_image
 from gitbench.attacker.tools.priors import Gaussian
 from gitbench.clients.activation import switches
-from gitbench.clients.model import Normalize
+from gitbench.clients.normalize import Normalize
 from gitbench.clients.update import Update
 from gitbench.core.progress import Progress
 from gitbench.core.random import randn_like

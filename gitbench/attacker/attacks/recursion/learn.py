@@ -18,7 +18,7 @@ from gitbench.attacker.tools.priors import DENSE, Gaussian, natural, of_samples,
 from gitbench.attacker.tools.public_pairs import public_batches
 from gitbench.attacker.tools.rehearsal import sent_for
 from gitbench.attacker.tools.trust import chosen_shares
-from gitbench.clients.model import Normalize
+from gitbench.clients.normalize import Normalize
 from gitbench.core.progress import Progress
 
 Tensors = dict[str, torch.Tensor]
