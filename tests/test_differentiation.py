@@ -19,7 +19,7 @@ from support import ZOO
 
 KINDS = [
     "tied", "multihead_attention", "transformer_encoder", "lstm", "gru", "branching", "spectral_norm", "weight_norm", "deformable",
-    "pixel_embedding", "hardsigmoid",
+    "pixel_embedding", "hardsigmoid", "repeated",
 ]  # fmt: skip
 
 
@@ -58,6 +58,18 @@ def test_the_second_derivative_is_that_of_finite_differences(kind: str, data: Da
     with torch.no_grad():
         numeric = (length(inputs + step * direction) - length(inputs - step * direction)) / (2 * step)
     torch.testing.assert_close((slope * direction).sum(), numeric, rtol=1e-5, atol=1e-8)
+
+
+def test_a_layer_that_stands_in_two_places_is_left_as_it_was(data: Data) -> None:
+    """torch.func.functional_call alone would leave it with the weights that it was called with."""
+    model = gitbench.load_model(f"{ZOO}:repeated", data)
+    before = dict(model.named_parameters())
+    assert len(before) == 6
+    gradients(model, *victims(data))
+    after = dict(model.named_parameters())
+    assert list(after) == list(before)
+    assert all(after[name] is tensor for name, tensor in before.items())
+    assert model[2] is model[4]
 
 
 def test_attention_is_as_fast_as_before_outside_of_gradients(data: Data) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
 import hypothesis.strategies as st
@@ -50,7 +51,7 @@ def oracle(model: nn.Module, parameters: Mapping[str, torch.Tensor], inputs: tor
     rows = []
     for batch, targets in zip(inputs, labels, strict=True):
         own = {name: tensor.detach().clone().requires_grad_() for name, tensor in parameters.items()}
-        loss = mean_loss(torch.func.functional_call(model, own, (batch,)), targets)
+        loss = mean_loss(torch.func.functional_call(copy.deepcopy(model), own, (batch,)), targets)
         rows.append(torch.autograd.grad(loss, [*own.values()], create_graph=True))
     return {name: torch.stack(column) for name, column in zip(parameters, zip(*rows, strict=True), strict=True)}
 
@@ -163,6 +164,21 @@ def test_a_layer_that_is_not_known_is_left_to_others(layer: nn.Module):
     found = stacked_gradients(model, parameters, inputs, labels, per_example=False)
     torch.testing.assert_close(found, oracle(model, parameters, inputs, labels))
     assert chain_of(model) is None
+
+
+def test_a_layer_or_a_weight_that_is_used_twice_is_left_to_others():
+    twice, other, start, end = (
+        nn.Linear(width, outputs, dtype=torch.double) for width, outputs in ((6, 6), (6, 6), (CHANNELS * SIDE * SIDE, 6), (6, CLASSES))
+    )
+    weight = other.weight = twice.weight
+    inputs, labels = drawn(2, 1, soft=False)
+    for pair in ((twice, twice), (twice, other)):
+        model = nn.Sequential(nn.Flatten(), start, pair[0], nn.Sigmoid(), pair[1], end).eval()
+        parameters = {name: tensor.detach() for name, tensor in model.named_parameters()}
+        found = stacked_gradients(model, parameters, inputs, labels, per_example=False)
+        torch.testing.assert_close(found, oracle(model, parameters, inputs, labels))
+        assert chain_of(model) is None
+        assert pair[0].weight is pair[1].weight is weight, "the model is left as it was"
 
 
 @pytest.mark.parametrize("spec", ["lenet", "lenet(layers=4, activation='relu', bias=False)", "mlp(hidden=(9, 8))"])

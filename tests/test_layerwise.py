@@ -151,7 +151,7 @@ def test_equals_one_image_after_the_other(network: nn.Module, victims: int, batc
 def test_inner_products_with_wide_layers_of_small_maps(side: int, stride: int, groups: int) -> None:
     """Here no gradient is written out."""
     network = nn.Sequential(
-        nn.Conv2d(2, 64, 1), nn.Tanh(), nn.Conv2d(64, 64, 3, stride, 1, groups=groups), nn.Sigmoid(), nn.Flatten(),
+        nn.Conv2d(2, 64, 1), nn.ELU(), nn.Conv2d(64, 64, 3, stride, 1, groups=groups), nn.Sigmoid(), nn.Flatten(),
         nn.Linear(64 * (-(-side // stride)) ** 2, 32), nn.Tanh(), nn.Linear(32, CLASSES),
     ).double().eval()  # fmt: skip
     inputs = torch.rand(3, 2, 2, side, side, generator=make_generator(0), dtype=torch.float64)
@@ -312,7 +312,7 @@ def test_only_one_tap_of_a_kernel_reads_a_map_of_one_pixel() -> None:
 @pytest.mark.parametrize(
     ("spec", "expected"),
     [
-        *(("lenet", True), ("mlp", True), ("resnet", True), ("vit", False), (f"{ZOO}:group_norm", True), (f"{ZOO}:layer_norm", True)),
+        *(("resnet", True), ("vit", False), (f"{ZOO}:group_norm", True), (f"{ZOO}:layer_norm", True)),
         *((f"{ZOO}:{kind}", False) for kind in ("tied", "lstm", "multihead_attention", "branching", "spectral_norm", "weight_norm")),
     ],
 )

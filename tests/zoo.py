@@ -216,6 +216,11 @@ def tied(input_shape, classes):
     return Tied(classes)
 
 
+def repeated(input_shape, classes):
+    layer = nn.Linear(12, 12)
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, 12), layer, nn.Sigmoid(), layer, nn.Linear(12, classes))
+
+
 def tied_head(input_shape, classes):
     return TiedHead(classes)
 

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.func import functional_call
 
+from gitbench.clients.called import called_with
 from gitbench.clients.defense import Declared, Defense
 from gitbench.clients.differentiation import stacked_gradients
 from gitbench.clients.model import last_linear
@@ -198,7 +198,7 @@ def _places(batch: Batch, layers: Mapping[str, nn.Module]) -> list[_Place]:
 
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with _hooked({module: watch(name) for name, module in layers.items()}), torch.no_grad(), seeded(make_generator(0, "shapes")):
-        functional_call(model, buffers, (images,))
+        called_with(model, buffers, images)
     if not found:
         raise DefenseError(f"The model {type(model).__name__} calls no linear layer, whose inputs could be dropped.")
     return found

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
+from gitbench.clients.called import called_with
 from gitbench.clients.data import Split
 from gitbench.clients.defense import Defense, Expectation, fresh, load_defense
 from gitbench.clients.differentiation import CHUNK, Aims, stacked_gradients, stacked_products
@@ -297,7 +298,7 @@ def batchnorm_statistics(model: nn.Module, inputs: torch.Tensor) -> dict[str, tu
 
         handles = [module.register_forward_pre_hook(watch(name)) for name, module in layers.items()]
         try:
-            functional_call(model, (values,), (batch,))
+            called_with(model, values, batch)
         finally:
             for handle in handles:
                 handle.remove()

@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from gitbench.clients.feedforward.network import Feedforward
+from gitbench.clients.called import called_with
 from gitbench.clients.feedforward.recognition import feedforward
 from gitbench.clients.layer_gradients import Aim
 from gitbench.clients.layerwise import NotLayerwiseError, is_layerwise, layerwise_gradients, layerwise_products
@@ -66,7 +66,7 @@ def stacked_gradients(
         return sum(terms, start=mean_loss(logits, targets))
 
     if not own_weights:
-        network = _feedforward(model, parameters, inputs, labels)
+        network = feedforward(model, parameters, inputs)
         if network is not None:
             return _stack_by_stack(network.gradients, inputs, labels, per_example=per_example)
         with contextlib.suppress(NotLayerwiseError), _double_backward(model):
@@ -108,7 +108,7 @@ def stacked_products(
         labels: class indices ``(V, B)``, or probabilities ``(V, B, classes)``.
         aims: of the same victims.
     """
-    network = _feedforward(model, parameters, inputs, labels)
+    network = feedforward(model, parameters, inputs)
     if network is not None:
         return _joined_products(network.products, inputs, labels, aims)
     with contextlib.suppress(NotLayerwiseError), _double_backward(model):
@@ -173,8 +173,7 @@ def slope_norms(features: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
 def _logits(model: nn.Module, parameters: Mapping[str, torch.Tensor], batch: torch.Tensor) -> torch.Tensor:
     """With other parameters; what the model writes into its buffers is forgotten."""
     buffers = {name: buffer.clone() if model.training else buffer for name, buffer in model.named_buffers()}
-    found: torch.Tensor = functional_call(model, ({**parameters, **buffers},), (batch,))
-    return found
+    return called_with(model, {**parameters, **buffers}, batch)
 
 
 def _either(model: nn.Module, at_once: Callable[[], T], one_by_one: Callable[[], T]) -> T:
@@ -198,16 +197,6 @@ def _is_layerwise(model: nn.Module, parameters: Mapping[str, torch.Tensor], inpu
 
     oracle = functools.partial(_at_once, loss, parameters, per_example=False, own_weights=False)
     return is_layerwise(model, parameters, inputs, labels, oracle)
-
-
-def _feedforward(
-    model: nn.Module, parameters: Mapping[str, torch.Tensor], inputs: torch.Tensor, labels: torch.Tensor
-) -> Feedforward | None:
-    def allowed() -> bool:
-        with _double_backward(model):
-            return _is_layerwise(model, parameters, inputs, labels)
-
-    return feedforward(model, parameters, inputs, allowed=allowed)
 
 
 def _joined_products(

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
-from torch.func import functional_call
 
+from gitbench.clients.called import called_with
 from gitbench.clients.layer_gradients import Aim, Passed, is_known
 from gitbench.clients.linear_layers import linear_layers
 from gitbench.clients.loss import mean_loss
@@ -129,7 +129,7 @@ def _passes(model: nn.Module, parameters: Mapping[str, torch.Tensor], inputs: to
         # Every layer's output is then in the graph.
         images = images if images.requires_grad else images.detach().requires_grad_()
         with _watched(layers) as visits, linear_layers(layers.values()):
-            logits = functional_call(model, dict(parameters), (images,))
+            logits = called_with(model, parameters, images)
         if len(visits) < len(layers):
             raise NotLayerwiseError("a layer was not called")
         summed = mean_loss(logits, labels.flatten(0, 1)) * len(inputs)
@@ -186,7 +186,7 @@ def _used_once(model: nn.Module, parameters: Mapping[str, torch.Tensor], images:
     """Whether each parameter has one place in the graph of a forward pass."""
     with torch.enable_grad():
         own = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
-        logits = functional_call(model, own, (images,))
+        logits = called_with(model, own, images)
     uses = collections.Counter(id(node.variable) for node in _followed(logits.grad_fn) if hasattr(node, "variable"))
     return all(uses[id(tensor)] == 1 for tensor in own.values())
 

@@ -6,8 +6,8 @@ import math
 
 import torch
 from torch import nn
-from torch.func import functional_call
 
+from gitbench.clients.called import called_with
 from gitbench.clients.client import gradients
 from gitbench.clients.loss import mean_loss
 from gitbench.clients.trained import trained_parameters
@@ -85,7 +85,7 @@ def _descent(
         model.eval()
         try:
             with torch.no_grad():
-                return float(mean_loss(functional_call(model, ({**moved, **buffers},), (images,)), targets))
+                return float(mean_loss(called_with(model, {**moved, **buffers}, images), targets))
         finally:
             model.train(was)
 

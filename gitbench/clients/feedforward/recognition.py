@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,16 +39,13 @@ class _Recognised:
     network: Feedforward | None
 
 
-def feedforward(
-    model: nn.Module, parameters: Mapping[str, torch.Tensor], inputs: torch.Tensor, *, allowed: Callable[[], bool]
-) -> Feedforward | None:
+def feedforward(model: nn.Module, parameters: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> Feedforward | None:
     """The chain of a model, None where it is no chain of known layers, or where a convolution is a large one.
 
     Args:
         model: what was made of it is kept with it.
         parameters: those that train; the model's own stand in for the others.
         inputs: whose shape ``(..., C, H, W)`` and kind of numbers matter alone.
-        allowed: whether :func:`gitbench.clients.layerwise.is_layerwise`; asked once.
     """
     try:
         layers = [*_layers("", model)]
@@ -59,7 +56,7 @@ def feedforward(
     composition = (inputs.shape[2:], inputs.dtype, inputs.device, *layers, *parameters, *states)
     known = vars(model).get(_ATTRIBUTE)
     if not isinstance(known, _Recognised) or known.composition != composition:
-        known = _Recognised(composition, parameters, _made(model, layers, parameters, inputs.shape[2:]) if allowed() else None)
+        known = _Recognised(composition, parameters, _made(model, layers, parameters, inputs.shape[2:]))
         setattr(model, _ATTRIBUTE, known)
     return known.network
 
@@ -75,7 +72,9 @@ def _made(
             links.append(link)
     except _UnknownError:
         return None
-    if len(shape) != 1 or not any(link.names for link in links):
+    own = [id(tensor) for _, layer in layers for tensor in layer._parameters.values() if tensor is not None]
+    names = {name for link in links for name in link.names}
+    if len(shape) != 1 or not names or names != parameters.keys() or len(set(own)) < len(own):  # one that is used twice has one name
         return None
     return Feedforward(links, shape[0], functools.partial(layerwise_gradients, model, parameters))
 
