@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from torch import nn
 
 import gitbench
-from gitbench.clients import feedforward
 from gitbench.clients.client import gradients
 from gitbench.clients.differentiation import Aims, stacked_gradients, stacked_products
+from gitbench.clients.feedforward import recognition
 from gitbench.clients.feedforward.network import Feedforward
 from gitbench.clients.loss import mean_loss
 from gitbench.clients.normalize import Normalize
@@ -57,7 +57,8 @@ def oracle(model: nn.Module, parameters: Mapping[str, torch.Tensor], inputs: tor
 
 
 def chain_of(model: nn.Module) -> Feedforward | None:
-    return vars(model)[feedforward.recognition._ATTRIBUTE].network if feedforward.recognition._ATTRIBUTE in vars(model) else None
+    known = vars(model).get(recognition._ATTRIBUTE)
+    return None if known is None else known.network
 
 
 def drawn(victims: int, batch: int, *, soft: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -139,6 +140,17 @@ def test_other_weights_are_seen_and_so_is_another_composition():
     assert right()
     handle.remove()
     assert right()
+
+
+def test_a_copy_is_looked_at_anew():
+    model, (inputs, labels) = a_chain(), drawn(2, 1, soft=False)
+    parameters = {name: tensor.detach() for name, tensor in model.named_parameters()}
+    stacked_gradients(model, parameters, inputs, labels, per_example=False)
+    copied = copy.deepcopy(model)
+    assert vars(copied)[recognition._ATTRIBUTE] is None
+    values = {name: tensor.detach() * 2 for name, tensor in copied.named_parameters()}
+    found = stacked_gradients(copied, values, inputs, labels, per_example=False)
+    torch.testing.assert_close(found, oracle(copied, values, inputs, labels))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,8 +20,6 @@ from gitbench.clients.output import returned_as_is
 
 _PATCHES = 2**17
 """Entries of what a kernel reads, all places of an image together, above which a convolution is left to others."""
-
-
 _ATTRIBUTE = "gitbench_feedforward"
 
 
@@ -37,6 +35,14 @@ class _Recognised:
     parameters: Mapping[str, torch.Tensor]
     """Kept, so that no other tensor takes their places in memory."""
     network: Feedforward | None
+
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        """A copy of the model, and one in another process, has places in memory of its own: it starts with nothing."""
+        return _nothing, ()
+
+
+def _nothing() -> None:
+    return None
 
 
 def feedforward(model: nn.Module, parameters: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> Feedforward | None:
