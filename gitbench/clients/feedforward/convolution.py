@@ -67,6 +67,21 @@ class Convolution(Link):
     def forth(self, inputs: torch.Tensor) -> torch.Tensor:
         return functional.conv2d(inputs, self.kernel, self._offset, self.stride, self.padding)
 
+    def written_out(self, inputs: torch.Tensor, victims: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if not self.folds(len(inputs)) or victims < len(inputs):
+            return self.forth(inputs), None
+        patches, kernel = self.patches_of(inputs, victims), self.kernel.flatten(1)
+        output = kernel @ patches if self._offset is None else torch.baddbmm(self._offset[:, None], kernel.expand(victims, -1, -1), patches)
+        return output.reshape(victims, -1, *self.places), patches
+
+    def patches_of(self, inputs: torch.Tensor, victims: int) -> torch.Tensor:
+        """What the kernel reads at each place of all images of a victim, ``(V, K, P)``."""
+        (top, left), (down, across), (height, width) = self.padding, self.stride, self.kernel.shape[2:]
+        padded = functional.pad(inputs, (left, left, top, top)) if top or left else inputs
+        read = padded.unfold(2, height, down).unfold(3, width, across).unflatten(0, (victims, -1))  # (V, B, C, *places, h, w)
+        patches: torch.Tensor = read.permute(0, 2, 5, 6, 1, 3, 4).reshape(victims, self.kernel[0].numel(), -1)
+        return patches
+
     def push(self, direction: torch.Tensor, inputs: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         return functional.conv2d(direction, self.kernel, None, self.stride, self.padding)
 
@@ -81,22 +96,17 @@ class Convolution(Link):
             images = conv2d_input(inputs.shape, self.kernel, slope, self.stride, self.padding)
         return images if more is None else images + more
 
-    def pair(self, inputs: torch.Tensor, slope: torch.Tensor, victims: int) -> Pair:
-        return _Patches(self, inputs, slope, victims)
+    def pair(self, inputs: torch.Tensor, slope: torch.Tensor, victims: int, written: torch.Tensor | None) -> Pair:
+        return _Patches(self, self.patches_of(inputs, victims) if written is None else written, slope)
 
 
 class _Patches(Pair):
     """What the kernel read at each place of all images of a victim, ``(V, K, P)``, and the slopes there, ``(V, O, P)``."""
 
-    def __init__(self, layer: Convolution, inputs: torch.Tensor, slope: torch.Tensor, victims: int) -> None:
-        self._layer, self._victims, self._images = layer, victims, len(inputs)
-        self._maps = slope.reshape(victims, -1, *slope.shape[1:]).transpose(1, 2)  # (V, O, B, *places)
+    def __init__(self, layer: Convolution, patches: torch.Tensor, slope: torch.Tensor) -> None:
+        self._layer, self._patches, self._victims, self._images = layer, patches, len(patches), len(slope)
+        self._maps = slope.reshape(self._victims, -1, *slope.shape[1:]).transpose(1, 2)  # (V, O, B, *places)
         self._slope = self._maps.flatten(2)
-        (top, left), (down, across) = layer.padding, layer.stride
-        height, width = layer.kernel.shape[2:]
-        padded = functional.pad(inputs, (left, left, top, top)) if top or left else inputs
-        read = padded.unfold(2, height, down).unfold(3, width, across).unflatten(0, (victims, -1))  # (V, B, C, *places, h, w)
-        self._patches: torch.Tensor = read.permute(0, 2, 5, 6, 1, 3, 4).reshape(victims, -1, self._slope.shape[2])
 
     def weight(self) -> torch.Tensor:
         return (self._slope @ self._patches.transpose(1, 2)).reshape(self._victims, *self._layer.kernel.shape)

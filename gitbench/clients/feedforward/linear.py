@@ -33,7 +33,7 @@ class Linear(Link):
     def back(self, slope: torch.Tensor, inputs: torch.Tensor, output: torch.Tensor, more: torch.Tensor | None = None) -> torch.Tensor:
         return slope @ self._matrix if more is None else torch.addmm(more, slope, self._matrix)
 
-    def pair(self, inputs: torch.Tensor, slope: torch.Tensor, victims: int) -> Pair:
+    def pair(self, inputs: torch.Tensor, slope: torch.Tensor, victims: int, written: torch.Tensor | None) -> Pair:
         return _Rows(inputs.reshape(victims, -1, inputs.shape[1]), slope.reshape(victims, -1, slope.shape[1]))
 
 

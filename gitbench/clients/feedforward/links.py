@@ -40,6 +40,10 @@ class Link(ABC):
     def forth(self, inputs: torch.Tensor) -> torch.Tensor:
         """What the layer returns, ``(N, ...)``."""
 
+    def written_out(self, inputs: torch.Tensor, victims: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What the layer returns, and what it wrote out of its inputs on the way, for :meth:`pair`."""
+        return self.forth(inputs), None
+
     @abstractmethod
     def push(self, direction: torch.Tensor, inputs: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """How the output changes where the inputs move along ``direction``."""
@@ -52,13 +56,14 @@ class Link(ABC):
         """The second derivative over the first, of each entry; None where it is zero, almost everywhere."""
         return None
 
-    def pair(self, inputs: torch.Tensor, slope: torch.Tensor, victims: int) -> Pair:
+    def pair(self, inputs: torch.Tensor, slope: torch.Tensor, victims: int, written: torch.Tensor | None) -> Pair:
         """What the gradients by the layer's parameters are made of.
 
         Args:
             inputs: what it read, ``(N, ...)``.
             slope: of the loss by what it returned, ``(N, ...)``.
             victims: ``V``.
+            written: what :meth:`written_out` wrote.
         """
         raise NotImplementedError
 

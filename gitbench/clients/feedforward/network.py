@@ -76,9 +76,11 @@ class Feedforward:
             told: each link whose parameters train, the last one first, and its pair.
             again: keep the pairs, which take most of the memory.
         """
-        read = [inputs.flatten(0, 1)]
+        read, written = [inputs.flatten(0, 1)], []
         for link in self.links:
-            read.append(link.forth(read[-1]))
+            output, on_the_way = link.written_out(read[-1], len(inputs)) if link.names else (link.forth(read[-1]), None)
+            read.append(output)
+            written.append(on_the_way)
         targets = targets.flatten(0, 1)
         slope = (targets.sum(1, keepdim=True) * read[-1].softmax(1) - targets) / inputs.shape[1]
         first = self.trained[0]
@@ -87,7 +89,7 @@ class Feedforward:
         for place in range(len(self.links) - 1, first - 1, -1):
             link, slopes[place] = self.links[place], slope
             if link.names:
-                pair = link.pair(read[place], slope, len(inputs))
+                pair = link.pair(read[place], slope, len(inputs), written[place])
                 told(link, pair)
                 pairs |= {place: pair} if again else {}
             if place > first:
