@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,17 +68,13 @@ class Aim:
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor
-        self._kept: dict[Hashable, torch.Tensor] = {}
+        self._cut: dict[Reach, torch.Tensor] = {}
 
     def cut(self, reach: Reach) -> torch.Tensor:
-        """The taps that a convolution reaches with."""
-        return self.tensor if reach.whole else self.kept(reach, reach.cut)
-
-    def kept(self, form: Hashable, made: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """The tensor in another form, which is made once; side by side in memory: long rows are read in one go."""
-        if form not in self._kept:
-            self._kept[form] = made(self.tensor).contiguous()
-        return self._kept[form]
+        """The taps that a convolution reaches with, side by side in memory: long rows are read in one go."""
+        if reach not in self._cut:
+            self._cut[reach] = self.tensor if reach.whole else reach.cut(self.tensor).contiguous()
+        return self._cut[reach]
 
 
 class _Products(Function):
