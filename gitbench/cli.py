@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,7 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except GitbenchError as error:
         sys.stderr.write(f"gitbench: {printable(str(error))}\n")
         return 2
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    try:
+        sys.stdout.write("".join(f"{line}\n" for line in lines))
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads it has read enough, as `head` has: at the exit Python would write what is left again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return int(status)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -164,3 +166,14 @@ def test_flags_of_a_stored_result_are_raised_from_its_figures_anew(stored: tuple
     assert set(judged.flags) == {"destroys-utility"} | ({"no-slope"} & set(stored))
     assert judged.verdict == "inconclusive"
     assert "destroys-utility" in judged.verdict_reason
+
+
+def test_a_reader_that_has_read_enough_is_no_error():
+    """As with ``gitbench flags | head -1``."""
+    command = [sys.executable, "-c", "from gitbench.cli import main; raise SystemExit(main())", "flags"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+        assert process.wait() == 0

@@ -40,8 +40,15 @@ def digest_of_metrics() -> str:
 
 def _registered() -> tuple[tuple[str, str], ...]:
     """Names and where they lead. A file goes by its whole path: a relative one is another file in another folder."""
-    found = entry_points("metric").items()
+    found = tuple(entry_points("metric").items())
+    if not _names_a_file(found):  # asked thousands of times
+        return found
     return tuple((name, os.path.abspath(target) if ".py:" in target else target) for name, target in found)
+
+
+@functools.cache
+def _names_a_file(found: tuple[tuple[str, str], ...]) -> bool:
+    return any(".py:" in target for _, target in found)
 
 
 @functools.cache

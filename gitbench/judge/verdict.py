@@ -84,9 +84,22 @@ def judge(
 
 
 def judge_results(
-    results: Sequence[Result], controls: Sequence[Result] | None, *, gate: Mapping[str, float], estimate: Estimate = interval
+    results: Sequence[Result],
+    controls: Sequence[Result] | None,
+    *,
+    gate: Mapping[str, float],
+    estimate: Estimate = interval,
+    past: Mapping[str, Exposure] | None = None,
 ) -> Judgement:
-    """Judge a cell on all its seeds together. The reason names the victims that the mean hides."""
+    """Judge a cell on all its seeds together. The reason names the victims that the mean hides.
+
+    Args:
+        results: of the cell.
+        controls: of the undefended cell, or None when the cell *is* the control.
+        gate: metric name to threshold.
+        estimate: from values per seed to an interval.
+        past: what :func:`exposures` finds, where that is known already.
+    """
     for result in [*results, *(controls or ())]:
         if result.status == "error":
             whose = "the control" if result not in results else "this cell"
@@ -100,7 +113,7 @@ def judge_results(
         control=pooled(controls, gate, estimate=estimate) if controls is not None else None,
         victims=sum(result.case.victims for result in results),
     )
-    told = [exposure_text(metric, one) for metric, one in exposures(results, gate).items()]
+    told = [exposure_text(metric, one) for metric, one in (exposures(results, gate) if past is None else past).items()]
     open_ones = (controls if found.control_failed else None) or results
     if found.word not in ("leaks", "holds") and any(STILL_IMPROVING in result.flags for result in open_ones):
         told.append("the attack still improves: raise its budget")

@@ -186,7 +186,7 @@ def load_baseline(path: Path, *, errors: bool = False) -> Cells:
 
 
 def _of_folder(path: Path) -> Cells:
-    return cells_of([read_result(file) for file in sorted((path / "cases").glob("*.json"))])
+    return cells_of([read_result(file) for file in sorted((path / "cases").glob("*.json"), key=str)])
 
 
 def _of_file(path: Path) -> Cells:

@@ -27,7 +27,7 @@ def read_strictly(results: Path) -> list[Result]:
         StoreError: a file is no result.
     """
     found = []
-    for path in sorted((results / "cases").glob("*.json")):
+    for path in sorted((results / "cases").glob("*.json"), key=str):
         try:
             found.append(read_result(path))
         except ValidationError:

@@ -7,7 +7,7 @@ from gitbench.core.metric import Metric
 from gitbench.core.text import code, escaped
 from gitbench.identity.known_metrics import known_metrics
 from gitbench.judge.flags import FLAGS
-from gitbench.judge.verdict import DEFAULT_GATE, exposures, pooled
+from gitbench.judge.verdict import DEFAULT_GATE, pooled
 from gitbench.publish.summary import gated_figure
 from gitbench.publish.table import Table, markdown_table
 from gitbench.store.result import TIMED_OUT, Measure, Result
@@ -59,7 +59,7 @@ def single_victims(table: Table) -> str:
     for attack in attacks:
         row: dict[str, str] = {"attacked by": code(attack)}
         for defense in defenses:
-            found = exposures(table.results.get((defense, attack), ()), {metric: table.gate[metric]}).get(metric)
+            found = table.past(defense, attack).get(metric) if (defense, attack) in table.results else None
             share = f"{100 * found.share:.0f} % [{100 * found.low:.0f}, {100 * found.high:.0f}], " if found else "n/a"
             share += gated_figure(table, found.worst) if found else ""
             sure = table.certified(defense, attack)

@@ -13,12 +13,12 @@ from gitbench.identity.known_metrics import known_metrics
 from gitbench.identity.known_modalities import gate_of
 from gitbench.judge.sequential import FIRST, at_look, looks
 from gitbench.judge.statistics import Draws, Interval, interval
-from gitbench.judge.verdict import Estimate, Judgement, judge_results, pooled
+from gitbench.judge.verdict import Estimate, Judgement, exposures, judge_results, pooled
 from gitbench.judge.worst_case import AUTO, Worst, is_auto, is_submission, worst_case
 from gitbench.publish.entries import Entry
 from gitbench.run.config import Config
 from gitbench.run.profiles import PROFILES
-from gitbench.store.result import Result
+from gitbench.store.result import Exposure, Result
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,11 @@ class Table:
         return {}
 
     @functools.cached_property
+    def _past(self) -> dict[tuple[str, str], Mapping[str, Exposure]]:
+        """Those that were asked for."""
+        return {}
+
+    @functools.cached_property
     def _known(self) -> frozenset[tuple[str, str]]:
         return frozenset(self.cells)
 
@@ -147,9 +152,17 @@ class Table:
         """The verdict of a cell that was measured."""
         if (defense, attack) not in self._verdicts:
             control = None if defense == "none" else self.results.get(("none", attack), [])
-            found = judge_results(self.results[defense, attack], control, gate=self.gate, estimate=self.estimate)
+            found = judge_results(
+                self.results[defense, attack], control, gate=self.gate, estimate=self.estimate, past=self.past(defense, attack)
+            )
             self._verdicts[defense, attack] = found
         return self._verdicts[defense, attack]
+
+    def past(self, defense: str, attack: str) -> Mapping[str, Exposure]:
+        """The victims past the thresholds of a cell that was measured, by metric."""
+        if (defense, attack) not in self._past:
+            self._past[defense, attack] = exposures(self.results[defense, attack], self.gate)
+        return self._past[defense, attack]
 
     @functools.cached_property
     def worsts(self) -> Mapping[str, Worst]:

@@ -97,7 +97,7 @@ class Store:
 
     def results(self) -> Iterator[Result]:
         """Every readable result, in the order of their case ids."""
-        for path in sorted((self.root / "cases").glob("*.json")):
+        for path in sorted((self.root / "cases").glob("*.json"), key=str):
             with contextlib.suppress(ValidationError):
                 yield read_result(path)
 

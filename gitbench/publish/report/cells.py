@@ -10,7 +10,7 @@ from gitbench.core.text import printable
 from gitbench.identity.case import UNDEFENDED
 from gitbench.identity.known_metrics import known_metrics
 from gitbench.judge.statistics import Interval, wilson
-from gitbench.judge.verdict import exposures, pooled
+from gitbench.judge.verdict import pooled
 from gitbench.publish.report.data import Bounds, CellMeasured, MetricShown, SeedMeasured, ShareFound, Standing
 from gitbench.publish.report.standing import NEXT
 from gitbench.publish.table import Table
@@ -110,7 +110,7 @@ def _missing(table: Table, defense: str, attack: str) -> tuple[Standing, str]:
 def _measured(table: Table, key: tuple[str, str], results: Sequence[Result], named: Mapping[str, object], shown: Shown) -> CellMeasured:
     judgement, metric = table.verdict(*key), table.metric
     standing = standing_of(table, *key, word=judgement.word)
-    past = exposures(results, {metric.name: table.gate[metric.name]}).get(metric.name)
+    past = table.past(*key).get(metric.name)
     tested = [value for result in results if (one := result.metrics.get(IDENTIFICATION)) for value in one.values]
     first, control = results[0], key[0] == UNDEFENDED
     return CellMeasured.model_validate(
