@@ -296,7 +296,13 @@ def test_knowing_the_noise_helps(rough: Data) -> None:
     assert errors[0] < errors[1]
 
 
-@pytest.mark.parametrize("defense", ["pruning(rate=0.9)", "pruning(rate=0.999)", "clipping(max_norm=0.1)", "dp_sgd(noise_multiplier=1.0)"])
+@pytest.mark.parametrize(
+    "defense",
+    [
+        *("pruning(rate=0.9)", "pruning(rate=0.999)", "clipping(max_norm=0.1)"),
+        pytest.param("dp_sgd(noise_multiplier=1.0)", marks=pytest.mark.slow),
+    ],
+)
 def test_exact_survives_every_kind_of_update(defense: str, rough: Data) -> None:
     model = gitbench.load_model("lenet", rough)
     inputs, labels = victims_of(rough)

@@ -76,7 +76,7 @@ def test_several_rounds_show_more_of_a_noisy_update(options) -> None:
     assert many.metrics["psnr_gain"].mean > few.metrics["psnr_gain"].mean + 1
 
 
-@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "xdist"])
+@pytest.mark.parametrize("workers", [pytest.param((), id="alone"), pytest.param(("-n", "2"), id="xdist", marks=pytest.mark.slow)])
 def test_rounds_are_an_axis(bench: pytest.Pytester, workers: tuple[str, ...], warm: None) -> None:
     result = run_matrix(
         bench, "--gitbench-rounds", "1", "--gitbench-rounds", "3", "--gitbench-batch-size", "2", "--gitbench-defense", "none",
