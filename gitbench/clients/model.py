@@ -19,6 +19,7 @@ from torch.nn.parameter import is_lazy
 
 from gitbench.clients.data import Data
 from gitbench.clients.differentiation import stacked_gradients
+from gitbench.clients.normalize import Normalize  # noqa: F401 (models of others import it from here)
 from gitbench.clients.output import output_of, read_output, take_logits
 from gitbench.clients.task import data_for
 from gitbench.clients.trained import freeze, trained_parameters

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 def without_cycle_search() -> Iterator[None]:
     """Inside the block, or in a function that this decorates, Python does not search.
 
-    Thousands of results that were read stay until the end, and each search goes through all of them: a good part of the time of a leaderboard.
+    Thousands of results that were read stay until the end, and each search goes through all of them.
     """
     searching = gc.isenabled()
     gc.disable()

@@ -10,12 +10,12 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.grad import conv2d_input
 
-from gitbench.clients.feedforward.links import Compared, Link, Pair, Products, Turned
+from gitbench.clients.feedforward.links import Compared, Pair, Products, Turned, Weighted
 from gitbench.clients.layer_gradients import Aim
 from gitbench.clients.linear_layers import by_patches
 
 
-class Convolution(Link):
+class Convolution(Weighted):
     """``torch.nn.Conv2d`` without groups and dilation.
 
     Args:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 
-from gitbench.clients.feedforward.links import Compared, Link, Pair, Products, Turned
+from gitbench.clients.feedforward.links import Compared, Pair, Products, Turned, Weighted
 from gitbench.clients.layer_gradients import Aim
 
 
-class Linear(Link):
+class Linear(Weighted):
     """``torch.nn.Linear`` on the rows of a matrix.
 
     Args:

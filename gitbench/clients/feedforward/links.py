@@ -26,23 +26,9 @@ class Link(ABC):
     The images of all victims pass through side by side: ``N = V * B`` of them.
     """
 
-    weight: str | None = None
-    """Name of the weight, where it trains."""
-    bias: str | None = None
-    """Name of the bias, where it trains."""
-
-    @property
-    def names(self) -> list[str]:
-        """Of the parameters that train."""
-        return [name for name in (self.weight, self.bias) if name]
-
     @abstractmethod
     def forth(self, inputs: torch.Tensor) -> torch.Tensor:
         """What the layer returns, ``(N, ...)``."""
-
-    def written_out(self, inputs: torch.Tensor, victims: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """What the layer returns, and what it wrote out of its inputs on the way, for :meth:`pair`."""
-        return self.forth(inputs), None
 
     @abstractmethod
     def push(self, direction: torch.Tensor, inputs: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
@@ -55,17 +41,6 @@ class Link(ABC):
     def bend(self, output: torch.Tensor) -> torch.Tensor | None:
         """The second derivative over the first, of each entry; None where it is zero, almost everywhere."""
         return None
-
-    def pair(self, inputs: torch.Tensor, slope: torch.Tensor, victims: int, written: torch.Tensor | None) -> Pair:
-        """What the gradients by the layer's parameters are made of.
-
-        Args:
-            inputs: what it read, ``(N, ...)``.
-            slope: of the loss by what it returned, ``(N, ...)``.
-            victims: ``V``.
-            written: what :meth:`written_out` wrote.
-        """
-        raise NotImplementedError
 
 
 class Pair(ABC):
@@ -90,6 +65,35 @@ class Pair(ABC):
     @abstractmethod
     def turned_products(self, slopes: Sequence[Products]) -> Turned:
         """Of the sum of the last :meth:`products`, each times its slope ``(V,)``."""
+
+
+class Weighted(Link):
+    """A layer with parameters, some of which may train."""
+
+    weight: str | None = None
+    """Name of the weight, where it trains."""
+    bias: str | None = None
+    """Name of the bias, where it trains."""
+
+    @property
+    def names(self) -> list[str]:
+        """Of the parameters that train."""
+        return [name for name in (self.weight, self.bias) if name]
+
+    def written_out(self, inputs: torch.Tensor, victims: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What the layer returns, and what it wrote out of its inputs on the way, for :meth:`pair`."""
+        return self.forth(inputs), None
+
+    @abstractmethod
+    def pair(self, inputs: torch.Tensor, slope: torch.Tensor, victims: int, written: torch.Tensor | None) -> Pair:
+        """What the gradients by the layer's parameters are made of.
+
+        Args:
+            inputs: what it read, ``(N, ...)``.
+            slope: of the loss by what it returned, ``(N, ...)``.
+            victims: ``V``.
+            written: what :meth:`written_out` wrote.
+        """
 
 
 class Compared:

@@ -14,7 +14,7 @@ import torch
 from torch.autograd import Function
 from torch.nn import functional
 
-from gitbench.clients.feedforward.links import Link, Pair, Products, Turned
+from gitbench.clients.feedforward.links import Link, Pair, Products, Turned, Weighted
 from gitbench.clients.layer_gradients import Aim
 
 Plain = Callable[[torch.Tensor, torch.Tensor], Mapping[str, torch.Tensor]]
@@ -49,7 +49,7 @@ class Feedforward:
 
     def __init__(self, links: Sequence[Link], classes: int, plain: Plain) -> None:
         self.links, self.plain, self._classes = links, plain, classes
-        self.trained = [place for place, link in enumerate(links) if link.names]
+        self.trained = {place: link for place, link in enumerate(links) if isinstance(link, Weighted) and link.names}
 
     def gradients(self, inputs: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Of the mean cross-entropy of each victim's batch: ``(V, *shape)``; differentiable in ``inputs`` and in soft ``labels``.
@@ -58,7 +58,7 @@ class Feedforward:
             inputs: ``(V, B, C, H, W)``.
             labels: class indices ``(V, B)``, or probabilities ``(V, B, classes)``.
         """
-        names = [name for place in self.trained for name in self.links[place].names]
+        names = [name for link in self.trained.values() for name in link.names]
         found: Sequence[torch.Tensor] = _Gradients.apply(inputs, self._targets(inputs, labels), self)
         return dict(zip(names, found, strict=True))
 
@@ -67,7 +67,7 @@ class Feedforward:
         dots, squares = _InnerProducts.apply(inputs, self._targets(inputs, labels), self, aims)
         return dots, squares
 
-    def passes(self, inputs: torch.Tensor, targets: torch.Tensor, *, told: Callable[[Link, Pair], None], again: bool) -> _Passed:
+    def passes(self, inputs: torch.Tensor, targets: torch.Tensor, *, told: Callable[[Weighted, Pair], None], again: bool) -> _Passed:
         """The first two sweeps.
 
         Args:
@@ -77,23 +77,24 @@ class Feedforward:
             again: keep the pairs, which take most of the memory.
         """
         read, written = [inputs.flatten(0, 1)], []
-        for link in self.links:
-            output, on_the_way = link.written_out(read[-1], len(inputs)) if link.names else (link.forth(read[-1]), None)
+        for place, link in enumerate(self.links):
+            trained = self.trained.get(place)
+            output, on_the_way = (link.forth(read[-1]), None) if trained is None else trained.written_out(read[-1], len(inputs))
             read.append(output)
             written.append(on_the_way)
         targets = targets.flatten(0, 1)
         slope = (targets.sum(1, keepdim=True) * read[-1].softmax(1) - targets) / inputs.shape[1]
-        first = self.trained[0]
+        first = min(self.trained)
         slopes: dict[int, torch.Tensor] = {}
         pairs: dict[int, Pair] = {}
         for place in range(len(self.links) - 1, first - 1, -1):
-            link, slopes[place] = self.links[place], slope
-            if link.names:
-                pair = link.pair(read[place], slope, len(inputs), written[place])
-                told(link, pair)
+            slopes[place], trained = slope, self.trained.get(place)
+            if trained is not None:
+                pair = trained.pair(read[place], slope, len(inputs), written[place])
+                told(trained, pair)
                 pairs |= {place: pair} if again else {}
             if place > first:
-                slope = link.back(slope, read[place], read[place + 1])
+                slope = self.links[place].back(slope, read[place], read[place + 1])
         return _Passed(read, slopes, targets, pairs)
 
     def turned(self, passed: _Passed, turned: Mapping[int, Turned], shape: torch.Size) -> tuple[torch.Tensor, torch.Tensor]:
@@ -106,7 +107,7 @@ class Feedforward:
         """
         read, along = passed.read, None
         of_read: dict[int, torch.Tensor | None] = {}
-        for place in range(self.trained[0], len(self.links)):
+        for place in range(min(self.trained), len(self.links)):
             link, output = self.links[place], read[place + 1]
             of_slope, of_read[place] = turned.get(place, (None, None))
             if along is not None:
@@ -134,7 +135,7 @@ class _Gradients(Function):
     def forward(ctx: Any, inputs: torch.Tensor, targets: torch.Tensor, network: Feedforward) -> tuple[torch.Tensor, ...]:
         found: list[torch.Tensor] = []
 
-        def told(link: Link, pair: Pair) -> None:
+        def told(link: Weighted, pair: Pair) -> None:
             found[:0] = [part() for name, part in ((link.weight, pair.weight), (link.bias, pair.bias)) if name]
 
         ctx.save_for_backward(inputs, targets)
@@ -149,7 +150,7 @@ class _Gradients(Function):
             return by_inputs, by_targets, None
         waiting, turned = list(slopes), {}
         for place, pair in sorted(ctx.passed.pairs.items()):
-            link = ctx.network.links[place]
+            link = ctx.network.trained[place]
             weight = waiting.pop(0) if link.weight else None
             turned[place] = pair.turned(weight, waiting.pop(0) if link.bias else None)
         return *ctx.network.turned(ctx.passed, turned, inputs.shape), None
@@ -164,7 +165,7 @@ class _InnerProducts(Function):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         found: dict[str, Products] = {}
 
-        def told(link: Link, pair: Pair) -> None:
+        def told(link: Weighted, pair: Pair) -> None:
             weight, bias = (aims.get(name) if name else None for name in (link.weight, link.bias))
             found.update(zip((name for name in link.names if name in aims), pair.products(weight, bias), strict=True))
 
@@ -185,7 +186,7 @@ class _InnerProducts(Function):
             return by_inputs, by_targets, None, None
         rows, turned = {name: row for row, name in enumerate(ctx.aims)}, {}
         for place, pair in ctx.passed.pairs.items():
-            known = [rows[name] for name in ctx.network.links[place].names if name in rows]
+            known = [rows[name] for name in ctx.network.trained[place].names if name in rows]
             if known:
                 turned[place] = pair.turned_products([(dots[row], squares[row]) for row in known])
         return *ctx.network.turned(ctx.passed, turned, inputs.shape), None, None

@@ -12,7 +12,7 @@ from torch import nn
 
 from gitbench.clients.feedforward.convolution import Convolution, fits
 from gitbench.clients.feedforward.linear import Linear
-from gitbench.clients.feedforward.links import Flattened, Link, Normalized, activation
+from gitbench.clients.feedforward.links import Flattened, Link, Normalized, Weighted, activation
 from gitbench.clients.feedforward.network import Feedforward
 from gitbench.clients.layerwise import layerwise_gradients
 from gitbench.clients.normalize import Normalize
@@ -79,7 +79,7 @@ def _made(
     except _UnknownError:
         return None
     own = [id(tensor) for _, layer in layers for tensor in layer._parameters.values() if tensor is not None]
-    names = {name for link in links for name in link.names}
+    names = {name for link in links if isinstance(link, Weighted) for name in link.names}
     if len(shape) != 1 or not names or names != parameters.keys() or len(set(own)) < len(own):  # one that is used twice has one name
         return None
     return Feedforward(links, shape[0], functools.partial(layerwise_gradients, model, parameters))
