@@ -60,6 +60,14 @@ def test_links_of_the_front_page_lead_within_the_site(pages: ModuleType) -> None
     assert moved == "[a](a.md#b) [c](changelog.md) ![d](pictures/d.png) [e](leaderboards/index.md) [f](https://f.org/docs/x)"
 
 
+def test_links_of_pages_from_the_root_lead_to_pages(pages: ModuleType) -> None:
+    made = pages.generated()
+    there = {*made, *(page.removeprefix("docs/") for page in PAGES)}
+    for address in ("index.md", "contributing.md", "changelog.md"):
+        links = {link for link in re.findall(r"\]\(([^)\s#]+)", made[address]) if ":" not in link and not link.startswith("pictures/")}
+        assert links <= there, (address, sorted(links - there))
+
+
 def test_every_page_is_in_the_navigation_and_plain_markdown() -> None:
     nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
     named = [page for section in nav if isinstance(section, dict) for pages in section.values() for page in pages]

@@ -27,6 +27,7 @@ DOCS = sorted((ROOT / "docs").glob("*.md"))
 TITLES = {"attack": "Attacks", "defense": "Defenses"}
 REQUIRED = "required"
 SCHEMA = "gitbench/publish/report/schema.json"
+BENCHMARKS = "benchmarks/RESULTS.md"
 _LOG = logging.getLogger("mkdocs.plugins.gitbench")  # what it warns of fails a strict build
 _ROLE = re.compile(r":(?:class|func|meth|mod|attr|data):(`|<code>)~?")
 _PAGE = re.compile(r"\bdocs/([\w-]+\.md)")
@@ -247,6 +248,7 @@ def generated() -> dict[str, str]:
     """Address within the site to Markdown."""
     found = {f"{name.lower()}.md": moved((ROOT / f"{name}.md").read_text(encoding="utf-8")) for name in ("CONTRIBUTING", "CHANGELOG")}
     found["index.md"] = moved((ROOT / "README.md").read_text(encoding="utf-8"))
+    found[BENCHMARKS] = (ROOT / BENCHMARKS).read_text(encoding="utf-8")
     for path in sorted((ROOT / "leaderboards").glob("*.md")):
         found[f"leaderboards/{path.name}"] = path.read_text(encoding="utf-8")
     found["leaderboards/index.md"] = (
@@ -294,7 +296,11 @@ def on_config(config: MkDocsConfig) -> None:
         {"Leaderboards": ["leaderboards/index.md", *({one.title: f"leaderboards/{one.file}"} for one in boards())]},
         {"Public names": ["api/index.md", *({name: f"api/{name}.md"} for name in public_names()), {"Hooks": "api/hooks.md"}]},
     ]
-    next(section for section in config.nav if "Work on it" in section)["Work on it"] += ["contributing.md", "changelog.md"]
+    next(section for section in config.nav if "Work on it" in section)["Work on it"] += [
+        {"Speed": BENCHMARKS},
+        "contributing.md",
+        "changelog.md",
+    ]
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
