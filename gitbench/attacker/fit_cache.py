@@ -18,6 +18,7 @@ from gitbench.attacker.attack import Attack, Fit, Fitted, State, settings
 from gitbench.attacker.learning import Checkpoint, NoCheckpoint
 from gitbench.attacker.observation import Observation
 from gitbench.core.errors import StoreError
+from gitbench.core.memory import give_back_freed_memory
 from gitbench.core.random import make_generator
 from gitbench.core.spec import canonical_json
 from gitbench.identity.case import Case
@@ -94,9 +95,15 @@ class CaseFits:
         """
         return self._cache.kept(
             identity(self._case, attack, observation),
-            lambda checkpoint: fit(self._generator(attack), checkpoint),
+            lambda checkpoint: self._learned(attack, fit, checkpoint),
             device=observation.device,
         )
+
+    def _learned(self, attack: Attack, fit: Fit, checkpoint: Checkpoint) -> State:
+        try:
+            return fit(self._generator(attack), checkpoint)
+        finally:
+            give_back_freed_memory()  # a fit takes more than what comes after it
 
     def _generator(self, attack: Attack) -> torch.Generator:
         return make_generator(self._case.seed, "fit", repr(attack))

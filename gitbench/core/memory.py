@@ -19,7 +19,7 @@ def keep_freed_memory() -> None:
     """Let the C library keep what is freed for the next tensor, where it is glibc.
 
     By itself glibc gives each large tensor back to the system at once, and the next one costs the system as many page faults
-    anew: a third of the time of the attacks on small networks. :func:`reset_peak` gives back what is free.
+    anew: a third of the time of the attacks on small networks. :func:`give_back_freed_memory` ends that for what is free by then.
     """
     if platform.libc_ver()[0] == "glibc":
         with contextlib.suppress(OSError, AttributeError):
@@ -28,14 +28,22 @@ def keep_freed_memory() -> None:
             mallopt(_TRIM_THRESHOLD, _MOST)
 
 
+def give_back_freed_memory() -> None:
+    """Return what is free to the system, where the C library is glibc: after one phase of work, or before something large.
+
+    Holes that were left by small tensors hold no large one, and would stay taken beside it.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
+
+
 def reset_peak(device: torch.device) -> None:
     """Start counting anew, where the system allows it (Linux, CUDA)."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        if platform.libc_ver()[0] == "glibc":  # what was kept free is not this case's
-            with contextlib.suppress(OSError, AttributeError):
-                ctypes.CDLL(None).malloc_trim(0)
+        give_back_freed_memory()  # what was kept free is not this case's
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
 

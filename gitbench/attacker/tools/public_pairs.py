@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import torch
 
@@ -11,12 +11,14 @@ from gitbench.attacker.observation import Observation
 from gitbench.clients.client import blaming
 from gitbench.clients.defense import is_random
 from gitbench.clients.update import Batch, Update, joined
+from gitbench.core.memory import give_back_freed_memory
 from gitbench.core.progress import Progress
 
 KEPT = 3 * 2**30
 """Bytes of public gradients that are kept rather than computed again."""
 
 _PIECE = 2**22  # entries that are protected at once: small temporaries are used again, large ones come fresh from the system
+_LARGE = 2**28  # bytes that fit into no hole which smaller tensors left
 _FEW = 4  # batches on which a defense shows whether it draws anything
 
 
@@ -49,6 +51,7 @@ class PublicPairs:
         progress: told of the gradients.
         what: who is asking, for ``progress``.
         budget: bytes of gradients to keep.
+        names: of the tensors that are asked for, where it is not all of them and nothing is protected: only they are kept.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class PublicPairs:
         progress: Progress,
         what: str,
         budget: int = KEPT,
+        names: Collection[str] | None = None,
     ) -> None:
         self._observation = observation
         self._seed = int(torch.randint(2**62, (), generator=generator))
@@ -67,8 +71,9 @@ class PublicPairs:
         self.order = order.to(public.inputs.device)
         self._kept: Update | None = None
         self._sent: Update | None = None
+        self._names = names
         self._piece = max(1, _PIECE // observation.entries)
-        if pairs_memory(observation, len(order)) <= budget:
+        if pairs_memory(observation, len(order), names) <= budget:
             self._kept = _stacked(self._all_computed(progress, f"{what}: public gradients"), len(order))
 
     def __len__(self) -> int:
@@ -100,11 +105,11 @@ class PublicPairs:
         """Whether the gradients of the same images differ between the rounds that an update is made of."""
         return self._observation.players.changing(self.inputs[:1], self.labels[:1])
 
-    def gradients(self, rows: torch.Tensor) -> Update:
-        """Unprotected gradients of some rows, in chunks where they were not kept."""
+    def gradients(self, rows: torch.Tensor, names: Collection[str] | None = None) -> Update:
+        """Unprotected gradients of some rows, of the tensors with these names where it is not all of them."""
         if self._kept is None:
-            return Update.cat([self._computed(chunk) for chunk in rows.split(self._observation.chunk)])
-        return self._taken(self._kept, rows)
+            return _stacked((_of_names(part, names) for part in self._again(rows)), len(rows))
+        return _of_names(self._taken(self._kept, rows), names)
 
     def updates(self, rows: torch.Tensor, *, generator: torch.Generator) -> Update:
         """The updates of some rows ``(n,)``, protected with fresh randomness."""
@@ -112,8 +117,13 @@ class PublicPairs:
             return self._drawn_once(rows)
         if self._observation.expectation is None:
             return self.gradients(rows)
-        pieces = (self._observation.protected(self.gradients(chunk), generator=generator) for chunk in rows.split(self._piece))
-        return _stacked((Update(piece.tensors) for piece in pieces), len(rows))
+        pieces = self._again(rows) if self._kept is None else (self._taken(self._kept, part) for part in rows.split(self._piece))
+        sent = (self._observation.protected(piece, generator=generator) for piece in pieces)
+        return _stacked((Update(piece.tensors) for piece in sent), len(rows))
+
+    def _again(self, rows: torch.Tensor) -> Iterator[Update]:
+        """The gradients of some rows, computed again in parts that are protected at once."""
+        return (self._computed(part) for part in rows.split(min(self._piece, self._observation.chunk)))
 
     def _drawn_once(self, rows: torch.Tensor) -> Update:
         chunk = self._observation.chunk
@@ -136,7 +146,8 @@ class PublicPairs:
             progress(what, done + 1, len(chunks))
 
     def _computed(self, rows: torch.Tensor) -> Update:
-        return self._observation.public_gradients(self.order[rows.to(self.order.device)], generator=self._generator(rows))
+        found = self._observation.public_gradients(self.order[rows.to(self.order.device)], generator=self._generator(rows))
+        return _of_names(found, self._names)
 
     def _played(self, rows: torch.Tensor) -> Update:
         """What is sent in all rounds, combined."""
@@ -156,6 +167,8 @@ def _stacked(pieces: Iterable[Update], count: int) -> Update:
         if not done:
             each = piece.per_example
             one = each is not None and all(tensor.shape[1] == 1 for tensor in each.values())  # the average is a view of the only example
+            if 4 * count * sum(tensor[0].numel() for tensor in (each or piece.tensors).values()) > _LARGE:
+                give_back_freed_memory()
             whole = (Update({}, each) if one else piece).map_all(lambda tensor: tensor.new_empty(count, *tensor.shape[1:]))
             if one and whole.per_example:
                 whole = Update({name: tensor[:, 0] for name, tensor in whole.per_example.items()}, whole.per_example)
@@ -166,7 +179,14 @@ def _stacked(pieces: Iterable[Update], count: int) -> Update:
     return whole.of(joined(batches) if batches else None)
 
 
-def pairs_memory(observation: Observation, count: int) -> int:
-    """Bytes that the gradients of ``count`` public batches take up."""
-    size = observation.entries
-    return 4 * size * count
+def _of_names(update: Update, names: Collection[str] | None) -> Update:
+    if names is None:
+        return update
+    every = None if update.per_example is None else {name: update.per_example[name] for name in names}
+    return Update({name: update.tensors[name] for name in names}, every, update.batch)
+
+
+def pairs_memory(observation: Observation, count: int, names: Collection[str] | None = None) -> int:
+    """Bytes that the gradients of ``count`` public batches take up, of all tensors or of those with these names."""
+    sizes = observation.sent
+    return 4 * count * sum(sizes[name] for name in (sizes if names is None else names))

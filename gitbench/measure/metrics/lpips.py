@@ -61,13 +61,14 @@ def _network(device: torch.device) -> Any:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchvision deprecations inside the package
-        with torch.random.fork_rng(devices=[]):
-            network = LPIPS(net="alex", pnet_rand=True, verbose=False)
+        # On no device: its classifier, which no distance needs, has 58 of AlexNet's 61 million random weights.
+        with torch.device("meta"):
+            network = LPIPS(net="alex", pnet_rand=True, pretrained=False, verbose=False)
+    with resources.files("lpips").joinpath("weights/v0.1/alex.pth").open("rb") as file:
+        linear = torch.load(file, map_location="cpu", weights_only=True)
     weights = resources.files("gitbench.measure.metrics").joinpath("lpips_alexnet_features.safetensors").read_bytes()
     features = {key.removeprefix("features."): value.float() for key, value in load(weights).items()}
     # lpips keeps torchvision's layer numbers inside its slices: slice2.3.weight is features.3.weight.
-    state = network.net.state_dict()
-    for key in state:
-        state[key] = features[key.partition(".")[2]]
-    network.net.load_state_dict(state)
+    network.net.load_state_dict({key: features[key.partition(".")[2]] for key in network.net.state_dict()}, assign=True)
+    network.load_state_dict(linear, strict=False, assign=True)
     return network.to(device).eval().requires_grad_(False)

@@ -6,13 +6,14 @@ import math
 from collections.abc import Mapping
 
 import torch
+from torch import nn
 
 from gitbench.attacker.attacks.git.head import Head, fit_head
 from gitbench.attacker.attacks.git.options import GitOptions
 from gitbench.attacker.attacks.git.polish import Polish, fit_polish
 from gitbench.attacker.attacks.git.trained import train_weights
 from gitbench.attacker.attacks.git.walk import SolvedWalk, StepNoise
-from gitbench.attacker.attacks.git.walk_fit import fit_walk
+from gitbench.attacker.attacks.git.walk_fit import fit_walk, names_for_activations
 from gitbench.attacker.attacks.git.weights import exact_top, solve_weights
 from gitbench.attacker.layers.chain import Chain, Weights, read_chain
 from gitbench.attacker.layers.passes import gradients_of
@@ -26,6 +27,7 @@ Tensors = dict[str, torch.Tensor]
 
 _SOLVED_FROM = 2048  # examples that the weights are solved from, and a quarter more to check them
 _SOLVED_BYTES = 2**29  # of gradients, where so few examples are enough
+_KEPT = 2**28  # bytes of public gradients that are kept beside what is sent of them; more are computed again, a part at a time
 _IDENTIFIED = 0.05  # relative error of the gradients that the weights give
 _CHUNK = 256
 _DRAWN = 256  # examples that a defense protects twice to show its noise
@@ -53,15 +55,14 @@ def fit_exact(
     if found is None:
         return f"the weights of the recursion do not follow from {min(len(order), _SOLVED_FROM)} public pairs"
     weights, view = found
-    pairs = PublicPairs(observation, order, generator=generator, progress=progress, what="git")
+    pairs = PublicPairs(observation, order, generator=generator, progress=progress, what="git", budget=_KEPT)
     images, pixels = _views(chain, observation, pairs.inputs[:, 0])[view], pairs.inputs.flatten(1)
     rows = torch.arange(len(pairs))
     held = (rows >= len(pairs) - max(1, round(options.holdout * len(pairs)))).to(pixels.device)
     noise = _noise(pairs, generator)
     updates = pairs.updates(rows, generator=generator).tensors
-    walk, first = fit_walk(
-        chain, weights, noise, raw=pairs.gradients(rows).tensors, updates=updates, inputs=images, held=held, progress=progress
-    )
+    raw = pairs.gradients(rows, names_for_activations(chain, weights)).tensors
+    walk, first = fit_walk(chain, weights, noise, raw=raw, updates=updates, inputs=images, held=held, progress=progress)
     noisy = max(noise.variance.values()) > 0
     polish = _polish(chain, weights, noise, observation, pairs, images, progress) if noisy and options.polish else None
     draws = options.draws if noisy and polish is None else 1  # a polished image varies little between draws
@@ -114,7 +115,10 @@ def _weights(
     unknown = 2 * (chain.layers[-1].input_shape[0] + 1)
     count = min(len(order), _SOLVED_FROM, max(unknown, _SOLVED_BYTES // (4 * observation.entries)))
     rows = order[: count + count // 4]
-    pairs = PublicPairs(observation.undefended(), rows, generator=generator, progress=progress, what="git: recursion")
+    undefended, names = observation.undefended(), None
+    if options.weights == "solved" and not chain.layers[0].is_conv:  # of a first linear layer nothing has to be known
+        names = [name for name in undefended.sent if not name.startswith(f"{chain.layers[0].name}.")]
+    pairs = PublicPairs(undefended, rows, generator=generator, progress=progress, what="git: recursion", names=names)
     everyone = torch.arange(len(rows))
     raw = pairs.gradients(everyone)
     views = _views(chain, observation, pairs.inputs[:, 0])
@@ -122,11 +126,10 @@ def _weights(
         return train_weights(chain, raw, views[0], generator=generator, progress=progress), 0
     part = raw[:count]
     check = everyone[count:] if len(everyone) > count else everyone
-    truth = raw[check].tensors
     for view, inputs in enumerate(views):
         progress("git: solving the weights", view, len(views))
         found = solve_weights(chain, part, inputs[:count], pairs.labels[:count, 0])
-        if found is not None and (not chain.layers[0].is_conv or _wrong(chain, found, inputs[check], truth) < _IDENTIFIED):
+        if found is not None and (not chain.layers[0].is_conv or _wrong(chain, found, inputs[check], raw[check].tensors) < _IDENTIFIED):
             return found, view
     return None
 
@@ -152,11 +155,10 @@ def _views(chain: Chain, observation: Observation, images: torch.Tensor) -> list
 
 def _noise(pairs: PublicPairs, generator: torch.Generator) -> StepNoise:
     rows = torch.arange(min(_DRAWN, len(pairs)))
-    raw = pairs.gradients(rows).tensors
+    raw = {name: int(tensor.count_nonzero()) for name, tensor in pairs.gradients(rows).tensors.items()}
     first, second = (pairs.updates(rows, generator=generator).tensors for _ in range(2))
-    variance = {name: float((first[name] - second[name]).square().mean() / 2) for name in raw}
-    sent = {name: float((first[name] != 0).sum() / (tensor != 0).sum().clamp_min(1)) for name, tensor in raw.items()}
-    return StepNoise(variance, sent)
+    sent = {name: int(tensor.count_nonzero()) / max(1, raw[name]) for name, tensor in first.items()}
+    return StepNoise({name: float(nn.functional.mse_loss(first[name], second[name]) / 2) for name in first}, sent)
 
 
 def _features(walk: SolvedWalk, pairs: PublicPairs, draws: int, generator: torch.Generator, progress: Progress) -> list[torch.Tensor]:
@@ -212,7 +214,8 @@ def _part(state: Mapping[str, torch.Tensor], prefix: str) -> Tensors:
 
 
 def exact_memory(observation: Observation, options: GitOptions) -> int:
-    """Bytes at the peak of :func:`fit_exact`: gradients twice (raw and defended), and the features of every draw."""
+    """Bytes at the peak of :func:`fit_exact`: what is sent, beside it a chunk of gradients, and the features of every draw."""
     count = min(options.limit, len(observation.public))
-    pixels = math.prod(observation.input_shape)
-    return 4 * count * (3 * observation.entries + (2 * options.draws + 4) * pixels)
+    gradients = 4 * count * observation.entries
+    chunk = 4 * 2 * observation.chunk * observation.entries
+    return gradients + min(_KEPT, gradients) + chunk + 4 * count * (2 * options.draws + 4) * math.prod(observation.input_shape)

@@ -43,7 +43,7 @@ def fit_walk(
         chain: the model's layers.
         weights: from :func:`gitbench.attacker.attacks.git.weights.solve_weights`.
         noise: what the defense does.
-        raw: undefended gradients of ``N`` public examples, for the activations that no weight tells.
+        raw: undefended gradients of ``N`` public examples, those of :func:`names_for_activations` at least.
         updates: the same, defended.
         inputs: the examples as the first layer sees them, ``(N, C, H, W)``.
         held: ``(N,)`` bool: rows that choose penalties.
@@ -148,6 +148,12 @@ def _precision(layer: Layer, errors: torch.Tensor) -> torch.Tensor:
     floor = 1e-3 * covariance.diagonal().mean() + 1e-12
     inverse: torch.Tensor = torch.linalg.inv(covariance + floor * torch.eye(len(covariance), device=floor.device))
     return ((inverse + inverse.T) / 2).float()
+
+
+def names_for_activations(chain: Chain, weights: Mapping[str, torch.Tensor]) -> list[str]:
+    """The tensors of an undefended gradient that tell the activations which no weight tells: of the layers above those."""
+    above = [chain.layers[index + 1].name for index, layer in enumerate(chain.layers[:-1]) if f"{layer.name}.weight" not in weights]
+    return [f"{name}.{kind}" for name in above for kind in ("weight", "bias")]
 
 
 def _activations(
