@@ -83,6 +83,27 @@ def test_what_an_earlier_case_left_free_is_not_in_the_peak_of_the_next() -> None
     assert 200 < after - before < 300  # the 256 MiB of its own
 
 
+GIVEN_BACK = """
+import torch
+from gitbench.core.memory import give_back_freed_memory, keep_freed_memory
+
+keep_freed_memory()
+parts = [torch.ones(2**20) for _ in range(100)]  # 400 MiB
+del parts
+for beyond in (2**40, 2**28, 0):
+    give_back_freed_memory(beyond=beyond)
+    print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmRSS:")))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps memory by rules of its own")
+def test_much_that_is_free_is_given_back_and_little_is_kept() -> None:
+    told = subprocess.run([sys.executable, "-c", GIVEN_BACK], capture_output=True, text=True, check=True).stdout
+    kept, given, nothing = (int(line) / 1024 for line in told.split())
+    assert kept - given > 350
+    assert given - nothing < 50
+
+
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     monkeypatch.setattr("ctypes.CDLL", lambda _: pytest.fail("looked into it"))

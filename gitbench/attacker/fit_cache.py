@@ -27,6 +27,8 @@ from gitbench.store.folder import Store, write_atomic
 
 Tensors = dict[str, torch.Tensor]
 
+_MUCH = 2**30  # bytes that may stay free for the next fit
+
 
 class FitCache:
     """States of attacks in a results folder, or in memory where there is none.
@@ -103,7 +105,7 @@ class CaseFits:
         try:
             return fit(self._generator(attack), checkpoint)
         finally:
-            give_back_freed_memory()  # a fit takes more than what comes after it
+            give_back_freed_memory(beyond=_MUCH)  # a fit takes more than what comes after it
 
     def _generator(self, attack: Attack) -> torch.Generator:
         return make_generator(self._case.seed, "fit", repr(attack))

@@ -28,14 +28,30 @@ def keep_freed_memory() -> None:
             mallopt(_TRIM_THRESHOLD, _MOST)
 
 
-def give_back_freed_memory() -> None:
+class _Mallinfo2(ctypes.Structure):
+    """What glibc says of its heaps, in bytes and numbers of blocks: mallinfo2(3), of glibc 2.33 and later."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
+    )
+
+
+def give_back_freed_memory(*, beyond: int = 0) -> None:
     """Return what is free to the system, where the C library is glibc: after one phase of work, or before something large.
 
     Holes that were left by small tensors hold no large one, and would stay taken beside it.
+
+    Args:
+        beyond: bytes: nothing is returned while less is free, for the next tensor costs page faults anew.
     """
     if platform.libc_ver()[0] == "glibc":
         with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)
+            library = ctypes.CDLL(None)
+            if beyond:
+                library.mallinfo2.restype = _Mallinfo2
+            if not beyond or library.mallinfo2().fordblks > beyond:
+                library.malloc_trim(0)
 
 
 def reset_peak(device: torch.device) -> None:

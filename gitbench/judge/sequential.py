@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from gitbench.identity.case import Case
-from gitbench.judge.statistics import CONFIDENCE, Draws, Interval, interval, student
+from gitbench.judge.statistics import CONFIDENCE, Interval, interval, student
 from gitbench.judge.verdict import Estimate, Judgement, judge_results, pooled, side
 from gitbench.store.result import Result
 
@@ -50,13 +50,13 @@ def confidence_at(victims: int, planned: Sequence[int]) -> float:
     return 1 - (1 - CONFIDENCE) * victims**2 / sum(number**2 for number in planned)
 
 
-def at_look(groups: Sequence[Sequence[float | None]], *, planned: Sequence[int], draws: Draws | None = None) -> Interval:
+def at_look(groups: Sequence[Sequence[float | None]], *, planned: Sequence[int]) -> Interval:
     """The interval of the look that has this many victims: the bootstrap's or Student's, whichever reaches further.
 
     The tails that a first look needs are beyond what eight victims resampled can show.
     """
     confidence = confidence_at(len(groups[0]) if groups else 0, planned)
-    found = interval(groups, confidence=confidence, draws=draws)
+    found = interval(groups, confidence=confidence)
     if found.mean is None or found.low is None or found.high is None:
         return found
     other = student([[value for value in group if value is not None] for group in groups], confidence=confidence)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 RESAMPLES = 4000
 FEW = 8  # victims, of all seeds, below which resampling cannot show how far the mean may be off
 CONFIDENCE = 0.95
+_FEW_ENOUGH = 1024  # victims whose draws are remembered: 32 MiB
 
 
 @dataclass(frozen=True)
@@ -24,27 +26,20 @@ class Interval:
     high: float | None
 
 
-class Draws:
-    """How often each resample takes each victim. That depends on how many there are of each seed alone: the last draw serves all alike."""
+def _draws(sizes: tuple[int, ...]) -> list[np.ndarray]:
+    """How often each resample takes each victim: of each seed ``(size, RESAMPLES)``. That depends on their numbers alone."""
+    import numpy as np
 
-    def __init__(self) -> None:
-        self._sizes: tuple[int, ...] = ()
-        self._counts: list[np.ndarray] = []
-
-    def of(self, sizes: tuple[int, ...]) -> Sequence[np.ndarray]:
-        """Of each seed ``(size, RESAMPLES)``: a resample's sum is the sum of the victims' values times these."""
-        import numpy as np
-
-        if sizes != self._sizes:
-            random, place = np.random.default_rng(0), np.arange(RESAMPLES)[:, None]
-            drawn = (random.integers(0, size, (RESAMPLES, size)) * RESAMPLES + place for size in sizes)
-            counted = (np.bincount(one.ravel(), minlength=size * RESAMPLES) for one, size in zip(drawn, sizes, strict=True))
-            self._counts = [one.reshape(-1, RESAMPLES).astype(np.float64) for one in counted]
-            self._sizes = sizes
-        return self._counts
+    random, place = np.random.default_rng(0), np.arange(RESAMPLES)[:, None]
+    drawn = (random.integers(0, size, (RESAMPLES, size)) * RESAMPLES + place for size in sizes)
+    counted = (np.bincount(one.ravel(), minlength=size * RESAMPLES) for one, size in zip(drawn, sizes, strict=True))
+    return [one.reshape(-1, RESAMPLES).astype(np.float64) for one in counted]
 
 
-def interval(groups: Sequence[Sequence[float | None]], *, confidence: float = CONFIDENCE, draws: Draws | None = None) -> Interval:
+_known_draws = functools.lru_cache(maxsize=4)(_draws)  # a leaderboard asks for thousands of intervals of as many victims
+
+
+def interval(groups: Sequence[Sequence[float | None]], *, confidence: float = CONFIDENCE) -> Interval:
     """Interval of the mean over victims and seeds.
 
     Victims are resampled within their seed (bootstrap). The percentiles are the *expanded* ones of
@@ -59,7 +54,6 @@ def interval(groups: Sequence[Sequence[float | None]], *, confidence: float = CO
     Args:
         groups: one sequence of per-victim values per seed.
         confidence: share of such intervals that hold the true mean.
-        draws: shared by whoever asks for many intervals; the interval is the same without.
 
     Returns:
         No number at all when a value is missing; no interval with fewer than two victims.
@@ -69,21 +63,21 @@ def interval(groups: Sequence[Sequence[float | None]], *, confidence: float = CO
 
     if not groups or not all(groups):
         return Interval(None, None, None)
-    arrays = [np.asarray(group, dtype=np.float64) for group in groups]  # what is missing, None, is not a number
-    if not all(np.isfinite(array).all() for array in arrays):
+    arrays = [np.asarray(group, dtype=np.float64) for group in groups]
+    every = np.concatenate(arrays)
+    if not np.isfinite(every).all():  # what is missing, None, is not a number
         return Interval(None, None, None)
-    count = sum(array.size for array in arrays)
-    mean = float(np.concatenate(arrays).mean())
+    count, mean = every.size, float(every.mean())
     if count < 2:
         return Interval(mean, None, None)
-    means = np.zeros(RESAMPLES)
-    for array, times in zip(arrays, (draws or Draws()).of(tuple(array.size for array in arrays)), strict=True):
+    means, sizes = np.zeros(RESAMPLES), tuple(array.size for array in arrays)
+    for array, times in zip(arrays, (_known_draws if count <= _FEW_ENOUGH else _draws)(sizes), strict=True):
         means += np.einsum("vr,v->r", times, array) / count  # by no BLAS, whose last bits may depend on its threads
     tail = special.stdtrit(count - 1, (1 - confidence) / 2) * np.sqrt(count / (count - 1))
     share = float(special.ndtr(tail))
     low, high = _quantiles(means, (share, 1 - share))
     if count < FEW:
-        error = float(np.concatenate(arrays).std(ddof=1) / np.sqrt(count))
+        error = float(every.std(ddof=1) / np.sqrt(count))
         half = float(special.stdtrit(count - 1, (1 + confidence) / 2)) * error
         low, high = min(low, mean - half), max(high, mean + half)
     between = _spread_of_seeds(arrays)

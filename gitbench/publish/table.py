@@ -12,7 +12,7 @@ from gitbench.identity.case import Case, Setting, several_rounds
 from gitbench.identity.known_metrics import known_metrics
 from gitbench.identity.known_modalities import gate_of
 from gitbench.judge.sequential import FIRST, at_look, looks
-from gitbench.judge.statistics import Draws, Interval, interval
+from gitbench.judge.statistics import Interval, interval
 from gitbench.judge.verdict import Estimate, Judgement, exposures, judge_results, pooled
 from gitbench.judge.worst_case import AUTO, Worst, is_auto, is_submission, worst_case
 from gitbench.publish.entries import Entry
@@ -193,14 +193,12 @@ class _Estimates:
 
     def __init__(self, planned: Sequence[int]) -> None:
         self._planned = planned
-        self._draws = Draws()
         self._known: dict[tuple[tuple[float | None, ...], ...], Interval] = {}
 
     def __call__(self, groups: Sequence[Sequence[float | None]]) -> Interval:
         key = tuple(map(tuple, groups))
         if key not in self._known:
-            planned, draws = self._planned, self._draws
-            self._known[key] = at_look(key, planned=planned, draws=draws) if planned else interval(key, draws=draws)
+            self._known[key] = at_look(key, planned=self._planned) if self._planned else interval(key)
         return self._known[key]
 
 
