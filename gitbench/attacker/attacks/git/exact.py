@@ -61,7 +61,8 @@ def fit_exact(
     held = (rows >= len(pairs) - max(1, round(options.holdout * len(pairs)))).to(pixels.device)
     noise = _noise(pairs, generator)
     updates = pairs.updates(rows, generator=generator).tensors
-    raw = pairs.gradients(rows, names_for_activations(chain, weights)).tensors
+    needed = names_for_activations(chain, weights)
+    raw = pairs.gradients(rows, needed).tensors if needed else {}
     walk, first = fit_walk(chain, weights, noise, raw=raw, updates=updates, inputs=images, held=held, progress=progress)
     noisy = max(noise.variance.values()) > 0
     polish = _polish(chain, weights, noise, observation, pairs, images, progress) if noisy and options.polish else None

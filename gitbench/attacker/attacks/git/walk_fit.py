@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from gitbench.attacker.attacks.git.walk import SolvedWalk, StepNoise
+from gitbench.attacker.attacks.git.weights import exact_top
 from gitbench.attacker.layers import operators
 from gitbench.attacker.layers.chain import Chain, Layer
 from gitbench.attacker.layers.passes import activated
@@ -151,9 +152,11 @@ def _precision(layer: Layer, errors: torch.Tensor) -> torch.Tensor:
 
 
 def names_for_activations(chain: Chain, weights: Mapping[str, torch.Tensor]) -> list[str]:
-    """The tensors of an undefended gradient that tell the activations which no weight tells: of the layers above those."""
-    above = [chain.layers[index + 1].name for index, layer in enumerate(chain.layers[:-1]) if f"{layer.name}.weight" not in weights]
-    return [f"{name}.{kind}" for name in above for kind in ("weight", "bias")]
+    """The tensors of an undefended gradient that tell what no weight tells: the outputs of a first linear layer."""
+    if f"{chain.layers[0].name}.weight" in weights:
+        return []
+    told = chain.layers[1:2] if chain.layers[1].bias else chain.layers[1:]
+    return [f"{layer.name}.{kind}" for layer in told for kind in ("weight", "bias")[: 2 if layer.bias else 1]]
 
 
 def _activations(
@@ -161,11 +164,22 @@ def _activations(
 ) -> list[torch.Tensor]:
     """The input of every layer: forwards where the weights are known, from its own undefended gradient where not."""
     found = [inputs]
-    for index, layer in enumerate(chain.layers[:-1]):
+    for layer in chain.layers[:-1]:
         if f"{layer.name}.weight" in weights:
             chunks = found[-1].split(512)
             found.append(torch.cat([activated(layer, weights, chunk) for chunk in chunks]))
-            continue
-        upper = chain.layers[index + 1]
-        found.append(operators.least_squares_input(raw[f"{upper.name}.bias"], raw[f"{upper.name}.weight"]))
+        else:
+            found.append(_second_input(chain, weights, raw))
+    return found
+
+
+def _second_input(chain: Chain, weights: Mapping[str, torch.Tensor], raw: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """What the second of several linear layers reads ``(N, inputs)``: its bias gradient tells, and the recursion where it has none."""
+    second, last = chain.layers[1], chain.layers[-1]
+    if second.bias:
+        return operators.least_squares_input(raw[f"{second.name}.bias"], raw[f"{second.name}.weight"])
+    delta, found = exact_top(last, raw)
+    for upper, layer in zip(chain.layers[:1:-1], chain.layers[-2:0:-1], strict=True):
+        delta = operators.backward(upper, weights[f"{upper.name}.weight"], delta) * operators.derivative(layer.activation, found)
+        found = operators.least_squares_input(raw.get(f"{layer.name}.bias", delta), raw[f"{layer.name}.weight"])
     return found
