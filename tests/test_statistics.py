@@ -15,7 +15,7 @@ from scipy import special, stats
 
 from gitbench.judge import statistics
 from gitbench.judge.sequential import FIRST, at_look, confidence_at, decide, looks
-from gitbench.judge.statistics import RESAMPLES, interval, wilson
+from gitbench.judge.statistics import RESAMPLES, _quantiles, interval, wilson
 from gitbench.judge.verdict import exposures, judge_results
 from gitbench.run.bench import case_of
 from gitbench.run.config import make_config
@@ -106,6 +106,23 @@ def test_an_interval_is_the_expanded_bootstrap() -> None:
     low, high = np.quantile(means, [share, 1 - share])
     found = interval([list(group) for group in values])
     assert (found.low, found.high) == pytest.approx((low, high), rel=1e-13)
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(["normal", "equal", "two", "sorted", "heavy"]),
+    st.floats(1e-6, 1 - 1e-6),
+)
+def test_percentiles_are_those_of_numpy(seed: int, kind: str, share: float) -> None:
+    random = np.random.default_rng(seed)
+    values = {
+        "normal": random.normal(size=RESAMPLES),
+        "equal": np.full(RESAMPLES, 0.3),
+        "two": random.integers(0, 2, RESAMPLES) / 3,
+        "sorted": np.sort(random.normal(size=RESAMPLES)),
+        "heavy": random.standard_cauchy(RESAMPLES),
+    }[kind]
+    assert _quantiles(values, (share, 1 - share)) == pytest.approx(np.quantile(values, [share, 1 - share]), rel=1e-12, abs=1e-15)
 
 
 def test_a_mean_that_holds_names_the_victim_that_it_hides() -> None:

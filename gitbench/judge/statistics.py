@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 RESAMPLES = 4000
 FEW = 8  # victims, of all seeds, below which resampling cannot show how far the mean may be off
 CONFIDENCE = 0.95
+_SAMPLED, _BEYOND = 16, 8  # of the resampled means, to find percentiles: every so many, and so many past twice the share
 _FEW_ENOUGH = 1024  # victims whose draws are remembered: 32 MiB
 
 
@@ -88,13 +89,24 @@ def interval(groups: Sequence[Sequence[float | None]], *, confidence: float = CO
 
 
 def _quantiles(values: np.ndarray, shares: Sequence[float]) -> list[float]:
-    """What ``np.quantile`` gives (linear), to the bit, in half its time: a leaderboard asks for thousands."""
+    """What ``np.quantile`` gives (linear), to the bit, in a quarter of its time: a leaderboard asks for thousands.
+
+    Only the values past a cut are sorted. A sample says where to cut; all are sorted where it misled.
+    """
     import numpy as np
 
-    at = [share * (values.size - 1) for share in shares]
-    below = [min(int(one), values.size - 2) for one in at]
-    values = np.partition(values, sorted({index for one in below for index in (one, one + 1)}))
-    return [_between(float(values[one]), float(values[one + 1]), where - one) for one, where in zip(below, at, strict=True)]
+    sample, found = np.sort(values[::_SAMPLED]), []
+    for share in shares:
+        at = share * (values.size - 1)
+        below = min(int(at), values.size - 2)
+        reach = min(int(2 * min(share, 1 - share) * sample.size) + _BEYOND, sample.size - 1)
+        near = values[values <= sample[reach]] if share < 0.5 else values[values >= sample[-1 - reach]]
+        first = 0 if share < 0.5 else values.size - near.size
+        if not first <= below < first + near.size - 1:
+            near, first = values, 0
+        near = np.sort(near)
+        found.append(_between(float(near[below - first]), float(near[below + 1 - first]), at - below))
+    return found
 
 
 def _between(low: float, high: float, share: float) -> float:
