@@ -244,8 +244,8 @@ def budgets(found: griffe.Object | griffe.Alias) -> list[str]:
 # ---------------------------------------------------------------- pages
 
 
-def generated() -> dict[str, str]:
-    """Address within the site to Markdown."""
+def copied() -> dict[str, str]:
+    """Address within the site to Markdown, of what lies elsewhere in the repository."""
     found = {f"{name.lower()}.md": moved((ROOT / f"{name}.md").read_text(encoding="utf-8")) for name in ("CONTRIBUTING", "CHANGELOG")}
     found["index.md"] = moved((ROOT / "README.md").read_text(encoding="utf-8"))
     found[BENCHMARKS] = (ROOT / BENCHMARKS).read_text(encoding="utf-8")
@@ -254,6 +254,12 @@ def generated() -> dict[str, str]:
     found["leaderboards/index.md"] = (
         "# Committed leaderboards\n\n" + "\n".join(f"- [{one.title}]({quote(one.file)})" for one in boards()) + "\n"
     )
+    return found
+
+
+def generated() -> dict[str, str]:
+    """The same, and the pages that are made of the code."""
+    found = copied()
     for kind, names in project().items():
         found |= {f"{kind}s/{name}.md": component_page(kind, name) for name in names}
         found[f"{kind}s/index.md"] = _index(kind, names)
