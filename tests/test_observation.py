@@ -120,3 +120,15 @@ def test_what_is_learned_of_public_data_is_learned_once_for_all_victims(data: Da
 
     assert [learned(whole), learned(whole.with_update(whole.update)), learned(whole.restricted(KNOWLEDGE - {"labels"}))] == [0, 0, 0]
     assert [learned(whole.undefended()), learned(whole.restricted(KNOWLEDGE - {"public"})), learned(whole)] == [1, 2, 0]
+
+
+@pytest.mark.parametrize(("defense", "apart"), [("none", 1), ("dp_sgd(noise_multiplier=1.0)", 4)])
+def test_examples_that_are_protected_apart_count_in_what_is_asked_for_at_once(defense: str, apart: int, data: Data) -> None:
+    model = gitbench.load_model("mlp(hidden=(2000,))", data)
+    inputs, labels = data.private.inputs[None, :4], data.private.labels[None, :4]
+    update = gitbench.client_update(model, inputs, labels)
+    found = gitbench.Observation(
+        update=update, model=model, input_shape=data.input_shape, public=data.public, defense=defense, batch_size=4
+    )
+    assert found.chunk == 2**26 // (found.entries * apart)
+    assert found.chunk < 256

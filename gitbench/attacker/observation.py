@@ -152,8 +152,10 @@ class Observation:
 
     @property
     def chunk(self) -> int:
-        """How many updates to ask for at once, so that their raw gradients stay near 256 MiB."""
-        return max(1, min(256, 2**26 // self.entries))
+        """How many updates to ask for at once, so that their raw gradients stay near 256 MiB: of each example, where a defense needs them."""
+        expectation = self._contents.expectation
+        apart = self.batch_size if expectation is not None and expectation.defense.needs_per_example else 1
+        return max(1, min(256, 2**26 // (self.entries * apart)))
 
     @property
     def sent(self) -> Mapping[str, int]:
