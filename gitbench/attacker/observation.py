@@ -152,7 +152,7 @@ class Observation:
 
     @property
     def chunk(self) -> int:
-        """How many updates to ask for at once, so that their raw gradients stay near 256 MiB: of each example, where a defense needs them."""
+        """How many updates to ask for at once, so that their raw gradients stay near 256 MiB: of each example, if a defense needs those."""
         expectation = self._contents.expectation
         apart = self.batch_size if expectation is not None and expectation.defense.needs_per_example else 1
         return max(1, min(256, 2**26 // (self.entries * apart)))
