@@ -89,7 +89,7 @@ def interval(groups: Sequence[Sequence[float | None]], *, confidence: float = CO
 
 
 def _quantiles(values: np.ndarray, shares: Sequence[float]) -> list[float]:
-    """What ``np.quantile`` gives (linear), to the bit, in a quarter of its time: a leaderboard asks for thousands.
+    """What ``np.quantile`` gives (linear), but for the last bits, and faster: a leaderboard asks for thousands.
 
     Only the values past a cut are sorted. A sample says where to cut; all are sorted where it misled.
     """
