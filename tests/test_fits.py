@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -211,6 +212,26 @@ def test_a_fit_that_reads_no_defense_is_shared_between_defenses(options, data: D
         update=observation_of(data).update, model=other, input_shape=data.input_shape, public=data.public, parameters=False
     )
     assert identity(second, attack, changed) != identity(second, attack, observed)
+
+
+def test_a_fit_that_sees_no_model_is_shared_between_models(options, data: Data) -> None:
+    attack = load_attack("gias", profile="quick")
+    unseen = observation_of(data).restricted(frozenset({"public"})).without_model()
+    first, second = (case_of(**{**options, "attack": "gias", "model": model, "defense": "pruning(rate=0.5)"}) for model in ("mlp", "lenet"))
+    assert identity(first, attack, unseen) == identity(second, attack, unseen)
+    # A model may make targets of its own, and a generator with classes would learn those.
+    relabelled = observation_of(replace(data, public=replace(data.public, labels=data.public.labels.flip(0))))
+    assert identity(first, attack, relabelled.restricted(frozenset({"public"})).without_model()) != identity(first, attack, unseen)
+
+
+@pytest.mark.parametrize(("attack", "axis", "values", "states"), [
+    ("gias(epochs=1, limit=60, iterations=1, latent_iterations=1, restarts=1)", "model", ("mlp", "lenet"), 1),
+    ("git(epochs=1, limit=60)", "defense", ("none", "pruning(rate=0.5)"), 3),  # its weights once
+])  # fmt: skip
+def test_what_others_share_is_learned_once(attack: str, axis: str, values: tuple[str, ...], states: int, options, tmp_path: Path) -> None:
+    for value in values:
+        measure(tmp_path, {**options, "attack": attack, axis: value})
+    assert len(models(tmp_path)) == states
 
 
 def test_a_hybrids_state_goes_by_the_code_of_its_prior(options, data: Data) -> None:

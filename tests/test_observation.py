@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import gitbench
+from gitbench.attacker.players import at_once
 from gitbench.clients.data import Data
 from gitbench.core.errors import AttackError, NotGrantedError
 from gitbench.core.random import make_generator
@@ -122,6 +123,22 @@ def test_what_is_learned_of_public_data_is_learned_once_for_all_victims(data: Da
     assert [learned(whole.undefended()), learned(whole.restricted(KNOWLEDGE - {"public"})), learned(whole)] == [1, 2, 0]
 
 
+def test_without_the_model_not_even_its_layers_are_seen(data: Data) -> None:
+    blind = observation(data, KNOWLEDGE).without_model()
+    assert blind.granted == KNOWLEDGE - {"architecture", "parameters"}
+    readings = (
+        lambda: blind.architecture, lambda: blind.model_digest, lambda: blind.sent, lambda: blind.entries, lambda: blind.chunk,
+        lambda: blind.public_updates(torch.zeros(1, 1, dtype=torch.long), generator=make_generator(0)),
+    )  # fmt: skip
+    for reading in readings:
+        with pytest.raises(NotGrantedError, match="read 'architecture'"):
+            reading()
+    with pytest.raises(NotGrantedError, match="read 'parameters'"):
+        blind.model  # noqa: B018
+    assert blind.input_shape == data.input_shape
+    assert len(blind.public) == len(data.public)
+
+
 @pytest.mark.parametrize(("defense", "apart"), [("none", 1), ("dp_sgd(noise_multiplier=1.0)", 4)])
 def test_examples_that_are_protected_apart_count_in_what_is_asked_for_at_once(defense: str, apart: int, data: Data) -> None:
     model = gitbench.load_model("mlp(hidden=(2000,))", data)
@@ -130,5 +147,10 @@ def test_examples_that_are_protected_apart_count_in_what_is_asked_for_at_once(de
     found = gitbench.Observation(
         update=update, model=model, input_shape=data.input_shape, public=data.public, defense=defense, batch_size=4
     )
-    assert found.chunk == 2**26 // (found.entries * apart)
-    assert found.chunk < 256
+    assert found.chunk == at_once(found.entries * apart)
+    assert found.chunk < 64
+
+
+@pytest.mark.parametrize(("entries", "asked"), [(1, 64), (2**18, 64), (2**20, 16), (2**21, 8), (2**22, 8), (2**24, 4), (2**28, 1)])
+def test_of_large_models_fewer_updates_are_asked_for_at_once(entries: int, asked: int) -> None:
+    assert at_once(entries) == asked

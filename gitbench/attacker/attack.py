@@ -10,18 +10,19 @@ from typing import Any, ClassVar, Protocol, final
 
 import torch
 
+from gitbench.attacker.granted import check_knowledge
 from gitbench.attacker.learning import Checkpoint, NoCheckpoint
 from gitbench.attacker.observation import Observation
 from gitbench.attacker.options import AdaptiveOptions, AttackOptions
 from gitbench.attacker.playing import Play, played
 from gitbench.attacker.reconstruction import Candidates, Reconstruction
 from gitbench.core.component import Component
-from gitbench.core.errors import AttackError, GitbenchError, NotGrantedError, SpecError, nearest
+from gitbench.core.errors import AttackError, GitbenchError, NotGrantedError, SpecError
 from gitbench.core.memory import available_memory
 from gitbench.core.progress import Progress, silent
 from gitbench.core.spec import Part
 from gitbench.identity.loading import build_part, checked_spec, load_part
-from gitbench.identity.threat import KNOWLEDGE, Knowledge
+from gitbench.identity.threat import Knowledge
 
 State = Mapping[str, torch.Tensor]
 Fit = Callable[[torch.Generator, Checkpoint], State]
@@ -52,20 +53,6 @@ class Fits(Protocol):
         """
 
 
-def _check_knowledge(cls: type, name: str, value: object) -> None:
-    """Refuse knowledge that no threat model knows.
-
-    Raises:
-        AttackError: naming the attack, the nearest valid name and all of them.
-    """
-    if name == "fit_uses" and value is None:
-        return
-    if not isinstance(value, set | frozenset):
-        raise AttackError(f"Expected {name} of the attack {cls.__name__} to be a set of names of knowledge, got {value!r}.")
-    for found in sorted(value - KNOWLEDGE, key=repr):
-        raise AttackError(f"{name} of the attack {cls.__name__} names {found!r}, which is no knowledge.{nearest(str(found), KNOWLEDGE)}")
-
-
 class Attack(Component):
     """Base of all attacks: subclasses define :meth:`run` and say what they read.
 
@@ -82,7 +69,8 @@ class Attack(Component):
     adapt: bool = True
     """False for the attacker that knows neither the defense nor what clients do: both are then withheld, even where they are granted."""
     fit_uses: frozenset[Knowledge] | None = None
-    """What of it :meth:`fit` reads, where that is less: states are shared between cells that differ in the rest only."""
+    """What of it :meth:`fit` reads, where that is less: states are shared between cells that differ in the rest only, in their models too
+    where it leaves out ``architecture``."""
     profiles: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Profile name to options that replace the defaults."""
     Options: ClassVar[type[AttackOptions]] = AttackOptions
@@ -100,11 +88,11 @@ class Attack(Component):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         for name in _KNOWLEDGE_FIELDS:
-            _check_knowledge(cls, name, getattr(cls, name))
+            check_knowledge(cls, name, getattr(cls, name))
 
     def __setattr__(self, name: str, value: object) -> None:
         if name in _KNOWLEDGE_FIELDS:
-            _check_knowledge(type(self), name, value)
+            check_knowledge(type(self), name, value)
         super().__setattr__(name, value)
 
     @final
@@ -184,16 +172,26 @@ class Attack(Component):
     def _fitted(self, observation: Observation, *, generator: torch.Generator, progress: Progress, fits: Fits | None) -> Fitted:
         if self.fit_uses is not None:
             observation = observation.restricted(self.fit_uses)
+            if "architecture" not in self.fit_uses:
+                observation = observation.without_model()
 
         def fit(generator: torch.Generator, checkpoint: Checkpoint) -> State:
-            state = self.fit(observation, generator=generator, progress=progress, checkpoint=checkpoint)
+            return self.fit(observation, generator=generator, progress=progress, checkpoint=checkpoint)
+
+        return self._kept(observation, fit, generator=generator, fits=None if type(self).fit is Attack.fit else fits)
+
+    def _kept(self, observation: Observation, fit: Fit, *, generator: torch.Generator, fits: Fits | None) -> Fitted:
+        """What ``fit`` learns, or learned before."""
+
+        def checked(generator: torch.Generator, checkpoint: Checkpoint) -> State:
+            state = fit(generator, checkpoint)
             self._check_state(state)
             return state
 
-        if fits is not None and type(self).fit is not Attack.fit:
-            return fits.get(self, observation, fit)
+        if fits is not None:
+            return fits.get(self, observation, checked)
         start = time.perf_counter()
-        return Fitted(fit(generator, NoCheckpoint()), time.perf_counter() - start)
+        return Fitted(checked(generator, NoCheckpoint()), time.perf_counter() - start)
 
     def _check_memory(self, observation: Observation) -> None:
         needed, available = self.memory(observation), available_memory(observation.device)

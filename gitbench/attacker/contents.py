@@ -25,6 +25,7 @@ class Contents:
     """Of :class:`gitbench.attacker.observation.Observation`, which describes them.
 
     Args:
+        architecture: False where not even the model's layers are granted.
         learned: of public data, by name; shared by all contents that differ in their victims alone.
     """
 
@@ -41,6 +42,7 @@ class Contents:
     batchnorm_statistics: BatchNormStatistics | None
     parameters: bool
     modality: Modality
+    architecture: bool = True
     learned: dict[str, object] = field(default_factory=dict)
 
     def replaced(self, **changes: object) -> Contents:

@@ -116,15 +116,16 @@ def identity(case: Case, attack: Attack, observation: Observation) -> str:
     granted = observation.granted
     # An option that prints its address is the same option in the next process.
     options = {name: re.sub(r" at 0x[0-9a-f]+", "", value) for name, value in settings(attack).items()}
+    modelled, defended = "architecture" in granted, "defense" in granted
     # A fit that is not granted the defense sees of it only what it made of the model.
-    defense = case.defense if "defense" in granted else f"model {observation.model_digest}"
-    unseen = {"metrics"} if "defense" in granted else {"metrics", "defense"}
+    defense = case.defense if defended else f"model {observation.model_digest}" if modelled else None
+    unseen = {"metrics", *(() if defended else ("defense",)), *(() if modelled else ("model",))}
     code = {kind: digest for kind, digest in case.code.items() if kind not in unseen}
     return canonical_json(
         {
             "dataset": case.dataset,
             "public": len(observation.public) if "public" in granted else 0,
-            "model": case.model,
+            "model": case.model if modelled else _labels_of(observation),
             "defense": defense,
             "attack": repr(attack),
             "settings": options,
@@ -138,6 +139,14 @@ def identity(case: Case, attack: Attack, observation: Observation) -> str:
             "code": {**code, "attack": part_digest("attack", attack._part)},
         }
     )
+
+
+def _labels_of(observation: Observation) -> str:
+    """Names the public labels, which is what a model that is not seen may still have changed: some make targets of their own."""
+    if "public" not in observation.granted:
+        return "not seen"
+    labels = observation.public.labels.cpu().contiguous()
+    return f"labels {hashlib.sha256(labels.numpy().tobytes()).hexdigest()[:20]}"
 
 
 class FileCheckpoint:

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from gitbench.attacker.contents import BatchNormStatistics, Contents, of_the_same_victims
-from gitbench.attacker.granted import granted_or_raise, not_granted
-from gitbench.attacker.players import Players
+from gitbench.attacker.granted import granted_or_raise
+from gitbench.attacker.players import Players, at_once
 from gitbench.clients.data import Split
 from gitbench.clients.defense import Defense, Expectation, fresh, load_defense
 from gitbench.clients.modalities.image import ImageData
@@ -87,25 +87,22 @@ class Observation:
 
     def _combine(self) -> None:
         """Make one update of what was sent: as the defense tells, where its definition is granted."""
-        sent, defense = self._contents.sent, self.players.defense
-        self._update = combined(sent, defense=defense) if sent else None
+        sent, expectation = self._contents.sent, self._contents.expectation
+        self._update = combined(sent, defense=None if expectation is None else expectation.defense) if sent else None
 
     @property
     def granted(self) -> frozenset[Knowledge]:
         """The names of the knowledge that can be read."""
-        found: set[Knowledge] = {"architecture"}
         contents = self._contents
-        if contents.parameters:
-            found.add("parameters")
-        if contents.labels is not None:
-            found.add("labels")
-        if contents.public is not None:
-            found.add("public")
-        if contents.expectation is not None:
-            found.add("defense")
-        if contents.batchnorm_statistics is not None:
-            found.add("batchnorm_statistics")
-        return frozenset(found)
+        there: dict[Knowledge, bool] = {
+            "architecture": contents.architecture,
+            "parameters": contents.parameters,
+            "labels": contents.labels is not None,
+            "public": contents.public is not None,
+            "defense": contents.expectation is not None,
+            "batchnorm_statistics": contents.batchnorm_statistics is not None,
+        }
+        return frozenset(name for name, given in there.items() if given)
 
     @property
     def update(self) -> Update:
@@ -152,15 +149,14 @@ class Observation:
 
     @property
     def chunk(self) -> int:
-        """How many updates to ask for at once, so that their raw gradients stay near 256 MiB: of each example, if a defense needs those."""
+        """How many updates to ask for at once (:func:`at_once`). Where a defense needs the gradient of each example, these are counted."""
         expectation = self._contents.expectation
-        apart = self.batch_size if expectation is not None and expectation.defense.needs_per_example else 1
-        return max(1, min(256, 2**26 // (self.entries * apart)))
+        return at_once(self.entries * (self.batch_size if expectation is not None and expectation.defense.needs_per_example else 1))
 
     @property
     def sent(self) -> Mapping[str, int]:
         """Names of the parameters that train, which are those of an update, and the entries of each."""
-        return {name: parameter.numel() for name, parameter in trained_parameters(self._contents.model).items()}
+        return {name: parameter.numel() for name, parameter in trained_parameters(self._layers).items()}
 
     @property
     def entries(self) -> int:
@@ -170,19 +166,21 @@ class Observation:
     @property
     def architecture(self) -> nn.Module:
         """The model without any values (``meta`` device): its layers, names and shapes, and which layers share a parameter."""
-        return without_values(self._contents.model)
+        return without_values(self._layers)
 
     @property
     def model_digest(self) -> str:
         """Names the model's values, and which of them are frozen, without telling them."""
-        return digest_of_values(self._contents.model)
+        return digest_of_values(self._layers)
+
+    @property
+    def _layers(self) -> nn.Module:
+        return granted_or_raise("architecture", self._contents.model if self._contents.architecture else None)
 
     @property
     def model(self) -> nn.Module:
         """The attacker's copy of the model, with parameters."""
-        if not self._contents.parameters:
-            raise not_granted("parameters")
-        return self._contents.model
+        return granted_or_raise("parameters", self._contents.model if self._contents.parameters else None)
 
     @property
     def labels(self) -> torch.Tensor:
@@ -244,7 +242,7 @@ class Observation:
         """The clients, played by the attacker."""
         contents = self._contents
         return Players(
-            model=contents.model,
+            model=self._layers,
             client=contents.client,
             defense=None if contents.expectation is None else contents.expectation.defense,
             public=contents.public,
@@ -262,6 +260,10 @@ class Observation:
             batchnorm_statistics=contents.batchnorm_statistics if "batchnorm_statistics" in knowledge else None,
             parameters=contents.parameters and "parameters" in knowledge,
         )
+
+    def without_model(self) -> Observation:
+        """The same observation for who sees nothing of the model, not even its layers."""
+        return self._replaced(architecture=False, parameters=False)
 
     def undefended(self) -> Observation:
         """The same observation for an attacker who does not know the defense, or does not want to rehearse it."""

@@ -15,6 +15,22 @@ from gitbench.clients.procedure import Client
 from gitbench.clients.rounds import changes_before, combined, sent_rounds
 from gitbench.clients.update import Update
 
+_MANY = 64
+_NEAR = 2**24  # entries: more take memory, and are no quicker
+_FEW, _ROOM = 8, 2**26  # so many are quicker than one after the other, as long as they stay near 256 MiB
+
+
+def at_once(entries: int) -> int:
+    """How many updates to compute at once: 64 of a small model, of a larger one as many as take 64 MiB, and eight where there is room.
+
+    Those of one lot share what is drawn before the gradient is taken, a drift of the parameters say: of few lots an attack would learn
+    few such draws.
+
+    Args:
+        entries: of the raw gradients that one update is made of.
+    """
+    return max(1, min(_MANY, max(_NEAR // entries, min(_FEW, _ROOM // entries))))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Players:

@@ -89,7 +89,12 @@ class Separable(Rotation):
         return self._along(coordinates, self.colours.T, self.down.T, self.across.T)
 
     def scaled(self, values: torch.Tensor) -> torch.Tensor:
-        return self.rows(self.rows(torch.diag(values)).T)
+        colours, down, across = (_outer_squares(side) for side in (self.colours, self.down, self.across))
+        sides = (len(self.colours), len(self.down), len(self.across))
+        # Axis by axis: the pairs of columns, then those of rows, then those of colours.
+        found = (values.reshape(-1, sides[2]) @ across.T).reshape(sides[0], sides[1], -1)
+        found = (colours @ (down @ found).flatten(1)).reshape(sides[0], sides[0], sides[1], sides[1], sides[2], sides[2])
+        return found.permute(0, 2, 4, 1, 3, 5).reshape(len(values), len(values))
 
     def squared(self) -> Separable:
         return Separable(self.colours.square(), self.down.square(), self.across.square())
@@ -107,6 +112,12 @@ class Separable(Rotation):
         found = (flat.reshape(count * sides[0] * sides[1], sides[2]) @ across.T).reshape(count * sides[0], sides[1], sides[2])
         found = (down @ found).reshape(count, sides[0], sides[1] * sides[2])
         return (colours @ found).reshape(flat.shape)
+
+
+def _outer_squares(matrix: torch.Tensor) -> torch.Tensor:
+    """Of each row its outer product with itself, ``(m, m)`` to ``(m * m, m)``: what the row makes of pairs of entries."""
+    columns = matrix.T
+    return (columns[:, None] * columns[None]).flatten(0, 1)
 
 
 def stored(tensors: Mapping[str, torch.Tensor], prefix: str) -> Rotation | None:

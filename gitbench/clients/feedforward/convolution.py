@@ -88,7 +88,7 @@ class Convolution(Weighted):
     def back(self, slope: torch.Tensor, inputs: torch.Tensor, output: torch.Tensor, more: torch.Tensor | None = None) -> torch.Tensor:
         if self.folds(len(slope)):
             transposed, slope = self.kernel.flatten(1).T, slope.flatten(2)
-            read = transposed @ slope if more is None else torch.baddbmm(more, transposed.expand(len(slope), -1, -1), slope)
+            read = transposed @ slope if more is None else more.baddbmm_(transposed.expand(len(slope), -1, -1), slope)
             return functional.fold(read, self.size, self.kernel.shape[2:], padding=self.padding, stride=self.stride)
         if self._flipped is not None:
             images = functional.conv2d(slope, self._flipped, padding=self.around)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
-from gitbench.attacker.attack import Attack, State
+from gitbench.attacker.attack import Attack, Fits, Fitted, State
 from gitbench.attacker.attacks.git.coarse import fit_coarse, run_coarse
 from gitbench.attacker.attacks.git.exact import exact_memory, fit_exact, run_exact
 from gitbench.attacker.attacks.git.options import GitOptions
+from gitbench.attacker.attacks.git.public_weights import PublicWeights
 from gitbench.attacker.layers.chain import read_chain
-from gitbench.attacker.learning import Checkpoint
+from gitbench.attacker.learning import Checkpoint, NoCheckpoint
 from gitbench.attacker.observation import Observation
 from gitbench.attacker.tools.public_pairs import KEPT, pairs_memory
 from gitbench.core.errors import AttackError
@@ -46,9 +49,34 @@ class Git(Attack):
     Options = GitOptions
     options: GitOptions
 
+    @functools.cached_property
+    def _weights(self) -> PublicWeights:
+        return PublicWeights.of(self.options)
+
+    def _fitted(self, observation: Observation, *, generator: torch.Generator, progress: Progress, fits: Fits | None) -> Fitted:
+        """Weights are learned before, and kept: they are the same for all defenses of a model."""
+        if self.options.variant not in ("auto", "exact"):
+            return super()._fitted(observation, generator=generator, progress=progress, fits=fits)
+        known = self._weights._fitted(observation, generator=generator, progress=progress, fits=fits)
+
+        def fit(generator: torch.Generator, checkpoint: Checkpoint) -> State:
+            return self._learned(observation, known.state, generator, progress, checkpoint)
+
+        found = self._kept(observation, fit, generator=generator, fits=fits)
+        return Fitted(found.state, known.seconds + found.seconds)
+
     def fit(self, observation: Observation, *, generator: torch.Generator, progress: Progress, checkpoint: Checkpoint) -> State:
+        known: State = {}
         if self.options.variant in ("auto", "exact"):
-            found = fit_exact(observation, options=self.options, generator=generator, progress=progress, checkpoint=checkpoint)
+            seen = observation.undefended()
+            known = self._weights.fit(seen, generator=generator, progress=progress, checkpoint=NoCheckpoint())
+        return self._learned(observation, known, generator, progress, checkpoint)
+
+    def _learned(
+        self, observation: Observation, known: State, generator: torch.Generator, progress: Progress, checkpoint: Checkpoint
+    ) -> State:
+        if self.options.variant in ("auto", "exact"):
+            found = fit_exact(observation, known, options=self.options, generator=generator, progress=progress, checkpoint=checkpoint)
             if not isinstance(found, str):
                 return {**found, "exact": torch.tensor(1)}
             if self.options.variant == "exact":

@@ -11,12 +11,10 @@ from torch import nn
 from gitbench.attacker.attacks.git.head import Head, fit_head
 from gitbench.attacker.attacks.git.options import GitOptions
 from gitbench.attacker.attacks.git.polish import Polish, fit_polish
-from gitbench.attacker.attacks.git.trained import train_weights
+from gitbench.attacker.attacks.git.public_weights import known_weights, views
 from gitbench.attacker.attacks.git.walk import SolvedWalk, StepNoise
 from gitbench.attacker.attacks.git.walk_fit import fit_walk, names_for_activations
-from gitbench.attacker.attacks.git.weights import exact_top, solve_weights
 from gitbench.attacker.layers.chain import Chain, Weights, read_chain
-from gitbench.attacker.layers.passes import gradients_of
 from gitbench.attacker.learning import Checkpoint
 from gitbench.attacker.observation import Observation
 from gitbench.attacker.tools.public_pairs import PublicPairs
@@ -25,21 +23,25 @@ from gitbench.core.progress import Progress
 
 Tensors = dict[str, torch.Tensor]
 
-_SOLVED_FROM = 2048  # examples that the weights are solved from, and a quarter more to check them
-_SOLVED_BYTES = 2**29  # of gradients, where so few examples are enough
 _KEPT = 2**28  # bytes of public gradients that are kept beside what is sent of them; more are computed again, a part at a time
-_IDENTIFIED = 0.05  # relative error of the gradients that the weights give
 _CHUNK = 256
 _DRAWN = 256  # examples that a defense protects twice to show its noise
 
 
 def fit_exact(
-    observation: Observation, *, options: GitOptions, generator: torch.Generator, progress: Progress, checkpoint: Checkpoint
+    observation: Observation,
+    known: Mapping[str, torch.Tensor],
+    *,
+    options: GitOptions,
+    generator: torch.Generator,
+    progress: Progress,
+    checkpoint: Checkpoint,
 ) -> Tensors | str:
     """Learn the recursion on public pairs; why it cannot be had, where it cannot.
 
     Args:
         observation: needs ``public``; the defense is rehearsed where it is granted.
+        known: what :class:`~gitbench.attacker.attacks.git.public_weights.PublicWeights` learned.
         options: widths and budget.
         generator: for the order of the public images, the defense and the training.
         progress: told what is going on.
@@ -50,19 +52,17 @@ def fit_exact(
         return "the model is no chain of linear layers and convolutions in torch.nn.Sequential"
     if observation.batch_size != 1:
         return f"the recursion takes one example per victim, not {observation.batch_size}"
+    if not known:
+        return f"the weights of the recursion do not follow from {min(options.limit, len(observation.public))} public pairs"
+    weights, view = known_weights(known)
     order = torch.randperm(len(observation.public), generator=generator)[: options.limit, None]
-    found = _weights(chain, observation, order, options, generator, progress)
-    if found is None:
-        return f"the weights of the recursion do not follow from {min(len(order), _SOLVED_FROM)} public pairs"
-    weights, view = found
     pairs = PublicPairs(observation, order, generator=generator, progress=progress, what="git", budget=_KEPT)
-    images, pixels = _views(chain, observation, pairs.inputs[:, 0])[view], pairs.inputs.flatten(1)
+    images, pixels = views(chain, observation, pairs.inputs[:, 0])[view], pairs.inputs.flatten(1)
     rows = torch.arange(len(pairs))
     held = (rows >= len(pairs) - max(1, round(options.holdout * len(pairs)))).to(pixels.device)
     noise = _noise(pairs, generator)
     updates = pairs.updates(rows, generator=generator).tensors
-    needed = names_for_activations(chain, weights)
-    raw = pairs.gradients(rows, needed).tensors if needed else {}
+    raw = pairs.gradients(rows, needed).tensors if (needed := names_for_activations(chain, weights)) else {}
     walk, first = fit_walk(chain, weights, noise, raw=raw, updates=updates, inputs=images, held=held, progress=progress)
     noisy = max(noise.variance.values()) > 0
     polish = _polish(chain, weights, noise, observation, pairs, images, progress) if noisy and options.polish else None
@@ -107,51 +107,6 @@ def run_exact(observation: Observation, state: Mapping[str, torch.Tensor], *, po
             found.append(head(features))
             progress("git: victims", min(start + _CHUNK, update.victims), update.victims)
     return torch.cat(found).clamp(0, 1).reshape(update.victims, 1, *observation.input_shape)
-
-
-def _weights(
-    chain: Chain, observation: Observation, order: torch.Tensor, options: GitOptions, generator: torch.Generator, progress: Progress
-) -> tuple[Weights, int] | None:
-    """Solved or trained on undefended pairs, checked on others where the whole gradient can be rebuilt; and which view fits."""
-    unknown = 2 * (chain.layers[-1].input_shape[0] + 1)
-    count = min(len(order), _SOLVED_FROM, max(unknown, _SOLVED_BYTES // (4 * observation.entries)))
-    rows = order[: count + count // 4]
-    undefended, names = observation.undefended(), None
-    if options.weights == "solved" and not chain.layers[0].is_conv:  # of a first linear layer nothing has to be known
-        names = [name for name in undefended.sent if not name.startswith(f"{chain.layers[0].name}.")]
-    pairs = PublicPairs(undefended, rows, generator=generator, progress=progress, what="git: recursion", names=names)
-    everyone = torch.arange(len(rows))
-    raw = pairs.gradients(everyone)
-    views = _views(chain, observation, pairs.inputs[:, 0])
-    if options.weights == "trained":
-        return train_weights(chain, raw, views[0], generator=generator, progress=progress), 0
-    part = raw[:count]
-    check = everyone[count:] if len(everyone) > count else everyone
-    for view, inputs in enumerate(views):
-        progress("git: solving the weights", view, len(views))
-        found = solve_weights(chain, part, inputs[:count], pairs.labels[:count, 0])
-        if found is not None and (not chain.layers[0].is_conv or _wrong(chain, found, inputs[check], raw[check].tensors) < _IDENTIFIED):
-            return found, view
-    return None
-
-
-def _wrong(chain: Chain, weights: Weights, inputs: torch.Tensor, truth: Mapping[str, torch.Tensor]) -> float:
-    """The largest relative error, over the layers, of the gradients that the weights give."""
-    delta, _ = exact_top(chain.layers[-1], truth)
-    guess = gradients_of(chain, weights, inputs, delta)
-    return max(float((guess[name] - tensor).norm() / tensor.norm().clamp_min(1e-20)) for name, tensor in truth.items())
-
-
-def _views(chain: Chain, observation: Observation, images: torch.Tensor) -> list[torch.Tensor]:
-    """Images as the first layer may see them: as they are, or normalised by the public mean and deviation.
-
-    The constants of a normalisation are not part of the architecture: the weights show which it is.
-    """
-    if not chain.normalized:
-        return [images]
-    public = observation.public.inputs
-    mean, deviation = public.mean((0, 2, 3)).reshape(-1, 1, 1), public.std((0, 2, 3)).reshape(-1, 1, 1)
-    return [images, (images - mean) / deviation.clamp_min(1e-3)]
 
 
 def _noise(pairs: PublicPairs, generator: torch.Generator) -> StepNoise:

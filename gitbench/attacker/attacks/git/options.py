@@ -10,12 +10,26 @@ VARIANTS = ("auto", "exact", "coarse", "module")
 
 
 @dataclass(frozen=True, kw_only=True)
-class GitOptions(PublicOptions):
+class WeightOptions(PublicOptions):
+    """How the weights of the exact recursion are had.
+
+    Args:
+        weights: ``solved`` or ``trained`` (chains of linear layers).
+    """
+
+    weights: str = "solved"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_choice("weights", ("solved", "trained"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GitOptions(WeightOptions):
     """Options of GIT.
 
     Args:
         variant: ``exact``, ``coarse``, ``module``, or ``auto``, which takes the exact one where the weights can be solved.
-        weights: of the exact recursion: ``solved`` or ``trained`` (chains of linear layers).
         width: of the exact variant's residual network.
         epochs: passes over the public pairs.
         lr: first step of the exact variant's network.
@@ -26,7 +40,6 @@ class GitOptions(PublicOptions):
     """
 
     variant: str = "auto"
-    weights: str = "solved"
     width: int = 768
     epochs: int = 8
     lr: float = 3e-4
@@ -38,7 +51,6 @@ class GitOptions(PublicOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_choice("variant", VARIANTS)
-        self.check_choice("weights", ("solved", "trained"))
         self.check_least(1, "width", "epochs", "draws", "coarse_width", "sketch")
         self.check_least(0, "polish")
         self.check_positive("lr")

@@ -257,7 +257,7 @@ def _iterated(system: System, iterations: int) -> Estimate:
         typical = certainty.log().mean(0).exp() if bool((certainty > 0).all()) else certainty.mean(0)
         # Through the layer: the product of dense matrices would multiply zeros, of which a convolution's matrix is made.
         product = _transposed(system, (typical[:, None] * matrix(layer, system.weight)).T)
-        factor = torch.linalg.cholesky((product + product.T) / 2 + precision)
+        factor = torch.linalg.cholesky(product.add_(precision))  # which reads the lower triangle alone
 
         def precondition(vectors: torch.Tensor) -> torch.Tensor:
             return torch.cholesky_solve(vectors.T, factor).T
