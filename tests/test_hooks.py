@@ -127,7 +127,9 @@ def pytest_unconfigure(config):
 @pytest.mark.parametrize("extra", [(), ("-p", "no:terminal")], ids=["plain", "no terminal"])
 def test_each_result_is_seen_once(project: pytest.Pytester, extra: tuple[str, ...]) -> None:
     for _ in range(2):  # measured, and taken from the store
-        result = run(project, SEEN, "--gitbench", "--gitbench-seeds", "2", "--gitbench-victims", "6", "--gitbench-threshold", "psnr_gain=6", *extra)
+        result = run(
+            project, SEEN, "--gitbench", "--gitbench-seeds", "2", "--gitbench-victims", "6", "--gitbench-threshold", "psnr_gain=6", *extra
+        )
         told = result.outlines
         assert told[told.index("seen:") + 1 :] == ["gaussian_noise(std=1.0) passed 2 6", "none passed 2 6"]
 
