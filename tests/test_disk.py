@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from gitbench.attacker.fit_cache import FitCache
 from gitbench.core.errors import StoreError
 from gitbench.run.bench import Bench, case_of
 from gitbench.store.folder import Store
-from gitbench.store.result import SCHEMA
+from gitbench.store.result import NOT_JUDGED, SCHEMA
 from helpers import ALONE
 
 ATTACK = """
@@ -276,6 +277,34 @@ def test_what_was_learned_here_is_fresh_whatever_the_clock_says(tmp_path: Path, 
 
 
 # Two runs at once
+
+
+@pytest.mark.parametrize("broken", [False, True], ids=["done", "error"])
+def test_while_another_measures_the_control_the_case_is_measured(
+    broken: bool, tmp_path: Path, tiny_npz: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "attacks.py").write_text(ATTACK.replace("        return", "        assert not self.which\n        return"))
+    case = case_of(
+        model="mlp", dataset=f"npz(path={str(tiny_npz)!r})", threat="server", profile="quick", batch_size=1, seed=0, victims=2,
+        attack=f"attacks.py:Logged(which={int(broken)})", defense="gaussian_noise(std=1.0)",
+    )  # fmt: skip
+    store, found = Store(tmp_path), list[gitbench.Result]()
+    thread = threading.Thread(target=lambda: found.append(Bench(store=store, device="cpu").measure(case)))
+    with store.lock(case.control().case_id):
+        thread.start()
+        until = time.monotonic() + 60
+        while (ahead := store.load(case.case_id)) is None and time.monotonic() < until:
+            time.sleep(0.02)
+        assert ahead is not None
+        assert (ahead.status, ahead.verdict_reason == NOT_JUDGED) == (("error", False) if broken else ("done", True))
+        assert not found
+    thread.join(60)
+    (result,) = found
+    assert result == store.load(case.case_id)
+    assert result.finished_at == ahead.finished_at
+    assert result.verdict_reason != NOT_JUDGED
+    assert len((tmp_path / "measured.log").read_text().split()) == 2  # the case and its control
 
 
 @pytest.mark.slow

@@ -248,11 +248,11 @@ def test_what_observe_writes_is_what_an_attack_saw_bit_for_bit(
     assert result.status == "done"
     write_observation(claim(defense=defense), tmp_path / "seen.safetensors", device="cpu")
     written = load_file(tmp_path / "seen.safetensors")
-    update = seen[-1].update.tensors
+    update = seen[0].update.tensors  # of the case; its control comes after it
     assert {name for name in written if name.startswith("update/")} == {f"update/{name}" for name in update}
     for name, tensor in update.items():
         assert torch.equal(written[f"update/{name}"], tensor), name
-    for name, tensor in seen[-1].model.state_dict().items():
+    for name, tensor in seen[0].model.state_dict().items():
         assert torch.equal(written[f"model/{name}"], tensor), name
     assert "labels" not in written  # what is not granted is not written
     # The same in Python, as docs/entries.md has it.

@@ -109,7 +109,7 @@ class Bench:
         )
 
     def measure(self, case: Case, *, defense: Defense | None = None) -> Result:
-        """The result of a case, with its verdict. The control is measured first where it is missing.
+        """The result of a case, with its verdict. The control is measured too, where it is missing.
 
         Errors of a defense or attack end up in the result, never here.
 
@@ -120,19 +120,31 @@ class Bench:
         Raises:
             StoreError: the results folder cannot be used.
         """
-        control = None if case.is_control else self.measure(case.control())
+        control, ahead = (None, None) if case.is_control else self._control_of(case, defense)
         done = self.stored(case)
         if done is not None and not self._lacks_cost(done) and self._judged(done, control) == done:
             return done  # without a lock: a folder that holds all that is asked for may be read-only
         with self._store.lock(case.case_id) if self._store else contextlib.nullcontext():
             found = self.stored(case)
-            result = found or self._measured(case, defense)
+            result = found or ahead or self._measured(case, defense)
             if found is None and self._lacks_cost(result):
                 self._keep(self._judged(result, control))  # what was attacked is not lost to a training that is cut off
             judged = self._judged(self._with_cost(result, defense), control)
             if judged != found:  # new, or judged by another gate before: the numbers stay, the verdict follows
                 self._keep(judged)
         return judged
+
+    def _control_of(self, case: Case, defense: Defense | None) -> tuple[Result, Result | None]:
+        """The control of a case. Where it is missing the case is measured first, whose result comes second: nobody judged it.
+
+        Another process may be at the control just now, and its time is not waited for.
+        """
+        control, ahead = case.control(), None
+        if self.stored(control) is None:
+            with self._store.lock(case.case_id) if self._store else contextlib.nullcontext():
+                if self.stored(case) is None:
+                    self._keep(ahead := self._measured(case, defense))
+        return self.measure(control), ahead
 
     def _keep(self, result: Result) -> None:
         self._memory[result.case_id] = result
