@@ -10,6 +10,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -124,7 +125,7 @@ class Bench:
         done = self.stored(case)
         if done is not None and not self._lacks_cost(done) and self._judged(done, control) == done:
             return done  # without a lock: a folder that holds all that is asked for may be read-only
-        with self._store.lock(case.case_id) if self._store else contextlib.nullcontext():
+        with self._lock(case):
             found = self.stored(case)
             result = found or ahead or self._measured(case, defense)
             if found is None and self._lacks_cost(result):
@@ -135,16 +136,19 @@ class Bench:
         return judged
 
     def _control_of(self, case: Case, defense: Defense | None) -> tuple[Result, Result | None]:
-        """The control of a case. Where it is missing the case is measured first, whose result comes second: nobody judged it.
+        """The control of a case, and the case's own result where it was measured here, before the control; nobody has judged it.
 
-        Another process may be at the control just now, and its time is not waited for.
+        The control comes second where it is missing: another process may be at it just now, and its time is used.
         """
         control, ahead = case.control(), None
         if self.stored(control) is None:
-            with self._store.lock(case.case_id) if self._store else contextlib.nullcontext():
+            with self._lock(case):
                 if self.stored(case) is None:
                     self._keep(ahead := self._measured(case, defense))
         return self.measure(control), ahead
+
+    def _lock(self, case: Case) -> AbstractContextManager[None]:
+        return self._store.lock(case.case_id) if self._store else contextlib.nullcontext()
 
     def _keep(self, result: Result) -> None:
         self._memory[result.case_id] = result

@@ -36,7 +36,10 @@ class Link(ABC):
 
     @abstractmethod
     def back(self, slope: torch.Tensor, inputs: torch.Tensor, output: torch.Tensor, more: torch.Tensor | None = None) -> torch.Tensor:
-        """The adjoint of :meth:`push`: from the slope by the output to that by the inputs, and ``more`` of it (:data:`Turned`)."""
+        """The adjoint of :meth:`push`: from the slope by the output to that by the inputs, and ``more`` of it (:data:`Turned`).
+
+        ``more`` may be overwritten.
+        """
 
     def bend(self, output: torch.Tensor) -> torch.Tensor | None:
         """The second derivative over the first, of each entry; None where it is zero, almost everywhere."""

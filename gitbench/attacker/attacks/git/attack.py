@@ -49,13 +49,18 @@ class Git(Attack):
     Options = GitOptions
     options: GitOptions
 
+    @property
+    def _walks(self) -> bool:
+        """Whether the exact variant is tried."""
+        return self.options.variant in ("auto", "exact")
+
     @functools.cached_property
     def _weights(self) -> PublicWeights:
         return PublicWeights.of(self.options)
 
     def _fitted(self, observation: Observation, *, generator: torch.Generator, progress: Progress, fits: Fits | None) -> Fitted:
         """Weights are learned before, and kept: they are the same for all defenses of a model."""
-        if self.options.variant not in ("auto", "exact"):
+        if not self._walks:
             return super()._fitted(observation, generator=generator, progress=progress, fits=fits)
         known = self._weights._fitted(observation, generator=generator, progress=progress, fits=fits)
 
@@ -67,15 +72,14 @@ class Git(Attack):
 
     def fit(self, observation: Observation, *, generator: torch.Generator, progress: Progress, checkpoint: Checkpoint) -> State:
         known: State = {}
-        if self.options.variant in ("auto", "exact"):
-            seen = observation.undefended()
-            known = self._weights.fit(seen, generator=generator, progress=progress, checkpoint=NoCheckpoint())
+        if self._walks:  # solving has no checkpoint: the one at hand is the network's
+            known = self._weights.fit(observation.undefended(), generator=generator, progress=progress, checkpoint=NoCheckpoint())
         return self._learned(observation, known, generator, progress, checkpoint)
 
     def _learned(
         self, observation: Observation, known: State, generator: torch.Generator, progress: Progress, checkpoint: Checkpoint
     ) -> State:
-        if self.options.variant in ("auto", "exact"):
+        if self._walks:
             found = fit_exact(observation, known, options=self.options, generator=generator, progress=progress, checkpoint=checkpoint)
             if not isinstance(found, str):
                 return {**found, "exact": torch.tensor(1)}
@@ -98,7 +102,7 @@ class Git(Attack):
 
     def memory(self, observation: Observation) -> int:
         """Bytes: three copies of ``limit`` public gradients (exact), or up to twice 3 GiB of them (coarse)."""
-        if self.options.variant in ("auto", "exact") and observation.batch_size == 1:
+        if self._walks and observation.batch_size == 1:
             chain = read_chain(observation.architecture, observation.input_shape)
             if chain is not None:
                 return exact_memory(observation, self.options)
